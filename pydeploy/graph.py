@@ -1,0 +1,306 @@
+"""What may be pruned and what costs time, as names and numbers: no tensors, no torch.
+
+* A `Group` is a set of channels that exist or vanish together, wherever they appear. Any non-empty
+  choice of channels per prunable group is a valid model; what cannot promise that is frozen.
+* An `Op` is a layer whose cost depends on widths (convolution, linear).
+* A `Plan` says which channels of each group stay. It is the only thing that surgery reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pydeploy.errors import DataError, Mismatch, nearest
+from pydeploy.files import read_json, write_json
+
+Scores = Mapping[str, NDArray[np.float32]]
+"""Importance of each channel, ``{group: (width,) float32}``; higher is kept first."""
+
+Widths = Mapping[str, int]
+"""Number of kept channels of each prunable group."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Where a group's channels lie in one tensor.
+
+    Channel ``i`` occupies entries ``offset + i*step ... + repeat - 1`` of axis `dim` of `param`
+    (a ``state_dict`` name). Concat is an offset, flatten a repeat, a channel shuffle a step.
+    """
+
+    param: str
+    dim: int
+    offset: int = 0
+    repeat: int = 1
+    step: int = 1
+
+    def entries(self, channels: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Axis entries of `channels`, shape ``(len(channels) * repeat,)``."""
+        first = self.offset + channels[:, None] * self.step
+        return np.asarray((first + np.arange(self.repeat)).ravel(), dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Channels that are removed together; `frozen` says why none may be removed ('' = prunable)."""
+
+    name: str
+    width: int
+    slices: tuple[Slice, ...]
+    frozen: str = ""
+    min_width: int = 1
+    align: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A channel count as a function of group widths: ``fixed + sum(repeat * width[group])``."""
+
+    fixed: int
+    terms: tuple[tuple[str, int], ...] = ()
+
+    def at(self, widths: Widths) -> int:
+        """The channel count at `widths`."""
+        return self.fixed + sum(repeat * widths[group] for group, repeat in self.terms)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class OpKey:
+    """Everything a layer's latency depends on besides the target. Layers with equal keys share samples.
+
+    `tail` names what runs between this layer and the next one (normalisation, activation, residual
+    add, pooling): engines fuse it into the layer or run it right after, so its time belongs here.
+    """
+
+    kind: str
+    cin: int
+    cout: int
+    h: int
+    w: int
+    kernel: tuple[int, ...] = (1, 1)
+    stride: tuple[int, ...] = (1, 1)
+    dilation: tuple[int, ...] = (1, 1)
+    groups: int = 1
+    tail: str = ""
+
+    def __str__(self) -> str:
+        kernel = "x".join(map(str, self.kernel))
+        extra = f" groups={self.groups}" if self.groups > 1 else ""
+        extra += f" dilation={self.dilation[0]}" if any(d != 1 for d in self.dilation) else ""
+        tail = f" +{self.tail}" if self.tail else ""
+        stride = self.stride[0] if self.stride else 1
+        return f"{self.kind}{kernel}/s{stride} cin={self.cin} cout={self.cout} at {self.h}x{self.w}{extra}{tail}"
+
+    def to_list(self) -> list[Any]:
+        """A JSON form that `from_list` reads back; also the table's stable text key."""
+        return [self.kind, self.cin, self.cout, self.h, self.w, list(self.kernel), list(self.stride),
+                list(self.dilation), self.groups, self.tail]  # fmt: skip
+
+    @classmethod
+    def from_list(cls, row: Sequence[Any]) -> OpKey:
+        kind, cin, cout, h, w, kernel, stride, dilation, groups, tail = row
+        return cls(kind, cin, cout, h, w, tuple(kernel), tuple(stride), tuple(dilation), groups, tail)
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """A layer whose cost depends on widths. `h`, `w` are the *output* height and width."""
+
+    name: str
+    kind: str
+    weight: str
+    cin: Extent
+    cout: Extent
+    h: int
+    w: int
+    kernel: tuple[int, ...] = (1, 1)
+    stride: tuple[int, ...] = (1, 1)
+    dilation: tuple[int, ...] = (1, 1)
+    groups: int = 1
+    depthwise: bool = False
+    calls: int = 1
+    tail: str = ""
+
+    @property
+    def scope(self) -> tuple[str, ...]:
+        """Groups that this layer's cost depends on, in order of first use, without repetition."""
+        return tuple(dict.fromkeys(name for name, _ in self.cin.terms + self.cout.terms))
+
+    def key(self, widths: Widths) -> OpKey:
+        """This layer's table key at `widths`."""
+        cin, cout = self.cin.at(widths), self.cout.at(widths)
+        groups = cin if self.depthwise else self.groups
+        return OpKey(self.kind, cin, cout, self.h, self.w, self.kernel, self.stride, self.dilation, groups, self.tail)
+
+    def macs(self, widths: Widths) -> int:
+        """Multiply-accumulates of all calls: H_out * W_out * C_out * C_in/groups * kernel area (no bias, no BN)."""
+        key = self.key(widths)
+        per_position = key.cout * (key.cin // key.groups) * int(np.prod(self.kernel))
+        return self.calls * self.h * self.w * per_position
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Groups and layers of one model at one input shape."""
+
+    groups: tuple[Group, ...]
+    ops: tuple[Op, ...]
+    params: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Shape of every parameter and buffer of the traced model, by ``state_dict`` name."""
+    learnable: int = 0
+    """Number of entries in learnable parameters (buffers not counted)."""
+    inputs: tuple[tuple[int, ...], ...] = ()
+
+    @cached_property
+    def by_name(self) -> dict[str, Group]:
+        return {group.name: group for group in self.groups}
+
+    @property
+    def prunable(self) -> tuple[Group, ...]:
+        return tuple(group for group in self.groups if not group.frozen)
+
+    @property
+    def frozen(self) -> dict[str, str]:
+        """Why each frozen group is frozen: ``{group: 'operator at location: reason'}``."""
+        return {group.name: group.frozen for group in self.groups if group.frozen}
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Dense width of every group, the frozen ones included."""
+        return {group.name: group.width for group in self.groups}
+
+    def macs(self, widths: Widths | None = None) -> int:
+        """Multiply-accumulates of one forward pass at the traced input shape."""
+        full = {**self.widths, **(widths or {})}
+        return sum(op.macs(full) for op in self.ops)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the structure; a plan carries it so that it is never applied to another model."""
+        text = json.dumps(self.to_json(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"schema": 1, "groups": [asdict(g) for g in self.groups], "ops": [asdict(o) for o in self.ops],
+                "params": {k: list(v) for k, v in self.params.items()}, "learnable": self.learnable,
+                "inputs": [list(s) for s in self.inputs]}  # fmt: skip
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Graph:
+        try:
+            groups = tuple(Group(**{**g, "slices": tuple(Slice(**s) for s in g["slices"])}) for g in data["groups"])
+            ops = tuple(_op_from_json(o) for o in data["ops"])
+            params = {k: tuple(v) for k, v in data["params"].items()}
+            return cls(groups, ops, params, data["learnable"], tuple(tuple(s) for s in data["inputs"]))
+        except (KeyError, TypeError) as error:
+            raise DataError(f"not a graph file: {error}; expected the JSON that 'pydeploy trace --out' writes") from None
+
+    def save(self, path: Path) -> None:
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: Path) -> Graph:
+        return cls.from_json(read_json(path))
+
+
+def _extent(data: Mapping[str, Any]) -> Extent:
+    return Extent(data["fixed"], tuple((name, repeat) for name, repeat in data["terms"]))
+
+
+def _op_from_json(data: Mapping[str, Any]) -> Op:
+    pairs = {key: tuple(data[key]) for key in ("kernel", "stride", "dilation")}
+    return Op(**{**data, **pairs, "cin": _extent(data["cin"]), "cout": _extent(data["cout"])})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which channels stay: ``{group: kept channels, ascending}``; a group not named stays whole."""
+
+    kept: Mapping[str, tuple[int, ...]]
+    graph: str
+    """`Graph.fingerprint` of the model that the plan is for."""
+    method: str = ""
+    score: float = float("nan")
+    """Sum of the kept channels' scores."""
+    latency_us: float = float("nan")
+    """Predicted latency, re-read from the table (NaN where no table was used)."""
+    bound: float = float("nan")
+    """Upper bound on `score` that was proven for this budget."""
+
+    @property
+    def gap(self) -> float:
+        """Relative distance of `score` to its proven upper bound (0 = proven optimal)."""
+        return (self.bound - self.score) / max(abs(self.bound), 1e-12)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        return {name: len(channels) for name, channels in self.kept.items()}
+
+    def check(self, graph: Graph) -> None:
+        """Raise `Mismatch` unless this plan is valid for `graph`."""
+        if self.graph != graph.fingerprint:
+            raise Mismatch(
+                f"the plan is for graph {self.graph}, the model's graph is {graph.fingerprint}: "
+                "trace the model that the plan was made for, or solve again"
+            )
+        for name, channels in self.kept.items():
+            group = graph.by_name.get(name)
+            if group is None:
+                raise Mismatch(f"the plan names group '{name}', which the model lacks{nearest(name, graph.by_name)}")
+            _check_channels(group, channels)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"schema": 1, "graph": self.graph, "method": self.method, "score": self.score,
+                "latency_us": self.latency_us, "bound": self.bound,
+                "kept": {name: list(channels) for name, channels in self.kept.items()}}  # fmt: skip
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        try:
+            kept = {name: tuple(int(c) for c in channels) for name, channels in data["kept"].items()}
+            numbers = {key: float(data[key]) if data[key] is not None else float("nan") for key in ("score", "latency_us", "bound")}
+            return cls(kept, data["graph"], data["method"], **numbers)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"not a plan file: {error!r}; expected the JSON that 'pydeploy prune' writes") from None
+
+    def save(self, path: Path) -> None:
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        return cls.from_json(read_json(path))
+
+
+def _check_channels(group: Group, channels: Sequence[int]) -> None:
+    if len(channels) == 0:
+        raise Mismatch(f"the plan empties group '{group.name}': keep at least {group.min_width} of {group.width} channels")
+    if list(channels) != sorted(set(channels)) or channels[0] < 0 or channels[-1] >= group.width:
+        raise Mismatch(f"group '{group.name}': kept channels must ascend, without repetition, within 0..{group.width - 1}")
+    if group.frozen and len(channels) != group.width:
+        raise Mismatch(f"the plan cuts group '{group.name}', which is frozen: {group.frozen}")
+
+
+def top_channels(score: NDArray[np.float32], count: int) -> tuple[int, ...]:
+    """The `count` best channels, ascending; equal scores keep the lower index."""
+    order = np.argsort(-score, kind="stable")[:count]
+    return tuple(int(c) for c in np.sort(order))
+
+
+def plan_from_widths(graph: Graph, scores: Scores, widths: Widths, **facts: Any) -> Plan:
+    """Keep the best ``widths[g]`` channels of every prunable group (groups not named stay whole)."""
+    kept: dict[str, tuple[int, ...]] = {}
+    total = 0.0
+    for group in graph.prunable:
+        channels = top_channels(scores[group.name], widths.get(group.name, group.width))
+        kept[group.name] = channels
+        total += float(np.sum(scores[group.name][list(channels)], dtype=np.float64))
+    return Plan(kept, graph.fingerprint, score=total, **facts)

@@ -1,0 +1,124 @@
+"""What was measured, and on what: `Target`, `Timing`. Every latency in this package is one of these."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pydeploy.errors import DataError, Mismatch
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is measured on. Two numbers may be compared or mixed only when their targets are equal."""
+
+    device: str
+    backend: str
+    backend_version: str
+    precision: str
+    batch: int
+    threads: int
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """Clock, affinity, instruction sets and the like; part of the fingerprint, so keep them stable."""
+    measured: bool = True
+    """False for the analytic `null` backend: its numbers are computed, not measured."""
+
+    @property
+    def fingerprint(self) -> str:
+        text = json.dumps(self.to_json(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def __str__(self) -> str:
+        note = "" if self.measured else " (analytic, NOT measured)"
+        name = f"{self.device} / {self.backend} {self.backend_version}"
+        return f"{name} / {self.precision} / batch {self.batch} / {self.threads} threads{note}"
+
+    def require(self, other: Target, what: str) -> None:
+        """Raise `Mismatch` naming the first facts that differ between this target and `other`."""
+        mine, theirs = self.to_json(), other.to_json()
+        differing = [key for key in mine if mine[key] != theirs[key]]
+        if differing:
+            facts = "; ".join(f"{key}: {mine[key]!r} against {theirs[key]!r}" for key in differing)
+            raise Mismatch(f"{what} belongs to another target ({facts}); measure again on this target")
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "facts": dict(self.facts)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Target:
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise DataError(f"not a target record: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """The distribution of one measured quantity, in microseconds; never a bare mean."""
+
+    n: int
+    median_us: float
+    p10_us: float
+    p90_us: float
+    disturbed: bool = False
+    """True when other load was noticed while measuring and repeating did not get rid of it."""
+
+    @classmethod
+    def of(cls, samples_us: ArrayLike, *, disturbed: bool = False) -> Timing:
+        """Summarise samples, shape ``(n,)`` in microseconds."""
+        samples = np.asarray(samples_us, dtype=np.float64)
+        if samples.size == 0 or not np.isfinite(samples).all() or (samples < 0).any():
+            raise DataError("timing samples must be finite, non-negative and at least one")
+        p10, median, p90 = np.percentile(samples, (10, 50, 90))
+        return cls(int(samples.size), float(median), float(p10), float(p90), disturbed)
+
+    @property
+    def spread(self) -> float:
+        """Relative width of the middle 80 %: ``(p90 - p10) / median``."""
+        return (self.p90_us - self.p10_us) / self.median_us if self.median_us else 0.0
+
+    def __str__(self) -> str:
+        flag = ", DISTURBED" if self.disturbed else ""
+        return f"{self.median_us:.1f} us (p10 {self.p10_us:.1f}, p90 {self.p90_us:.1f}, n {self.n}{flag})"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Timing:
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise DataError(f"not a timing record: {error}") from None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One engine on one target: the whole network and, where the runtime tells, every layer."""
+
+    target: Target
+    whole: Timing
+    layers: Mapping[str, Timing]
+    """Per layer, by the model's operator name (`Op.name`), in execution order; what an engine runs between
+    two operators is counted to the first of them, what it runs before all of them to ''."""
+    condition: Mapping[str, float] = field(default_factory=dict)
+    """Device condition around the measurement (drift of the reference kernel, foreign CPU share)."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"schema": 1, "target": self.target.to_json(), "whole": self.whole.to_json(),
+                "layers": {name: t.to_json() for name, t in self.layers.items()},
+                "condition": dict(self.condition)}  # fmt: skip
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Profile:
+        try:
+            layers = {name: Timing.from_json(t) for name, t in data["layers"].items()}
+            return cls(Target.from_json(data["target"]), Timing.from_json(data["whole"]), layers, data["condition"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"not a profile file: {error!r}") from None
