@@ -112,10 +112,18 @@ class Engine:
             target = Target.from_json(facts["target"])
             engine = cls(path, facts["backend"], target, facts["onnx_sha256"], facts["sha256"])
         except (KeyError, TypeError) as error:
-            raise DataError(f"{_facts_path(path)} is not an engine record ({error!r}); build the engine again") from None
+            raise DataError(
+                f"{_facts_path(path)} is not an engine record ({error!r}); build the engine again"
+            ) from None
         if not path.is_file() or sha256(path) != engine.sha256:
             raise DataError(f"{path} is missing or differs from what its record says; build the engine again")
         return engine
+
+    def require(self, target: Target) -> None:
+        """Raise unless this engine is for `target` (`Mismatch`) and its file is the one that was built (`DataError`)."""
+        target.require(self.target, f"engine {self.path}")
+        if not self.path.is_file() or (self.sha256 and sha256(self.path) != self.sha256):
+            raise DataError(f"{self.path} is missing or differs from what its record says; build the engine again")
 
     def require_source(self, onnx: Path) -> None:
         """Raise `Mismatch` unless this engine was built from exactly this ONNX file."""
@@ -140,7 +148,9 @@ def open_backend(name: str, *, precision: str = "fp32", batch: int = 1, threads:
     except ImportError as error:
         if error.name is not None and error.name.split(".")[0] == "pydeploy":
             raise
-        raise BackendUnavailable(f"backend '{name}' needs the package '{error.name}': pip install 'pydeploy[{name}]'") from None
+        raise BackendUnavailable(
+            f"backend '{name}' needs the package '{error.name}': pip install 'pydeploy[{name}]'"
+        ) from None
     backend: Backend = factory(precision=precision, batch=batch, threads=threads)
     return backend
 

@@ -1,0 +1,54 @@
+"""What this computer is: the facts of a `Target` that stay the same from run to run (so no current clock rate)."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+NOTABLE = ("avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16",
+           "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2")  # fmt: skip
+"""Instruction sets that change which kernels a CPU runtime chooses, by their names in ``/proc/cpuinfo``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Name of the processor, number of cores that this process may use, and further stable facts."""
+
+    name: str
+    cores: int
+    facts: Mapping[str, str]
+
+
+def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Device:
+    """The processor that this process runs on; where there is no ``/proc/cpuinfo``, what `platform` tells."""
+    fields = _first_processor(cpuinfo)
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    name = fields.get("model name") or platform.processor() or platform.machine() or "unknown CPU"
+    cores = usable_cores()
+    facts = {"system": platform.system(), "machine": platform.machine(), "cores": str(cores)}
+    if flags:
+        facts["instruction_sets"] = " ".join(flag for flag in NOTABLE if flag in flags)
+    return Device(name, cores, facts)
+
+
+def _first_processor(cpuinfo: Path) -> dict[str, str]:
+    try:
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in text.strip().split("\n\n")[0].splitlines())
+    return {key.strip(): " ".join(value.split()) for key, _, value in pairs}
+
+
+def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores in this process's affinity mask, or fewer where a container's CPU quota allows less; at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        limit, period = quota.read_text(encoding="ascii").split()
+        return max(1, min(cores, math.ceil(int(limit) / int(period))))
+    except (OSError, ValueError):  # no such file, or "max": no quota
+        return cores
