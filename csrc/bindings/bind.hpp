@@ -1,0 +1,10 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace deploy::bindings {
+
+void bind_histogram(pybind11::module_& module);
+void bind_surgery(pybind11::module_& module);
+
+}  // namespace deploy::bindings

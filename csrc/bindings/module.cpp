@@ -1,0 +1,29 @@
+#include <exception>
+
+#include "bindings/bind.hpp"
+#include "bindings/numpy.hpp"
+#include "core/errors.hpp"
+
+namespace {
+
+namespace py = pybind11;
+
+void translate(std::exception_ptr error) {
+    try {
+        if (error) {
+            std::rethrow_exception(error);
+        }
+    } catch (const deploy::Infeasible& infeasible) {
+        py::set_error(py::module_::import("pydeploy.errors").attr("Infeasible"), infeasible.what());
+    }
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
+    module.doc() = "Compiled inner loops: surgery, histograms, thresholds, the budget solver.";
+    module.attr("__version__") = PYDEPLOY_VERSION;
+    py::register_local_exception_translator(translate);
+    deploy::bindings::bind_histogram(module);
+    deploy::bindings::bind_surgery(module);
+}

@@ -1,0 +1,227 @@
+#include "core/surgery.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "core/threads.hpp"
+
+namespace deploy {
+namespace {
+
+// Bytes that make a task worth its hand-over to a thread.
+constexpr std::size_t task_bytes = std::size_t{256} << 10;
+// Blocks of at least this size are copied one by one, so that threads can share the work of one array.
+constexpr std::size_t whole_block_bytes = 1024;
+
+struct Run {
+    std::size_t source;  // byte offset from the row's beginning
+    std::size_t bytes;
+};
+
+// A job reduced to rows: row r copies `runs`, relative to the sum of one offset of each list in `outer`.
+struct Rows {
+    const std::byte* source = nullptr;
+    std::byte* target = nullptr;
+    std::vector<std::vector<std::size_t>> outer;  // byte offsets per outer dimension
+    std::vector<Run> runs;
+    std::size_t even_bytes = 0;  // size of each run where all are equal, else 0
+    std::size_t row_bytes = 0;
+    std::size_t count = 1;
+};
+
+struct Task {
+    const Rows* rows;
+    std::size_t begin;
+    std::size_t end;
+};
+
+std::string place(std::size_t number, std::size_t dim) {
+    return "job " + std::to_string(number) + ", dim " + std::to_string(dim) + ": ";
+}
+
+std::size_t product(std::span<const std::size_t> shape) {
+    std::size_t result = 1;
+    for (const std::size_t size : shape) {
+        result *= size;
+    }
+    return result;
+}
+
+std::size_t entry_count(const GatherJob& job, std::size_t dim) {
+    return job.entries[dim] ? job.entries[dim]->size() : job.shape[dim];
+}
+
+std::vector<std::size_t> byte_offsets(const GatherJob& job, std::size_t dim, std::size_t stride) {
+    std::vector<std::size_t> offsets(entry_count(job, dim));
+    for (std::size_t i = 0; i < offsets.size(); ++i) {
+        offsets[i] = stride * (job.entries[dim] ? static_cast<std::size_t>((*job.entries[dim])[i]) : i);
+    }
+    return offsets;
+}
+
+std::vector<Run> merge_runs(std::span<const std::size_t> offsets, std::size_t block) {
+    std::vector<Run> runs;
+    for (const std::size_t offset : offsets) {
+        if (!runs.empty() && runs.back().source + runs.back().bytes == offset) {
+            runs.back().bytes += block;
+        } else {
+            runs.push_back({offset, block});
+        }
+    }
+    return runs;
+}
+
+Rows make_rows(const GatherJob& job, std::byte* target) {
+    Rows rows;
+    rows.source = job.source.data();
+    rows.target = target;
+    // Trailing whole dimensions are one contiguous block; the last cut dimension gives the runs of a row.
+    std::size_t inner = job.shape.size();
+    std::size_t block = job.item_bytes;
+    while (inner > 0 && !job.entries[inner - 1]) {
+        block *= job.shape[--inner];
+    }
+    std::size_t stride = block;
+    if (inner > 0 && block < whole_block_bytes) {
+        --inner;
+        rows.runs = merge_runs(byte_offsets(job, inner, stride), block);
+        stride *= job.shape[inner];
+    } else {
+        rows.runs = {{0, block}};
+    }
+    const auto longest = std::ranges::max(rows.runs, {}, &Run::bytes).bytes;
+    const auto shortest = std::ranges::min(rows.runs, {}, &Run::bytes).bytes;
+    rows.even_bytes = longest == shortest ? longest : 0;
+    for (const Run& run : rows.runs) {
+        rows.row_bytes += run.bytes;
+    }
+    rows.outer.resize(inner);
+    for (std::size_t dim = inner; dim-- > 0;) {
+        rows.outer[dim] = byte_offsets(job, dim, stride);
+        rows.count *= rows.outer[dim].size();
+        stride *= job.shape[dim];
+    }
+    return rows;
+}
+
+// A constant size lets the compiler replace the call of memcpy by a few moves.
+template <std::size_t Bytes>
+std::byte* copy_even(const std::byte* source, std::byte* target, std::span<const Run> runs) {
+    for (const Run& run : runs) {
+        std::memcpy(target, source + run.source, Bytes);
+        target += Bytes;
+    }
+    return target;
+}
+
+std::byte* copy_row(const Rows& rows, const std::byte* source, std::byte* target) {
+    switch (rows.even_bytes) {
+        case 1:
+            return copy_even<1>(source, target, rows.runs);
+        case 2:
+            return copy_even<2>(source, target, rows.runs);
+        case 4:
+            return copy_even<4>(source, target, rows.runs);
+        case 8:
+            return copy_even<8>(source, target, rows.runs);
+        case 36:  // one 3x3 kernel of float32, the most frequent block of all
+            return copy_even<36>(source, target, rows.runs);
+        default:
+            for (const Run& run : rows.runs) {
+                std::memcpy(target, source + run.source, run.bytes);
+                target += run.bytes;
+            }
+            return target;
+    }
+}
+
+void copy_rows(const Task& task) {
+    const Rows& rows = *task.rows;
+    std::vector<std::size_t> position(rows.outer.size());
+    std::size_t rest = task.begin;
+    for (std::size_t dim = rows.outer.size(); dim-- > 0;) {
+        position[dim] = rest % rows.outer[dim].size();
+        rest /= rows.outer[dim].size();
+    }
+    std::byte* target = rows.target + task.begin * rows.row_bytes;
+    for (std::size_t row = task.begin; row < task.end; ++row) {
+        const std::byte* source = rows.source;
+        for (std::size_t dim = 0; dim < position.size(); ++dim) {
+            source += rows.outer[dim][position[dim]];
+        }
+        target = copy_row(rows, source, target);
+        for (std::size_t dim = position.size(); dim-- > 0 && ++position[dim] == rows.outer[dim].size();) {
+            position[dim] = 0;
+        }
+    }
+}
+
+}  // namespace
+
+std::vector<std::size_t> gathered_shape(const GatherJob& job, std::size_t number) {
+    const std::string name = "job " + std::to_string(number) + ": ";
+    if (job.shape.size() > max_gather_rank) {
+        throw std::invalid_argument(name + "at most 8 dimensions, not " + std::to_string(job.shape.size()));
+    }
+    if (job.item_bytes != 1 && job.item_bytes != 2 && job.item_bytes != 4 && job.item_bytes != 8) {
+        throw std::invalid_argument(name + "items must have 1, 2, 4 or 8 bytes, not " + std::to_string(job.item_bytes));
+    }
+    if (job.entries.size() != job.shape.size()) {
+        throw std::invalid_argument(name + "expected one index (or None) for each of " +
+                                    std::to_string(job.shape.size()) + " dimensions, got " +
+                                    std::to_string(job.entries.size()));
+    }
+    if (job.source.size() != product(job.shape) * job.item_bytes) {
+        throw std::invalid_argument(name + "the array's length contradicts its shape");
+    }
+    std::vector<std::size_t> result;
+    for (std::size_t dim = 0; dim < job.shape.size(); ++dim) {
+        result.push_back(entry_count(job, dim));
+        if (!job.entries[dim]) {
+            continue;
+        }
+        if (job.entries[dim]->empty()) {
+            throw std::invalid_argument(place(number, dim) + "the index is empty; keep at least one entry");
+        }
+        for (const std::int64_t entry : *job.entries[dim]) {
+            if (entry < 0 || static_cast<std::uint64_t>(entry) >= job.shape[dim]) {
+                throw std::invalid_argument(place(number, dim) + "index " + std::to_string(entry) + " is outside 0.." +
+                                            std::to_string(job.shape[dim]) + " (exclusive)");
+            }
+        }
+    }
+    return result;
+}
+
+void gather_many(std::span<const GatherJob> jobs, std::span<const std::span<std::byte>> targets, int threads) {
+    threads = thread_count(threads);
+    if (jobs.size() != targets.size()) {
+        throw std::invalid_argument("expected one target for each of " + std::to_string(jobs.size()) + " jobs, got " +
+                                    std::to_string(targets.size()));
+    }
+    for (std::size_t i = 0; i < jobs.size(); ++i) {
+        if (product(gathered_shape(jobs[i], i)) * jobs[i].item_bytes != targets[i].size()) {
+            throw std::invalid_argument("job " + std::to_string(i) + ": the target's length contradicts the cut shape");
+        }
+    }
+    std::vector<Rows> all(jobs.size());
+    std::vector<Task> tasks;
+    std::size_t total_bytes = 0;
+    for (std::size_t i = 0; i < jobs.size(); ++i) {
+        if (targets[i].empty()) {
+            continue;
+        }
+        total_bytes += targets[i].size();
+        all[i] = make_rows(jobs[i], targets[i].data());
+        const std::size_t step = std::max<std::size_t>(1, task_bytes / all[i].row_bytes);
+        for (std::size_t row = 0; row < all[i].count; row += step) {
+            tasks.push_back({&all[i], row, std::min(row + step, all[i].count)});
+        }
+    }
+    const std::size_t useful = std::min<std::size_t>(static_cast<std::size_t>(threads), 1 + total_bytes / task_bytes);
+    parallel_for(tasks.size(), static_cast<int>(useful), [&](std::size_t i) { copy_rows(tasks[i]); });
+}
+
+}  // namespace deploy
