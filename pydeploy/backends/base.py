@@ -120,7 +120,7 @@ class Engine:
         return engine
 
     def require(self, target: Target) -> None:
-        """Raise unless this engine is for `target` (`Mismatch`) and its file is the one that was built (`DataError`)."""
+        """Raise unless this engine is for `target` (else `Mismatch`) and its file is as built (else `DataError`)."""
         target.require(self.target, f"engine {self.path}")
         if not self.path.is_file() or (self.sha256 and sha256(self.path) != self.sha256):
             raise DataError(f"{self.path} is missing or differs from what its record says; build the engine again")

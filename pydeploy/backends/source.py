@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it ships no types
 
 from pydeploy.backends.base import TensorSpec
 from pydeploy.errors import DataError

@@ -1,0 +1,168 @@
+"""OpenVINO on the CPU: fp32, bf16 (computed in bf16 where the processor has it), and int8 from Q/DQ files.
+
+* An engine file is one line of JSON (which ONNX nodes each layer came from) followed by OpenVINO's compiled blob.
+* One stream, latency hint, fixed number of threads. What an int8 file leaves unquantised runs in fp32.
+* Layer times come from the runtime's counters. These are means over all runs since the network was loaded, in whole
+  microseconds, so `layers` loads the network anew and returns one sample: the mean over its runs.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any
+
+import numpy as np
+import onnx
+import openvino as ov
+from numpy.typing import NDArray
+
+from pydeploy.backends import device
+from pydeploy.backends.base import Engine, Feeds, LayerTime, TensorSpec, check_feeds
+from pydeploy.backends.origins import node_name
+from pydeploy.backends.source import read_source
+from pydeploy.errors import BackendUnavailable, DataError
+from pydeploy.files import replacing, sha256
+from pydeploy.timing import Target
+
+PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+"""The precision that OpenVINO is told to compute in, where the file does not say otherwise."""
+
+_WARM_UP = 3  # runs of a newly loaded network that allocate memory and are kept out of its layer times
+
+Origins = Mapping[str, Sequence[str]]
+
+
+class OpenVino:
+    """OpenVINO bound to one precision, batch size and thread count (0 = all usable cores)."""
+
+    name = "openvino"
+
+    def __init__(self, precision: str = "fp32", batch: int = 1, threads: int = 0) -> None:
+        if precision not in PRECISIONS:
+            raise BackendUnavailable(f"backend 'openvino' runs {', '.join(PRECISIONS)}; '{precision}' was asked for")
+        self._core = ov.Core()
+        if precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise BackendUnavailable("this CPU has no bf16 instructions (avx512_bf16, amx_bf16); use fp32 or int8")
+        self.precision = precision
+        self.batch = batch
+        self._device = device.cpu()
+        self.threads = threads or self._device.cores
+
+    def target(self) -> Target:
+        return Target(self._device.name, self.name, ov.__version__, self.precision, self.batch, self.threads,
+                      self._device.facts)  # fmt: skip
+
+    def build(self, onnx: Path, out: Path) -> Engine:
+        onnx, out = Path(onnx), Path(out)
+        source = read_source(onnx, precision=self.precision, batch=self.batch)
+        try:
+            compiled = self._core.compile_model(self._core.read_model(onnx), "CPU", self._properties())
+            blob = compiled.export_model().getvalue()
+        except RuntimeError as error:
+            raise DataError(f"OpenVINO cannot build {onnx}: {_reason(error)}") from None
+        header = json.dumps(_origins(compiled, source.graph)).encode() + b"\n"
+        with replacing(out) as partial:
+            partial.write_bytes(header + blob)
+        return Engine(out, self.name, self.target(), sha256(onnx)).save()
+
+    @contextmanager
+    def open(self, engine: Engine) -> Iterator[OpenVinoSession]:
+        engine.require(self.target())
+        yield OpenVinoSession(self._core, engine.path, self._properties())
+
+    def _properties(self) -> dict[str, Any]:
+        return {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": self.threads,
+                "INFERENCE_PRECISION_HINT": PRECISIONS[self.precision]}  # fmt: skip
+
+
+def _reason(error: Exception) -> str:
+    """The last line of OpenVINO's report; the ones before name places in its own source."""
+    return ([line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__])[-1][:300]
+
+
+def _origins(compiled: ov.CompiledModel, source: onnx.GraphProto) -> dict[str, list[str]]:
+    """ONNX node names of each layer that costs time, as OpenVINO kept them, in source order.
+
+    OpenVINO names a layer after its ONNX node, or after the output tensor where that is an output of the network;
+    names of its own making are left out.
+    """
+    known = {output: node_name(node) for node in source.node for output in node.output}
+    known.update({node_name(node): node_name(node) for node in source.node})
+    order = {node_name(node): index for index, node in enumerate(source.node)}
+    found = {}
+    for layer in compiled.get_runtime_model().get_ordered_ops():
+        merged = str(layer.get_rt_info()["originalLayersNames"].astype(str)).split(",")
+        found[layer.get_friendly_name()] = sorted(
+            {known[name] for name in merged if name in known}, key=order.__getitem__
+        )
+    return found
+
+
+class OpenVinoSession:
+    """A loaded engine; see `pydeploy.backends.base.Session`."""
+
+    def __init__(self, core: ov.Core, path: Path, properties: Mapping[str, Any]) -> None:
+        self._core = core
+        self._path = path
+        self._properties = dict(properties)
+        header, _, self._blob = path.read_bytes().partition(b"\n")
+        self._compiled = self._load(self._properties)
+        self._origins: Origins = json.loads(header)
+        self._request = self._compiled.create_infer_request()
+        self.inputs: Sequence[TensorSpec] = [_spec(port) for port in self._compiled.inputs]
+        self.outputs: Sequence[TensorSpec] = [_spec(port) for port in self._compiled.outputs]
+
+    def _load(self, properties: Mapping[str, Any]) -> ov.CompiledModel:
+        try:
+            return self._core.import_model(io.BytesIO(self._blob), "CPU", dict(properties))
+        except RuntimeError as error:
+            raise DataError(f"OpenVINO cannot load {self._path} ({_reason(error)}); build the engine again") from None
+
+    def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+        check_feeds(feeds, self.inputs)
+        results = self._request.infer(dict(feeds))
+        return {spec.name: results[index] for index, spec in enumerate(self.outputs)}
+
+    def time(self, feeds: Feeds, n: int) -> NDArray[np.float64]:
+        check_feeds(feeds, self.inputs)
+        for name, array in feeds.items():
+            self._request.set_tensor(name, ov.Tensor(array))
+        once, clock = self._request.infer, perf_counter_ns
+        ticks = np.empty((n, 2), dtype=np.int64)
+        for index in range(n):
+            start = clock()
+            once(share_outputs=True)
+            ticks[index] = start, clock()
+        return np.asarray((ticks[:, 1] - ticks[:, 0]) / 1e3, dtype=np.float64)
+
+    def layers(self, feeds: Feeds, n: int) -> Sequence[LayerTime]:
+        check_feeds(feeds, self.inputs)
+        request = self._load({**self._properties, "PERF_COUNT": True}).create_infer_request()
+        for name, array in feeds.items():
+            request.set_tensor(name, ov.Tensor(array))
+        cold = _counters(request, _WARM_UP)
+        warm = _counters(request, n)
+        total = {name: (_WARM_UP + n) * mean - _WARM_UP * cold.get(name, mean) for name, mean in warm.items()}
+        # A run's time is rounded down before it is summed: half a microsecond is added back.
+        return [LayerTime(name, tuple(self._origins.get(name, ())), np.array([max(0.0, value / n + 0.5)]))
+                for name, value in total.items()]  # fmt: skip
+
+
+def _counters(request: ov.InferRequest, runs: int) -> dict[str, float]:
+    """Mean time in microseconds of each executed layer since loading, after `runs` more runs, in execution order."""
+    for _ in range(runs):
+        request.infer(share_outputs=True)
+    # The mean is rounded down to whole microseconds as well.
+    return {info.node_name: info.real_time.total_seconds() * 1e6 + 0.5
+            for info in request.get_profiling_info() if info.status == ov.ProfilingInfo.Status.EXECUTED}  # fmt: skip
+
+
+def _spec(port: ov.ConstOutput) -> TensorSpec:
+    if port.partial_shape.is_dynamic:
+        raise DataError(f"'{port.any_name}' has the dynamic shape {port.partial_shape}; export with static shapes")
+    return TensorSpec(port.any_name, np.dtype(port.element_type.to_dtype()).name, tuple(port.shape))
