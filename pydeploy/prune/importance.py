@@ -152,7 +152,7 @@ def _taylor(members: Mapping[str, Members], graph: Graph, context: Context) -> d
         context.model.zero_grad(set_to_none=True)
         value = context.loss(context.model(*inputs), target)
         if not bool(torch.isfinite(value)):
-            raise DataError(f"the loss is {float(value)} on batch {count} while scoring: NaN in the weights or the data")
+            raise DataError(f"the loss is {float(value.detach())} on batch {count} while scoring: NaN in the weights or the data")
         value.backward()  # type: ignore[no-untyped-call]
         for name, group in members.items():
             totals[name] += _gate(group, graph.by_name[name].width) ** 2

@@ -79,7 +79,6 @@ def replaced(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     old = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     # The memo makes deepcopy use the new tensors wherever the old ones are referenced, so the dense ones are not copied.
     memo: dict[int, Any] = {id(old[name]): tensor for name, tensor in tensors.items()}
-    memo[id(memo)] = [*old.values()]
     small = copy.deepcopy(model, memo)
     for (_, before), (_, after) in zip(model.named_modules(), small.named_modules(), strict=True):
         update = ATTRIBUTES.get(type(after)) or next((f for t, f in ATTRIBUTES.items() if isinstance(after, t)), None)
