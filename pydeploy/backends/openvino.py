@@ -34,6 +34,9 @@ PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 _WARM_UP = 3  # runs of a newly loaded network that allocate memory and are kept out of its layer times
 
+_BIAS_CUT = "/WithoutBiases"
+"""What OpenVINO appends to the name of a layer whose bias it has split off."""
+
 Origins = Mapping[str, Sequence[str]]
 
 
@@ -96,7 +99,7 @@ def _origins(compiled: ov.CompiledModel, source: onnx.GraphProto) -> dict[str, l
     order = {node_name(node): index for index, node in enumerate(source.node)}
     found = {}
     for layer in compiled.get_runtime_model().get_ordered_ops():
-        merged = str(layer.get_rt_info()["originalLayersNames"].astype(str)).split(",")
+        merged = str(layer.get_rt_info()["originalLayersNames"].astype(str)).replace(_BIAS_CUT, "").split(",")
         found[layer.get_friendly_name()] = sorted(
             {known[name] for name in merged if name in known}, key=order.__getitem__
         )

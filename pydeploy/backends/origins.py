@@ -1,12 +1,12 @@
 """Which ONNX nodes each layer of a built engine came from.
 
 A runtime fuses nodes and names what results by its own rules; reading them back is done here, on names and the
-source graph alone:
+source graph alone, in this order:
 
-* a node of the engine that keeps a source node's name (perhaps with a decoration, see `_DECORATION`) is that node;
-* one named after a tensor (ONNX Runtime's blocked-layout nodes are called ``<output tensor>_nchwc``) is the node
-  that computes the tensor, or the nearest node before it that does the same operation and is not yet taken;
-* a source node that no node of the engine claimed was fused into the one its last computed input came from.
+* a node of the engine that keeps a source node's name, first bare, then with a decoration, is that node;
+* one named after a tensor (ONNX Runtime calls its blocked-layout nodes ``<output tensor>_nchwc``) is the node that
+  computes the tensor, or the nearest node before it that does the same operation and is not yet taken;
+* a source node that is still unclaimed was fused into the engine node that its last computed input ended up in.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
 
-_DECORATION = re.compile(
-    r"(_token_\d+|_nchwc|_qdq|_quant|_split|/duplicated|/MatMulAddFusion.*|/ConvAddFusion.*|_\d+)$"
-)
-_PREFIX = re.compile(r"^(fused |Fused)")
-_SEARCH_DEPTH = 6
+_BLOCKED = "_nchwc"
+_COPY = "/duplicated"  # ONNX Runtime repeats a cheap node rather than keep its result
+_DECORATION = re.compile(rf"(_token_\d+|{_BLOCKED}|_bn|{_COPY}|/\w+Fusion/?|_\d+)$")
+_SEARCH_DEPTH = 6  # convolution, normalisation, activation and add lie closer together than this
+
+Owner = dict[str, str]
+"""The engine node that each source node ended up in."""
 
 
 def node_name(node: onnx.NodeProto) -> str:
@@ -36,82 +38,66 @@ def trace_origins(source: onnx.GraphProto, engine: Sequence[tuple[str, str]]) ->
     """
     nodes = {node_name(node): node for node in source.node}
     producer = {output: node_name(node) for node in source.node for output in node.output}
-    owner: dict[str, str] = {}
-    pending = []
-    for name, operation in engine:
-        origin = _named_node(name, nodes)
-        if origin is not None and origin not in owner:
-            owner[origin] = name
-        elif (tensor := _named_tensor(name, producer)) is not None:
-            pending.append((name, operation, producer[tensor]))
-    _claim_by_tensor(pending, nodes, producer, owner)
+    owner = _claim_by_name([name for name, _ in engine], nodes)
+    taken = set(owner.values())
+    _claim_by_tensor([pair for pair in engine if pair[0] not in taken], nodes, producer, owner)
     _claim_fused(source, producer, owner)
     order = {name: index for index, name in enumerate(nodes)}
     found: dict[str, list[str]] = {name: [] for name, _ in engine}
     for origin in sorted(owner, key=order.__getitem__):
         found[owner[origin]].append(origin)
+    for name, origins in found.items():
+        if not origins and name.endswith(_COPY) and name.removesuffix(_COPY) in nodes:
+            origins.append(name.removesuffix(_COPY))
     return {name: tuple(origins) for name, origins in found.items()}
 
 
 def _spellings(name: str) -> Iterator[str]:
-    """`name`, then with its decorations taken off one by one."""
-    yield name
-    name = _PREFIX.sub("", name)
+    """`name` with its decorations taken off one by one."""
+    name = name.removeprefix("fused ")
     yield name
     while (shorter := _DECORATION.sub("", name)) != name:
         name = shorter
         yield name
 
 
-def _named_node(name: str, nodes: Mapping[str, onnx.NodeProto]) -> str | None:
-    # A blocked-layout node is named after a tensor, and a tensor may be called like another node.
-    if "_nchwc" in name:
-        return None
-    return next((spelling for spelling in _spellings(name) if spelling in nodes), None)
-
-
-def _named_tensor(name: str, producer: Mapping[str, str]) -> str | None:
-    return next((spelling for spelling in _spellings(name) if spelling in producer), None)
+def _claim_by_name(engine: Sequence[str], nodes: Mapping[str, onnx.NodeProto]) -> Owner:
+    owner = {name: name for name in engine if name in nodes}
+    for name in engine:
+        # Blocked-layout nodes are named after a tensor, and a tensor may be called like some other node.
+        if name not in nodes and _BLOCKED not in name:
+            origin = next((spelling for spelling in _spellings(name) if spelling in nodes), None)
+            if origin is not None:
+                owner.setdefault(origin, name)
+    return owner
 
 
 def _claim_by_tensor(
-    pending: Sequence[tuple[str, str, str]],
-    nodes: Mapping[str, onnx.NodeProto],
-    producer: Mapping[str, str],
-    owner: dict[str, str],
+    engine: Sequence[tuple[str, str]], nodes: Mapping[str, onnx.NodeProto], producer: Mapping[str, str], owner: Owner
 ) -> None:
-    """Give each pending engine node the nearest source node of its operation, nearest pairs first."""
-    left = list(pending)
-    for depth in range(_SEARCH_DEPTH + 1):
-        rest = []
-        for name, operation, start in left:
-            reached = [origin for origin in _at_depth(start, depth, nodes, producer) if origin not in owner]
-            origin = next((origin for origin in reached if _same(nodes[origin].op_type, operation)), None)
-            if origin is None:
-                rest.append((name, operation, start))
-            else:
+    """Give each engine node named after a tensor the nearest free source node of its operation, nearest pairs first."""
+    tensors = {name: next((s for s in _spellings(name) if s in producer), None) for name, _ in engine}
+    left = [(name, operation, [producer[t]]) for name, operation in engine if (t := tensors[name]) is not None]
+    for _ in range(_SEARCH_DEPTH):
+        further = []
+        for name, operation, front in left:
+            origin = next((o for o in front if o not in owner and _same(nodes[o].op_type, operation)), None)
+            if origin is not None:
                 owner[origin] = name
-        left = rest
+            else:
+                before = [producer[value] for node in front for value in nodes[node].input if value in producer]
+                further.append((name, operation, list(dict.fromkeys(before))))
+        left = further
 
 
 def _same(source: str, engine: str) -> bool:
-    return engine.removeprefix("Fused").removeprefix("QLinear") == source
+    # In the blocked layout a lone normalisation is computed as a convolution.
+    return engine.removeprefix("Fused") == source or (source, engine) == ("BatchNormalization", "Conv")
 
 
-def _at_depth(start: str, depth: int, nodes: Mapping[str, onnx.NodeProto], producer: Mapping[str, str]) -> list[str]:
-    front = [start]
-    for _ in range(depth):
-        front = [producer[value] for name in front for value in nodes[name].input if value in producer]
-    return list(dict.fromkeys(front))
-
-
-def _claim_fused(source: onnx.GraphProto, producer: Mapping[str, str], owner: dict[str, str]) -> None:
-    """Count source nodes that vanished to the engine node in which their last computed input ended up."""
+def _claim_fused(source: onnx.GraphProto, producer: Mapping[str, str], owner: Owner) -> None:
     order = {node_name(node): index for index, node in enumerate(source.node)}
     for node in source.node:
-        name = node_name(node)
-        if name in owner:
-            continue
         before = [producer[value] for value in node.input if value in producer and producer[value] in owner]
-        if before:
-            owner[name] = owner[max(before, key=order.__getitem__)]
+        if node_name(node) not in owner and before:
+            owner[node_name(node)] = owner[max(before, key=order.__getitem__)]
