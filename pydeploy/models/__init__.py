@@ -1,0 +1,38 @@
+"""The model zoo: small convolutional networks by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from pydeploy.errors import ConfigError, nearest
+from pydeploy.models.mobilenet import mobilenet_small
+from pydeploy.models.resnet import resnet20, resnet56
+from pydeploy.models.vgg import vgg11_bn
+
+MODELS: Mapping[str, Callable[..., nn.Module]] = {
+    "resnet20": resnet20,
+    "resnet56": resnet56,
+    "vgg11_bn": vgg11_bn,
+    "mobilenet_small": mobilenet_small,
+}
+"""Every model that a configuration may name; each function's parameters are its settings."""
+
+
+def build(name: str, **settings: Any) -> nn.Module:
+    """A freshly initialised model (weights follow torch's global seed).
+
+    Raises `ConfigError` for an unknown name or setting, and for a setting that is not a positive integer.
+    """
+    if name not in MODELS:
+        raise ConfigError(f"unknown model '{name}'{nearest(name, MODELS)}")
+    known = inspect.signature(MODELS[name]).parameters
+    for key, value in settings.items():
+        if key not in known:
+            raise ConfigError(f"model '{name}' has no setting '{key}'{nearest(key, known)}")
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"setting '{key}' of model '{name}' must be a positive integer, got {value!r}")
+    return MODELS[name](**settings)
