@@ -5,6 +5,7 @@
 namespace deploy::bindings {
 
 void bind_histogram(pybind11::module_& module);
+void bind_solver(pybind11::module_& module);
 void bind_surgery(pybind11::module_& module);
 
 }  // namespace deploy::bindings

@@ -25,5 +25,6 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
     module.attr("__version__") = PYDEPLOY_VERSION;
     py::register_local_exception_translator(translate);
     deploy::bindings::bind_histogram(module);
+    deploy::bindings::bind_solver(module);
     deploy::bindings::bind_surgery(module);
 }
