@@ -1,0 +1,207 @@
+"""YAML → checked settings. Sections are in execution order; an unknown key is refused with the nearest known one.
+
+Nothing but `pydeploy.pipeline` and `pydeploy.cli` reads these models: stages take plain arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pydeploy.errors import ConfigError, nearest
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TaskSection(_Section):
+    """What is learned and on which data; `options` go to the task as they are."""
+
+    name: str = "classification"
+    data: str = "fashion-mnist"
+    options: dict[str, Any] = {}
+
+
+class ModelSection(_Section):
+    """A name of the model zoo and the arguments of its factory."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+class DistillSection(_Section):
+    """Distillation from the dense model: weight `alpha` of the teacher's term, `temperature` of its softmax."""
+
+    loss: str = "logits"
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
+    temperature: Annotated[float, Field(gt=0)] = 4.0
+
+
+class TrainSection(_Section):
+    """One training run; unset values are the training loop's defaults."""
+
+    epochs: Annotated[int, Field(ge=0)] = 5
+    batch_size: Positive = 128
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    amp: Literal["auto", "bf16", "off"] = "auto"
+    weights: Path | None = None
+    """Start from (dense: skip training and take) the tensors of this file."""
+
+
+class FinetuneSection(TrainSection):
+    """Recovery of the cut model, with distillation from the dense one."""
+
+    epochs: Annotated[int, Field(ge=0)] = 2
+    lr: Annotated[float, Field(gt=0)] = 0.05
+    distill: DistillSection | None = DistillSection()
+
+
+class TargetSection(_Section):
+    """What the engine must be fast on."""
+
+    backend: str = "onnxruntime"
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    batch: Positive = 1
+    threads: Annotated[int, Field(ge=0)] = 0
+
+
+class TableSection(_Section):
+    """How much is measured for the latency table."""
+
+    points: Annotated[int, Field(ge=2, le=31)] = 7
+    align: Positive = 8
+    rounds: Positive = 5
+    runs: Positive = 20
+
+
+class PruneSection(_Section):
+    """Which channels go. `budget` is a share of the dense engine's latency, `budget_us` an absolute one."""
+
+    criterion: str = "taylor"
+    batches: Positive = 20
+    batch_size: Positive = 256
+    budget: Share | None = None
+    budget_us: Annotated[float, Field(gt=0)] | None = None
+    headroom: Annotated[float, Field(ge=0, lt=0.5)] = 0.015
+    """The solver aims this share below the budget, because two builds of one plan differ by a few percent."""
+    rounds: Positive = 3
+    min_width: Positive = 1
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> PruneSection:
+        if (self.budget is None) == (self.budget_us is None):
+            raise ValueError("give exactly one of 'budget' (share of dense) and 'budget_us'")
+        return self
+
+
+class QuantizeSection(_Section):
+    """INT8 of the fine-tuned model, calibrated on the manifest's images."""
+
+    observer: str = "entropy"
+    calibration: Path = Path("calib/fashion_mnist.yaml")
+    exclude: list[str] = []
+
+
+class CompareSection(_Section):
+    """Further points for the report, each fine-tuned like the main plan and measured beside it."""
+
+    budgets: list[Share] = []
+    uniform: list[Share] = []
+    """Shares of the dense latency at which uniform widths are fitted."""
+    torch_pruning: list[Annotated[float, Field(gt=0, lt=1)]] = []
+    """Channel ratios for Torch-Pruning's global L1 rounded to 16; skipped with a note where it is not installed."""
+    limit: Annotated[float, Field(ge=0)] = 1.0
+    """Accuracy points below dense that a recommended engine may lose."""
+
+
+class Config(_Section):
+    """Everything that `pydeploy run` needs."""
+
+    seed: int = 0
+    task: TaskSection = TaskSection()
+    model: ModelSection
+    train: TrainSection = TrainSection()
+    target: TargetSection = TargetSection()
+    table: TableSection = TableSection()
+    prune: PruneSection
+    finetune: FinetuneSection = FinetuneSection()
+    quantize: QuantizeSection | None = None
+    compare: CompareSection = CompareSection()
+
+
+def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
+    """The checked settings of a YAML file after ``section.key=value`` overrides.
+
+    Raises `ConfigError` naming the file, the key and what was expected.
+    """
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; pass one of the files under configs/") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is not readable YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} must hold a mapping of sections, got {type(data).__name__}")
+    for text in overrides:
+        _override(data, text)
+    return parse(data, str(path))
+
+
+def parse(data: Mapping[str, Any], source: str) -> Config:
+    """The checked settings of a mapping; `source` names it in errors."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{source}: {_sentence(item)}" for item in error.errors())) from None
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"--set takes section.key=value, got '{text}'")
+    *sections, last = key.split(".")
+    place: Any = data
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"--set {text}: '{section}' is a value, not a section")
+    try:
+        place[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: the value is not YAML: {error}") from None
+
+
+def _sentence(item: Any) -> str:
+    """One validation problem in words, with the nearest known key for an unknown one."""
+    where = [str(part) for part in item["loc"]]
+    name = ".".join(where)
+    if item["type"] == "extra_forbidden":
+        return f"unknown key '{name}'{nearest(where[-1], _known(where[:-1]))}"
+    if item["type"] == "missing":
+        return f"key '{name}' is required"
+    given = item.get("input")
+    shown = f", got {given!r}" if not isinstance(given, dict) else ""
+    return f"'{name}': {item['msg']}{shown}" if name else item["msg"]
+
+
+def _known(sections: Sequence[str]) -> list[str]:
+    """Keys of the section at this path."""
+    model: type[BaseModel] = Config
+    for section in sections:
+        annotation: Any = model.model_fields[section].annotation
+        choices = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(c for c in choices if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(model.model_fields)
