@@ -1,0 +1,102 @@
+"""How long an engine takes, as a whole and layer by layer, measured on the running network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pydeploy.backends.base import Backend, Engine, Feeds, LayerTime, TensorSpec
+from pydeploy.clock import Load, Samples, Timer, Watch, interleave, quiet_rounds, unwatched
+from pydeploy.timing import Profile, Timing
+
+OnRound = Callable[[int, int, Load], None]
+
+
+def random_feeds(inputs: Sequence[TensorSpec], seed: int = 0) -> dict[str, NDArray[Any]]:
+    """Arrays that fit `inputs`: standard normal where floating, otherwise zeros and ones. Equal for equal seeds."""
+    random = np.random.default_rng(seed)
+    feeds: dict[str, NDArray[Any]] = {}
+    for spec in inputs:
+        floating = np.issubdtype(np.dtype(spec.dtype), np.floating)
+        values = random.standard_normal(spec.shape) if floating else random.integers(0, 2, spec.shape)
+        feeds[spec.name] = np.asarray(values, dtype=spec.dtype)
+    return feeds
+
+
+def profile(
+    backend: Backend,
+    engine: Engine,
+    ops: Sequence[str] | None = None,
+    *,
+    feeds: Feeds | None = None,
+    rounds: int = 10,
+    runs: int = 20,
+    on_round: OnRound | None = None,
+) -> Profile:
+    """The engine's latency and the times of its layers, each from `rounds` rounds of `runs` runs.
+
+    Layers are named by the model's operators in `ops` (see `attribute`), or as the runtime calls them without `ops`.
+    Both are measured with other load watched for; `Timing.disturbed` says when it could not be avoided.
+    """
+    target = backend.target()
+    watch = Watch() if target.measured else unwatched()
+    with backend.open(engine) as session:
+        feeds = random_feeds(session.inputs) if feeds is None else feeds
+        timers: dict[str, Timer] = {"": partial(session.time, feeds)}
+        whole = interleave(timers, rounds=rounds, runs=runs, watch=watch, on_round=on_round)[""]
+        inside = quiet_rounds(partial(session.layers, feeds, runs), rounds=rounds, retries=rounds, watch=watch)
+    samples = _joined([_by_name(layers) if ops is None else attribute(layers, ops) for layers in inside.results])
+    layers = {name: Timing.of(values, disturbed=inside.disturbed) for name, values in samples.items()}
+    return Profile(target, whole.timing, layers, whole.condition)
+
+
+def time_engines(
+    engines: Mapping[str, tuple[Backend, Engine]],
+    *,
+    feeds: Mapping[str, Feeds] | None = None,
+    rounds: int = 10,
+    runs: int = 20,
+    on_round: OnRound | None = None,
+) -> dict[str, Samples]:
+    """Whole-network samples of several engines, taken in turns, so that they may be compared with each other.
+
+    `feeds` gives each engine's inputs by the engine's name here; random ones by default.
+    """
+    with ExitStack() as stack:
+        timers: dict[str, Timer] = {}
+        for name, (backend, engine) in engines.items():
+            session = stack.enter_context(backend.open(engine))
+            chosen = random_feeds(session.inputs) if feeds is None else feeds[name]
+            timers[name] = partial(session.time, chosen)
+        measured = any(backend.target().measured for backend, _ in engines.values())
+        watch = Watch() if measured else unwatched()
+        return interleave(timers, rounds=rounds, runs=runs, watch=watch, on_round=on_round)
+
+
+def attribute(layers: Sequence[LayerTime], ops: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """Time of each operator of the model, in execution order: ``{op: samples_us}``.
+
+    A layer counts to the first of `ops` among its origins; one without (a layout conversion, a pool, an activation
+    that was not fused) to the operator before it, or to '' when there is none. Layers of one operator are summed
+    run by run. An operator that the runtime merged into another one is absent.
+    """
+    known = frozenset(ops)
+    found: dict[str, NDArray[np.float64]] = {}
+    current = ""
+    for layer in layers:
+        current = next((origin for origin in layer.origins if origin in known), current)
+        found[current] = found[current] + layer.samples_us if current in found else layer.samples_us
+    return found
+
+
+def _by_name(layers: Sequence[LayerTime]) -> dict[str, NDArray[np.float64]]:
+    return {layer.name: layer.samples_us for layer in layers}
+
+
+def _joined(rounds: Sequence[Mapping[str, NDArray[np.float64]]]) -> dict[str, NDArray[np.float64]]:
+    return {name: np.concatenate([layers[name] for layers in rounds]) for name in rounds[0]}
