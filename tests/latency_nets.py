@@ -67,7 +67,8 @@ def residual(a: int = 16, b: int = 16, size: int = 8, seed: int = 0) -> tuple[on
     weight, bias = net.param("fc.weight", 10, a), net.param("fc.bias", 10)
     net.add("Gemm", ["features", weight, bias], "logits", name="fc", transB=1)
     groups = (
-        Group("a", a, (Slice("stem.weight", 0), Slice("conv1.weight", 1), Slice("conv2.weight", 0), Slice("fc.weight", 1))),
+        Group("a", a, (Slice("stem.weight", 0), Slice("conv1.weight", 1), Slice("conv2.weight", 0),
+                       Slice("fc.weight", 1))),
         Group("b", b, (Slice("conv1.weight", 0), Slice("conv2.weight", 1))),
         Group("classes", 10, (Slice("fc.weight", 0), Slice("fc.bias", 0)), frozen="output of the model"),
     )  # fmt: skip
@@ -82,7 +83,7 @@ def residual(a: int = 16, b: int = 16, size: int = 8, seed: int = 0) -> tuple[on
 
 
 def squeeze_excite(e: int = 12, s: int = 4, p: int = 6, seed: int = 1) -> tuple[onnx.ModelProto, Graph]:
-    """stem -> depthwise -> squeeze-excite -> scale -> shuffle -> 1x1 -> flatten with its 16 positions -> MatMul + Add."""
+    """stem -> depthwise -> squeeze-excite -> scale -> shuffle -> 1x1 -> flatten (16 positions) -> MatMul + Add."""
     net = _Net(4, seed)
     net.conv("stem", "image", 3, e, 3)
     net.add("Relu", ["stem"], "r0")

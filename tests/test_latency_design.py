@@ -7,8 +7,8 @@ from itertools import combinations, product
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from latency_nets import residual
 
+from latency_nets import residual
 from pydeploy.errors import ConfigError
 from pydeploy.graph import Extent, Graph, Group, Op
 from pydeploy.latency.design import grid, op_keys, plan_keys, probe_plans, unmeasured
@@ -16,11 +16,12 @@ from pydeploy.latency.design import grid, op_keys, plan_keys, probe_plans, unmea
 
 def graph_of(widths: dict[str, int], meetings: list[tuple[str, ...]], **facts: int) -> Graph:
     groups = tuple(Group(name, width, (), **facts) for name, width in widths.items())
-    ops = tuple(
-        Op(f"op{i}", "conv", f"op{i}.weight", Extent(0, tuple((n, 1) for n in names[:-1])), Extent(0, ((names[-1], 1),)), 4, 4)
-        for i, names in enumerate(meetings)
-    )  # fmt: skip
-    return Graph(groups, ops)
+    return Graph(groups, tuple(op_between(f"op{i}", names[:-1], names[-1]) for i, names in enumerate(meetings)))
+
+
+def op_between(name: str, sources: tuple[str, ...], out: str) -> Op:
+    cin = Extent(0, tuple((source, 1) for source in sources))
+    return Op(name, "conv", f"{name}.weight", cin, Extent(0, ((out, 1),)), 4, 4)
 
 
 @st.composite

@@ -7,10 +7,10 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from latency_nets import NETS, residual, squeeze_excite
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from latency_nets import NETS, residual, squeeze_excite
 from pydeploy.errors import Mismatch
 from pydeploy.graph import Graph, Group, Slice
 from pydeploy.latency.constants import Site, cut_constants, segments

@@ -1,0 +1,208 @@
+"""The file under a latency table: SQLite, one target per file, crash-safe, shared by several processes.
+
+* Write-ahead logging and one transaction per probe: a process killed anywhere loses no finished probe.
+* A file is created whole and then linked into place, so two processes may start the same table.
+* Connections are opened per operation, so a table holds no handle and may be used after a fork.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydeploy.errors import DataError
+from pydeploy.graph import OpKey
+from pydeploy.timing import Target, Timing
+
+SCHEMA = 1
+_APPLICATION = 0x70644C54  # "pdLT" in SQLite's application_id: tells our files from other databases
+_BUSY_S = 30.0
+
+_CREATE = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE samples (
+  key TEXT NOT NULL, n INTEGER NOT NULL, median_us REAL NOT NULL, p10_us REAL NOT NULL, p90_us REAL NOT NULL,
+  disturbed INTEGER NOT NULL, source TEXT NOT NULL, probe TEXT NOT NULL, date TEXT NOT NULL, version TEXT NOT NULL);
+CREATE TABLE networks (
+  graph TEXT NOT NULL, widths TEXT NOT NULL, layers_us REAL NOT NULL,
+  n INTEGER NOT NULL, median_us REAL NOT NULL, p10_us REAL NOT NULL, p90_us REAL NOT NULL,
+  disturbed INTEGER NOT NULL, source TEXT NOT NULL, probe TEXT NOT NULL, date TEXT NOT NULL, version TEXT NOT NULL);
+CREATE INDEX samples_key ON samples (key);
+CREATE INDEX networks_graph ON networks (graph);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a measurement comes from: 'probe' or 'engine', the probe's id, UTC date, pydeploy version."""
+
+    source: str
+    probe: str
+    date: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One layer's samples in one network."""
+
+    key: OpKey
+    timing: Timing
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """One whole network's samples; `layers_us` is the sum of its layers' medians."""
+
+    graph: str
+    widths: str
+    """JSON object, keys sorted."""
+    layers_us: float
+    whole: Timing
+    origin: Origin
+
+
+def create(path: Path, target: Target) -> None:
+    """Make an empty table file at `path`; does nothing when another process was faster."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise DataError(f"cannot create {path}: {error.strerror}; choose a writable folder with free space") from None
+    partial = Path(name)
+    meta = {
+        "schema": str(SCHEMA),
+        "target": json.dumps(target.to_json(), sort_keys=True),
+        "fingerprint": target.fingerprint,
+    }
+    try:
+        with _connection(partial) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+            connection.executescript(_CREATE)
+            connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+        partial.chmod(0o644)
+        _link(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _link(partial: Path, path: Path) -> None:
+    try:
+        path.hardlink_to(partial)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without hard links
+        if not path.exists():
+            partial.replace(path)
+
+
+def read_target(path: Path) -> Target:
+    """The target that the table at `path` belongs to. `DataError` for anything but a sound table file."""
+    if not path.is_file():
+        raise DataError(
+            f"no latency table at {path}; make one with: pydeploy table measure MODEL --target ... --db {path}"
+        )
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty, so it is not a latency table; delete it and measure again")
+    with _connection(path) as connection:
+        if connection.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
+            raise DataError(f"{path} is an SQLite file, but not a latency table of pydeploy; choose another path")
+        problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if problem != "ok":
+            raise DataError(f"{path} is damaged ({problem}); restore it from an export or measure again")
+        meta = dict(connection.execute("SELECT name, value FROM meta"))
+    if meta.get("schema") != str(SCHEMA):
+        raise DataError(f"{path} has table schema {meta.get('schema')}, this version reads {SCHEMA}; measure again")
+    return Target.from_json(json.loads(meta["target"]))
+
+
+@contextmanager
+def _connection(path: Path) -> Iterator[sqlite3.Connection]:
+    try:
+        with closing(sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)) as connection:
+            yield connection
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):
+            raise DataError(f"{path} was locked by another process for {_BUSY_S:.0f} s; try again") from None
+        raise DataError(f"cannot use {path}: {error}; is the folder writable and the disk not full?") from None
+    except sqlite3.DatabaseError as error:
+        raise DataError(
+            f"{path} is not a readable latency table ({error}): it is damaged or another kind of file; "
+            "restore it from an export or measure again"
+        ) from None
+
+
+def append(path: Path, samples: Iterable[Sample], networks: Iterable[Network] = ()) -> None:
+    """Add all rows in one transaction."""
+    rows = [(_text(s.key), *_timing(s.timing), *_origin(s.origin)) for s in samples]
+    wholes = [(n.graph, n.widths, n.layers_us, *_timing(n.whole), *_origin(n.origin)) for n in networks]
+    with _connection(path) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.executemany("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        connection.executemany("INSERT INTO networks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", wholes)
+        connection.execute("COMMIT")
+
+
+def read(path: Path) -> tuple[list[Sample], list[Network]]:
+    """All rows, in order of insertion."""
+    with _connection(path) as connection:
+        connection.execute("BEGIN")  # both tables as of one moment
+        samples = connection.execute("SELECT * FROM samples ORDER BY rowid").fetchall()
+        networks = connection.execute("SELECT * FROM networks ORDER BY rowid").fetchall()
+        connection.execute("COMMIT")
+    return [sample_from(row) for row in samples], [network_from(row) for row in networks]
+
+
+def sample_from(row: tuple[Any, ...]) -> Sample:
+    key, n, median, p10, p90, disturbed, *origin = row
+    return Sample(
+        OpKey.from_list(json.loads(key)), _as_timing(n, median, p10, p90, disturbed), Origin(*map(str, origin))
+    )
+
+
+def network_from(row: tuple[Any, ...]) -> Network:
+    graph, widths, layers, n, median, p10, p90, disturbed, *origin = row
+    whole = _as_timing(n, median, p10, p90, disturbed)
+    return Network(str(graph), str(widths), float(layers), whole, Origin(*map(str, origin)))
+
+
+def _as_timing(n: Any, median: Any, p10: Any, p90: Any, disturbed: Any) -> Timing:
+    return Timing(int(n), float(median), float(p10), float(p90), bool(int(disturbed)))
+
+
+def _timing(timing: Timing) -> tuple[int, float, float, float, int]:
+    return timing.n, timing.median_us, timing.p10_us, timing.p90_us, int(timing.disturbed)
+
+
+def _origin(origin: Origin) -> tuple[str, str, str, str]:
+    return origin.source, origin.probe, origin.date, origin.version
+
+
+def _text(key: OpKey) -> str:
+    return json.dumps(key.to_list(), separators=(",", ":"))
+
+
+SAMPLE_COLUMNS = ("key", "n", "median_us", "p10_us", "p90_us", "disturbed", "source", "probe", "date", "version")
+NETWORK_COLUMNS = ("graph", "widths", "layers_us", *SAMPLE_COLUMNS[1:])
+
+
+def sample_row(sample: Sample) -> dict[str, Any]:
+    """A flat, JSON-ready form, columns in the file's order."""
+    values = (_text(sample.key), *_timing(sample.timing), *_origin(sample.origin))
+    return dict(zip(SAMPLE_COLUMNS, values, strict=True))
+
+
+def network_row(network: Network) -> dict[str, Any]:
+    """A flat, JSON-ready form, columns in the file's order."""
+    values = (network.graph, network.widths, network.layers_us, *_timing(network.whole), *_origin(network.origin))
+    return dict(zip(NETWORK_COLUMNS, values, strict=True))

@@ -1,0 +1,307 @@
+"""`Table`: what each layer costs on one target, measured inside networks; and what a plan will cost.
+
+* A value is measured, or interpolated strictly between two measured widths and flagged so, or `MissingTiming`.
+  Nothing is extrapolated and nothing defaults to zero.
+* A layer's latency is the median over its sample sets' medians; sets taken under other load count only where there
+  are no others.
+* What a network costs beyond its layers (and what per-layer profiling adds) is an offset per graph, learned from
+  that graph's probe networks.
+* Reading sees the file as it was at opening or at this object's last write, so one search sees one table.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from itertools import product
+from pathlib import Path
+from statistics import mean, median
+
+from pydeploy.errors import MissingTiming
+from pydeploy.graph import Graph, OpKey, Widths
+from pydeploy.latency import exchange, store
+from pydeploy.latency.store import Network, Origin, Sample
+from pydeploy.timing import Profile, Target, Timing
+from pydeploy.version import __version__
+
+Family = tuple[str, OpKey]
+"""Keys that differ only in one width: the name of that width, and the key with the width set to 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """One layer's latency. `n` samples in `sets` sample sets; `spread` is (p90 - p10) / median within a set."""
+
+    latency_us: float
+    n: int
+    sets: int
+    spread: float
+    interpolated: bool = False
+
+
+def origin(source: str, probe: str) -> Origin:
+    """The origin of something measured now by this version: 'probe' or 'engine', and an id of the network."""
+    return Origin(source, probe, datetime.now(timezone.utc).isoformat(timespec="seconds"), __version__)
+
+
+class Table:
+    """The latency table in one file; obtained from `Table.open`."""
+
+    def __init__(
+        self,
+        path: Path,
+        target: Target,
+        corrections: Mapping[OpKey, Lookup] | None = None,
+        offsets: Mapping[str, float] | None = None,
+    ) -> None:
+        self.path = path
+        self.target = target
+        self._corrections = dict(corrections or {})
+        self._offsets = dict(offsets or {})
+        self._overheads: dict[str, float] = {}
+        self._read: _Read | None = None
+
+    @classmethod
+    def open(cls, path: str | Path, target: Target | None = None) -> Table:
+        """The table at `path`, made when missing and `target` is given.
+
+        Raises `Mismatch`, naming the differing fact, when the file belongs to another target than `target`, and
+        `DataError` when it is missing, damaged, or no latency table.
+        """
+        path = Path(path)
+        if target is not None and not path.exists():
+            store.create(path, target)
+        stored = store.read_target(path)
+        if target is not None:
+            stored.require(target, f"the latency table {path}")
+        return cls(path, stored)
+
+    @property
+    def _now(self) -> _Read:
+        if self._read is None:
+            self._read = _read(self.path, self._corrections)
+            self._overheads.clear()
+        return self._read
+
+    def _append(self, samples: Sequence[Sample], networks: Sequence[Network] = ()) -> None:
+        store.append(self.path, samples, networks)
+        self._read = None
+
+    # What was measured
+
+    def add(self, timings: Iterable[tuple[OpKey, Timing]], made: Origin) -> None:
+        """Append sample sets in one transaction."""
+        self._append([Sample(key, timing, made) for key, timing in timings])
+
+    def add_network(
+        self, graph: Graph, widths: Widths, whole: Timing, layers: Mapping[str, Timing], made: Origin
+    ) -> None:
+        """Append one network and all its layers (by operator name, per run) in one transaction."""
+        full = {**graph.widths, **widths}
+        timed = [(op, layers[op.name]) for op in graph.ops]
+        samples = [Sample(op.key(full), _per_call(timing, op.calls), made) for op, timing in timed]
+        total = sum(timing.median_us for timing in layers.values())
+        kept = json.dumps({group.name: full[group.name] for group in graph.prunable}, sort_keys=True)
+        self._append(samples, [Network(graph.fingerprint, kept, total, whole, made)])
+
+    def rows(self) -> Sequence[Sample]:
+        """All sample sets, oldest first."""
+        return tuple(self._now.samples)
+
+    def networks(self, graph: Graph | None = None) -> Sequence[Network]:
+        """All probe networks (of `graph`), oldest first."""
+        return tuple(n for n in self._now.networks if graph is None or n.graph == graph.fingerprint)
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write all sample sets as CSV (networks are only in the JSON form)."""
+        exchange.to_csv(Path(path), self.target, self._now.samples)
+
+    def to_json(self, path: str | Path) -> None:
+        """Write the whole table, target included, as JSON."""
+        exchange.to_json(Path(path), self.target, self._now.samples, self._now.networks)
+
+    def import_file(self, path: str | Path) -> int:
+        """Add the rows of an exported CSV or JSON file of the same target that are not here yet; says how many."""
+        samples, networks = exchange.read(Path(path), self.target)
+        known = {*self._now.samples, *self._now.networks}
+        new_samples = [sample for sample in samples if sample not in known]
+        new_networks = [network for network in networks if network not in known]
+        self._append(new_samples, new_networks)
+        return len(new_samples) + len(new_networks)
+
+    # What a layer costs
+
+    def lookup(self, key: OpKey) -> Lookup:
+        """Measured, or interpolated strictly between two measured widths; otherwise `MissingTiming`."""
+        found = self._find(key)
+        if found is None:
+            raise MissingTiming(
+                f"no timing for {key} on '{self.target}' ({self._neighbours(key)}); run: {self._command}"
+            )
+        return found
+
+    def latency_us(self, key: OpKey) -> float:
+        """Latency of one layer; see `lookup`."""
+        return self.lookup(key).latency_us
+
+    @property
+    def _command(self) -> str:
+        target = self.target
+        return f"pydeploy table measure MODEL --target {target.backend}:{target.precision} --db {self.path}"
+
+    def _find(self, key: OpKey) -> Lookup | None:
+        return self._now.known.get(key) or self._between(key)
+
+    def _between(self, key: OpKey) -> Lookup | None:
+        """Linear interpolation along output or input channels, whichever neighbours are closer."""
+        best: tuple[int, Lookup] | None = None
+        for family, x in _axes(key):
+            points = self._now.families.get(family, [])
+            at = bisect_left(points, x, key=lambda point: point[0])
+            if 0 < at < len(points):
+                (low, below), (high, above) = points[at - 1], points[at]
+                part = (x - low) / (high - low)
+                value = below.latency_us + part * (above.latency_us - below.latency_us)
+                found = Lookup(value, min(below.n, above.n), min(below.sets, above.sets),
+                               max(below.spread, above.spread), interpolated=True)  # fmt: skip
+                best = min(best or (high - low, found), (high - low, found), key=lambda pair: pair[0])
+        return best[1] if best else None
+
+    def _neighbours(self, key: OpKey) -> str:
+        texts = []
+        for (axis, *_), points in ((family, self._now.families.get(family, [])) for family, _ in _axes(key)):
+            if points:
+                texts.append(f"measured {axis}: {', '.join(str(x) for x, _ in points)}")
+        return "; ".join(texts) or "no layer of this kind, size and tail is measured"
+
+    # What a network costs
+
+    def predict_us(self, graph: Graph, widths: Widths) -> float:
+        """Predicted latency of the whole network at `widths` (groups not named stay dense)."""
+        return self.layers_us(graph, widths) + self.overhead_us(graph)
+
+    def layers_us(self, graph: Graph, widths: Widths) -> float:
+        """Sum of all layers at `widths`, without the overhead."""
+        full = {**graph.widths, **widths}
+        return sum(op.calls * self.latency_us(op.key(full)) for op in graph.ops)
+
+    def overhead_us(self, graph: Graph) -> float:
+        """What this graph's networks cost beyond the sum of their layers (negative where profiling slows layers)."""
+        if graph.fingerprint in self._offsets:
+            return self._offsets[graph.fingerprint]
+        if graph.fingerprint not in self._overheads:
+            probes = self.networks(graph)
+            if not probes:
+                raise MissingTiming(
+                    f"{self.path} holds no network of graph {graph.fingerprint}, so what it costs beyond its layers "
+                    f"is unknown; run: {self._command}"
+                )
+            calm = [probe for probe in probes if not probe.whole.disturbed] or probes
+            rests = [probe.whole.median_us - self.layers_us(graph, json.loads(probe.widths)) for probe in calm]
+            self._overheads[graph.fingerprint] = median(rests)
+        return self._overheads[graph.fingerprint]
+
+    def widths(self, graph: Graph) -> dict[str, tuple[int, ...]]:
+        """Candidate widths of every prunable group, ascending, dense included.
+
+        Layers that read two groups have a timing (measured or interpolated) for every pair of them; widths without
+        are left out, fewest first. For a concat the solver may still meet a sum outside what was measured.
+        """
+        found: dict[str, set[int]] = {group.name: {group.width} for group in graph.prunable}
+        for probe in self.networks(graph):
+            for name, width in json.loads(probe.widths).items():
+                found[name].add(width)
+        self.layers_us(graph, {})  # without the dense network there is nothing to compare with
+        while gaps := self._gaps(graph, found):
+            name, width = max(gaps, key=lambda gap: (gaps[gap], gap))
+            found[name].discard(width)
+        return {name: tuple(sorted(values)) for name, values in found.items()}
+
+    def _gaps(self, graph: Graph, found: Mapping[str, set[int]]) -> Counter[tuple[str, int]]:
+        """How many unanswered pairs each (group, width) is in; dense widths are never blamed."""
+        dense = graph.widths
+        gaps: Counter[tuple[str, int]] = Counter()
+        for op in graph.ops:
+            scope = [name for name in op.scope if name in found]
+            for values in product(*(found[name] for name in scope)) if len(scope) <= 2 else ():
+                chosen = dict(zip(scope, values, strict=True))
+                if self._find(op.key({**dense, **chosen})) is None:
+                    gaps.update(pair for pair in chosen.items() if pair[1] != dense[pair[0]])
+        return gaps
+
+    def corrected(self, graph: Graph, widths: Widths, profile: Profile) -> Table:
+        """A view of this table in which the plan `widths` costs what `profile` measured; the file is untouched.
+
+        Each layer's measured value replaces its key's value, so other plans that share the key profit; what then
+        remains between the whole network and the sum becomes the graph's offset.
+        """
+        self.target.require(profile.target, "the profile")
+        full = {**graph.widths, **widths}
+        measured: dict[OpKey, list[Timing]] = defaultdict(list)
+        for op in graph.ops:
+            if op.name in profile.layers:
+                measured[op.key(full)].append(_per_call(profile.layers[op.name], op.calls))
+        corrections = self._corrections | {key: _engine_value(timings) for key, timings in measured.items()}
+        beyond = profile.whole.median_us - Table(self.path, self.target, corrections).layers_us(graph, widths)
+        return Table(self.path, self.target, corrections, {**self._offsets, graph.fingerprint: beyond})
+
+
+@dataclass(frozen=True)
+class _Read:
+    """The file's rows and what follows from them."""
+
+    samples: Sequence[Sample]
+    networks: Sequence[Network]
+    known: Mapping[OpKey, Lookup]
+    families: Mapping[Family, list[tuple[int, Lookup]]]
+
+
+def _read(path: Path, corrections: dict[OpKey, Lookup]) -> _Read:
+    samples, networks = store.read(path)
+    sets: dict[OpKey, list[Timing]] = defaultdict(list)
+    for sample in samples:
+        sets[sample.key].append(sample.timing)
+    known = {key: _summary(timings) for key, timings in sets.items()} | corrections
+    return _Read(samples, networks, known, _families(known))
+
+
+def _summary(timings: Sequence[Timing]) -> Lookup:
+    calm = [timing for timing in timings if not timing.disturbed] or timings
+    spread = median(t.spread for t in calm)
+    return Lookup(median(t.median_us for t in calm), sum(t.n for t in calm), len(calm), spread)
+
+
+def _engine_value(timings: Sequence[Timing]) -> Lookup:
+    # The mean, not the median: layers that share a key must add up to what they took together.
+    return replace(_summary(timings), latency_us=mean(t.median_us for t in timings))
+
+
+def _per_call(timing: Timing, calls: int) -> Timing:
+    if calls == 1:
+        return timing
+    return replace(
+        timing, median_us=timing.median_us / calls, p10_us=timing.p10_us / calls, p90_us=timing.p90_us / calls
+    )
+
+
+def _axes(key: OpKey) -> Iterator[tuple[Family, int]]:
+    """The families of `key` and its place in each; a depthwise layer's widths all move together."""
+    if key.groups > 1 and key.groups == key.cin and key.cout % key.cin == 0:
+        yield ("channels", replace(key, cin=0, cout=key.cout // key.cin, groups=0)), key.cin
+        return
+    yield ("cout", replace(key, cout=0)), key.cout
+    yield ("cin", replace(key, cin=0)), key.cin
+
+
+def _families(known: Mapping[OpKey, Lookup]) -> dict[Family, list[tuple[int, Lookup]]]:
+    families: dict[Family, list[tuple[int, Lookup]]] = defaultdict(list)
+    for key, lookup in known.items():
+        for family, x in _axes(key):
+            families[family].append((x, lookup))
+    for points in families.values():
+        points.sort(key=lambda point: point[0])
+    return families
