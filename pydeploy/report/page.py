@@ -1,0 +1,132 @@
+"""Write a report's renderings: Markdown for a terminal, one HTML file that needs nothing else, the charts as files.
+
+* Nothing is loaded from anywhere: style and charts are in the page, and its content policy forbids the rest.
+* All text is data: escaped by the template engine in HTML, by the XML writer in SVG, by `in_line` in Markdown.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from pydeploy.files import write_text
+from pydeploy.report import svg
+from pydeploy.report.charts import all_charts
+from pydeploy.report.schema import Report
+from pydeploy.report.svg import Drawing
+from pydeploy.report.tables import Grid, all_tables
+from pydeploy.report.verdict import headline, milliseconds, ms_places, shown_model, speedup
+
+CHART_FILES = ("pareto.svg", "rounds.svg", "widths.svg", "layers.svg")
+"""Charts written beside the report, each where the report has data for it."""
+
+
+def render(report: Report, folder: Path) -> tuple[Path, Path]:
+    """Write ``report.md``, ``report.html`` and the charts into `folder`; returns the paths of the first two.
+
+    Charts of an earlier report that this one has no data for are removed. Raises `DataError` when `folder`
+    cannot be written.
+    """
+    folder = Path(folder)
+    charts = all_charts(report)
+    markdown, page = folder / "report.md", folder / "report.html"
+    write_text(markdown, to_markdown(report, charts))
+    write_text(page, to_html(report, charts))
+    for name in CHART_FILES:
+        chart = charts.get(name.removesuffix(".svg"))
+        if chart is None:
+            (folder / name).unlink(missing_ok=True)
+        else:
+            write_text(folder / name, chart.standalone())
+    return markdown, page
+
+
+def to_markdown(report: Report, charts: dict[str, Drawing]) -> str:
+    """The report as Markdown whose tables are aligned in plain text as well."""
+    environment = _environment(autoescape=False)
+    environment.filters.update(line=in_line, grid=markdown_grid, code=code_block)
+    return str(environment.get_template("report.md.j2").render(**_context(report), charts=charts))
+
+
+def to_html(report: Report, charts: dict[str, Drawing]) -> str:
+    """The report as one HTML page."""
+    from markupsafe import Markup
+
+    # Safe without escaping: written by the XML writer, and literal style rules.
+    drawn = {name: Markup(chart.inline()) for name, chart in charts.items()}
+    styles = {"light": Markup(svg.css(svg.LIGHT)), "dark": Markup(svg.css(svg.DARK))}
+    template = _environment(autoescape=True).get_template("report.html.j2")
+    return str(template.render(**_context(report), charts=drawn, chart_css=styles, tiles=tiles(report)))
+
+
+def tiles(report: Report) -> list[tuple[str, str, str]]:
+    """The key figures of the shown engine: name, value, comparison."""
+    name, dense = shown_model(report), report.models.dense
+    result = report.models.present[name]
+    places = ms_places(dense.latency_us.median, result.latency_us.median)
+    change = 100 * (result.accuracy - dense.accuracy)
+    ratio, _, direction = speedup(dense.latency_us.median, result.latency_us.median).partition(" ")
+    kind = "Latency" if report.target.measured else "Latency (analytic, NOT measured)"
+    before = f"dense {milliseconds(dense.latency_us.median, places)} ms"
+    shown = [
+        (kind, f"{milliseconds(result.latency_us.median, places)} ms", before),
+        ("Speed", ratio, f"{direction} {'as' if direction == 'as fast' else 'than'} dense"),
+        (f"{report.metric[:1].upper()}{report.metric[1:]}", f"{100 * result.accuracy:.2f} %", f"{change:+.2f} points"),
+        ("Parameters", f"{100 * result.params / max(dense.params, 1):.0f} %", "of dense"),
+        ("MACs", f"{100 * result.macs / max(dense.macs, 1):.0f} %", "of dense"),
+    ]
+    error = report.prediction_error
+    return shown if error is None else [*shown, ("Prediction error", f"{100 * error:.1f} %", "last round")]
+
+
+def in_line(words: object) -> str:
+    """Text that Markdown shows as it is: one line, no markup, no HTML, no table separators."""
+    flat = " ".join(str(words).split())
+    return re.sub(r"([\\`*<\[\]|])", r"\\\1", flat)
+
+
+def code_block(words: str) -> str:
+    """An indented code block; unlike a fenced one its content cannot end it."""
+    return "\n".join(f"    {line}" for line in words.splitlines())
+
+
+def markdown_grid(grid: Grid) -> str:
+    """A table with padded columns."""
+    bold = [tuple(f"**{in_line(cell)}**" if cell and row in grid.strong else in_line(cell) for cell in cells)
+            for row, cells in enumerate(grid.rows)]  # fmt: skip
+    lines = [tuple(map(in_line, grid.heads)), *bold]
+    sizes = [max(3, *(len(cells[column]) for cells in lines)) for column in range(len(grid.heads))]
+
+    def joined(cells: tuple[str, ...]) -> str:
+        columns = zip(cells, sizes, grid.numeric, strict=True)
+        padded = [cell.rjust(size) if right else cell.ljust(size) for cell, size, right in columns]
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * (size - 1) + ":" if right else "-" * size for size, right in zip(sizes, grid.numeric, strict=True)]
+    return "\n".join([joined(lines[0]), f"| {' | '.join(rule)} |", *map(joined, lines[1:])])
+
+
+def _context(report: Report) -> dict[str, Any]:
+    return {
+        "report": report,
+        "headline": headline(report),
+        "tables": all_tables(report),
+        "config": json.dumps(report.config, indent=2, ensure_ascii=False, default=str),
+        "analytic": not report.target.measured,
+    }
+
+
+def _environment(*, autoescape: bool) -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("pydeploy.report")
+    return Environment(
+        loader=loader,
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )

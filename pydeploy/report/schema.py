@@ -1,0 +1,263 @@
+"""The machine form of a report, ``report.json``: typed, checked when built and when loaded.
+
+* Latencies are in microseconds, accuracies are fractions from 0 to 1, sizes are in bytes, durations in seconds.
+* Everything derived (speed-up, prediction error) is a property or a function, never a second copy in the file.
+* NumPy scalars become plain numbers; NaN and infinity are refused, because JSON has neither.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+from pydantic_core import ErrorDetails
+
+from pydeploy.errors import DataError
+from pydeploy.files import read_json, write_json
+from pydeploy.timing import Target, Timing
+
+SCHEMA = 1
+"""Version of the file's form; raised when a reader of the old form could misread the new one."""
+
+EngineName = Literal["dense", "pruned", "quantized"]
+MODELS: tuple[EngineName, ...] = ("dense", "pruned", "quantized")
+"""Names of the run's own engines, from the least changed to the most changed."""
+
+_CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+Micros = Annotated[float, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True, slots=True, config=_CHECKED)
+class Latency:
+    """Distribution of a whole network's time in microseconds; `disturbed` as in `Timing`."""
+
+    median: Annotated[float, Field(gt=0)]
+    p10: Micros
+    p90: Micros
+    n: Annotated[int, Field(ge=1)]
+    disturbed: bool = False
+
+    @classmethod
+    def of(cls, timing: Timing) -> Latency:
+        """The report's form of a `Timing`."""
+        return cls(timing.median_us, timing.p10_us, timing.p90_us, timing.n, timing.disturbed)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Latency:
+        if not self.p10 <= self.median <= self.p90:
+            raise ValueError(f"p10, median, p90 must ascend, got {self.p10}, {self.median}, {self.p90}")
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CHECKED)
+class ModelResult:
+    """One built engine of this run. `accuracy` was measured on the engine, over `accuracy_n` test samples."""
+
+    latency_us: Latency
+    accuracy: Fraction
+    accuracy_n: Annotated[int, Field(ge=1)]
+    params: Count
+    macs: Count
+    bytes: Count
+    """Size of the engine file."""
+    onnx_bytes: Count
+    precision: str
+    target: str
+    """`Target.fingerprint` of what it was measured on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CHECKED)
+class Models:
+    """The run's engines; `quantized` is None when no quantization was asked for."""
+
+    dense: ModelResult
+    pruned: ModelResult
+    quantized: ModelResult | None = None
+
+    @property
+    def present(self) -> dict[EngineName, ModelResult]:
+        """The engines that exist, by name, in the order of `MODELS`."""
+        found: dict[EngineName, ModelResult | None] = {name: getattr(self, name) for name in MODELS}
+        return {name: result for name, result in found.items() if result is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CHECKED)
+class Candidate:
+    """A further measured point for the comparison: another budget, or another method on the same work."""
+
+    name: str
+    method: str
+    precision: str
+    latency_us: Latency
+    accuracy: Fraction
+    params: Count
+    macs: Count
+    seeds: Annotated[int, Field(ge=1)] = 1
+    """Number of training seeds that `accuracy` rests on."""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CHECKED)
+class Round:
+    """One pass of solve, build and measure."""
+
+    predicted_us: Annotated[float, Field(gt=0)]
+    measured_us: Annotated[float, Field(gt=0)]
+    met: bool
+    widths: dict[str, int] | None = None
+
+    @property
+    def error(self) -> float:
+        """Signed relative error of the prediction, ``predicted / measured - 1``."""
+        return self.predicted_us / self.measured_us - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CHECKED)
+class Layer:
+    """One operator before and after; times are medians in the running network, None where the runtime tells none."""
+
+    name: str
+    kind: str
+    cin_before: Count
+    cin_after: Count
+    cout_before: Count
+    cout_after: Count
+    before_us: Micros | None = None
+    after_us: Micros | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CHECKED)
+class GroupWidth:
+    """Channels of one group before and after; `frozen` says why it may not be pruned ('' = it may)."""
+
+    name: str
+    before: Count
+    after: Count
+    frozen: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CHECKED)
+class TableFacts:
+    """How the latency table was made. `verification_error`: median relative error on plans not used for it."""
+
+    probes: Count
+    keys: Count
+    seconds: Seconds
+    verification_error: Annotated[float, Field(ge=0)] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CHECKED)
+class Recommendation:
+    """The engine to ship, one of `MODELS`, and why."""
+
+    model: EngineName
+    reason: str
+
+
+def _all_facts(value: Any) -> Any:
+    """Refuse a target record with keys that `Target` lacks; pydantic alone would drop them."""
+    if isinstance(value, Mapping):
+        unknown = sorted(set(value) - {field.name for field in fields(Target)})
+        if unknown:
+            raise ValueError(f"unknown key{'s' if len(unknown) > 1 else ''} {', '.join(map(repr, unknown))}")
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CHECKED)
+class Report:
+    """All that a run found out. `metric` names what `accuracy` is (top-1 accuracy, mIoU, ...)."""
+
+    schema: Literal[1] = 1
+    pydeploy_version: str
+    created: str
+    """UTC, ISO 8601."""
+    command: str
+    config: dict[str, Any]
+    seed: int
+    task: str
+    metric: str
+    model: str
+    target: Annotated[Target, BeforeValidator(_all_facts)]
+    budget_us: Annotated[float, Field(gt=0)]
+    dense_us: Annotated[float, Field(gt=0)]
+    """Median of the dense engine when the budget was set; `models.dense` is timed beside the final engines."""
+    met: bool
+    models: Models
+    recommendation: Recommendation
+    candidates: tuple[Candidate, ...] = ()
+    rounds: tuple[Round, ...] = ()
+    layers: tuple[Layer, ...] = ()
+    groups: tuple[GroupWidth, ...] = ()
+    table: TableFacts | None = None
+    seconds: dict[str, Seconds] = Field(default_factory=dict)
+    """Duration of each stage, in the order the stages ran."""
+    total_seconds: Seconds = 0.0
+    warnings: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _recommends_what_exists(self) -> Report:
+        if self.recommendation.model not in self.models.present:
+            raise ValueError(f"recommends '{self.recommendation.model}', which the report has no measurement of")
+        return self
+
+    @property
+    def prediction_error(self) -> float | None:
+        """Relative prediction error of the last round, without sign; None before the first round."""
+        return abs(self.rounds[-1].error) if self.rounds else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionaries, lists, strings and numbers."""
+        data: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
+        return data
+
+    @classmethod
+    def from_json(cls, data: Any) -> Report:
+        """The report in `data`; raises `DataError` naming each missing, unknown or wrong entry."""
+        found = data.get("schema") if isinstance(data, dict) else None
+        if found != SCHEMA:
+            raise DataError(f"not a report of schema {SCHEMA} (schema: {found!r}); write it again with this version")
+        try:
+            return _ADAPTER.validate_json(json.dumps(data), strict=True)
+        except ValidationError as error:
+            raise DataError(f"not a valid report: {_explained(error)}; write it again with 'pydeploy run'") from None
+
+    def save(self, path: Path) -> None:
+        """Write ``report.json`` atomically."""
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: Path) -> Report:
+        """The checked report at `path`; raises `DataError` that names the file."""
+        try:
+            return cls.from_json(read_json(path))
+        except DataError as error:
+            raise error if str(path) in str(error) else DataError(f"{path}: {error}") from None
+
+
+_ADAPTER: TypeAdapter[Report] = TypeAdapter(Report)
+
+
+def _explained(error: ValidationError, most: int = 4) -> str:
+    details = error.errors(include_url=False)
+    rest = f" (and {len(details) - most} more)" if len(details) > most else ""
+    return "; ".join(_fact(detail) for detail in details[:most]) + rest
+
+
+def _fact(detail: ErrorDetails) -> str:
+    place = ".".join(map(str, detail["loc"])) or "report"
+    if detail["type"] == "missing":
+        return f"'{place}' is missing"
+    if detail["type"] == "unexpected_keyword_argument":
+        return f"'{place}' is unknown"
+    text = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    shown = "" if detail["type"] == "value_error" else f", got {str(detail['input'])[:60]!r}"
+    return f"'{place}' {text}{shown}"

@@ -1,0 +1,210 @@
+"""The report's tables as plain text cells, made once for both renderings so that they cannot disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pydeploy.report.charts import frontier, points
+from pydeploy.report.schema import Latency, ModelResult, Report
+from pydeploy.report.verdict import milliseconds, ms_places, speedup
+
+NONE = "-"
+"""What an empty cell shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Column heads, rows of texts, and which columns are numbers (aligned right). `strong` rows stand out."""
+
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numeric: tuple[bool, ...]
+    strong: tuple[int, ...] = ()
+
+
+def _grid(heads: Sequence[str], rows: Sequence[tuple[str, ...]], strong: Sequence[int] = ()) -> Grid:
+    """A grid; a head that ends in ``>`` is a column of numbers."""
+    numeric = tuple(head.endswith(">") for head in heads)
+    return Grid(tuple(head.removesuffix(">") for head in heads), tuple(rows), numeric, tuple(strong))
+
+
+def all_tables(report: Report) -> dict[str, Grid]:
+    """The tables that this report has data for, by name."""
+    made = {"engines": engines(report), "points": measured_points(report), "rounds": rounds(report),
+            "layers": layers(report), "groups": groups(report), "target": target(report),
+            "table": latency_table(report), "seconds": seconds(report)}  # fmt: skip
+    return {name: grid for name, grid in made.items() if grid.rows}
+
+
+def engines(report: Report) -> Grid:
+    """The run's own engines side by side, one column each: few columns fit a phone and a terminal."""
+    present, dense = report.models.present, report.models.dense
+    places = ms_places(*(m.latency_us.median for m in present.values()))
+    basis = _basis(report)
+
+    def row(name: str, cell: Callable[[ModelResult], str]) -> tuple[str, ...]:
+        return (name, *(cell(result) for result in present.values()))
+
+    def latency(result: ModelResult) -> str:
+        return milliseconds(result.latency_us.median, places) + _flag(result.latency_us)
+
+    rows = [
+        row("precision", lambda m: m.precision),
+        row(f"latency, ms{basis}", latency),
+        row(f"p10 to p90, ms{basis}", lambda m: _spread(m.latency_us, places)),
+        row("timed runs", lambda m: f"{m.latency_us.n}"),
+        row("against dense", lambda m: NONE if m is dense else speedup(dense.latency_us.median, m.latency_us.median)),
+        row("within budget", lambda m: "yes" if m.latency_us.median <= report.budget_us else "no"),
+        row(f"{report.metric}, %", lambda m: f"{100 * m.accuracy:.2f}"),
+        row("change, points", lambda m: NONE if m is dense else f"{100 * (m.accuracy - dense.accuracy):+.2f}"),
+        row("test samples", lambda m: f"{m.accuracy_n}"),
+        row("parameters", lambda m: _short(m.params)),
+        row("MACs", lambda m: _short(m.macs)),
+        row("engine file", lambda m: _size(m.bytes)),
+        row("ONNX file", lambda m: _size(m.onnx_bytes)),
+        row("target", lambda m: m.target[:8]),
+    ]
+    chosen = report.recommendation.model
+    heads = [f"{name}{' (recommended)' if name == chosen else ''}>" for name in present]
+    return _grid(["", *heads], rows, strong=(1, 6))
+
+
+def measured_points(report: Report) -> Grid:
+    """All points of the Pareto chart, fastest first; empty when the run has no candidates to compare with."""
+    if not report.candidates:
+        return _grid([], [])
+    shown = points(report)
+    front = {id(point) for point in frontier(shown)}
+    details = [(m.precision, "this run", m.params, m.macs, 1, "") for m in report.models.present.values()]
+    details += [(c.precision, c.method, c.params, c.macs, c.seeds, c.note) for c in report.candidates]
+    places = ms_places(*(p.latency_us.median for p in shown))
+    rows = []
+    for point, (precision, method, params, macs, seeds, note) in zip(shown, details, strict=True):
+        name = point.series if point.series != "other" else point.name
+        times = (
+            milliseconds(point.latency_us.median, places) + _flag(point.latency_us),
+            _spread(point.latency_us, places),
+        )
+        cells = (name, method, precision, *times, f"{point.percent:.2f}", _short(params), _short(macs), f"{seeds}",
+                 "yes" if id(point) in front else "", note)  # fmt: skip
+        rows.append((point.latency_us.median, -point.accuracy, cells))
+    ordered = [cells for *_, cells in sorted(rows, key=lambda row: row[:2])]
+    basis = _basis(report)
+    heads = ["engine", "method", "precision", f"latency, ms{basis}>", f"p10 to p90, ms{basis}>", f"{report.metric}, %>",
+             "parameters>", "MACs>", "seeds>", "front", "note"]  # fmt: skip
+    strong = [i for i, cells in enumerate(ordered) if cells[1] == "this run"]
+    return _grid(heads, ordered, strong)
+
+
+def rounds(report: Report) -> Grid:
+    """Prediction and measurement of every round."""
+    values = [v for r in report.rounds for v in (r.predicted_us, r.measured_us)]
+    places = ms_places(*values) if values else 3
+    rows = []
+    for index, item in enumerate(report.rounds, 1):
+        kept = NONE if item.widths is None else f"{sum(item.widths.values())}"
+        times = milliseconds(item.predicted_us, places), milliseconds(item.measured_us, places)
+        rows.append((f"{index}", *times, f"{100 * item.error:+.1f} %", "yes" if item.met else "no", kept))
+    how = "measured" if report.target.measured else "analytic, not measured"
+    return _grid(["round>", "predicted, ms>", f"{how}, ms>", "error>", "budget met", "channels kept>"], rows)
+
+
+def layers(report: Report) -> Grid:
+    """Widths and times of every operator; the last row sums the times."""
+    basis = _basis(report)
+    rows = [
+        (x.name, x.kind, _change(x.cin_before, x.cin_after), _change(x.cout_before, x.cout_after),
+         _micros(x.before_us), _micros(x.after_us), _ratio(x.before_us, x.after_us))
+        for x in report.layers
+    ]  # fmt: skip
+    timed = [(x.before_us, x.after_us) for x in report.layers if x.before_us is not None and x.after_us is not None]
+    strong: tuple[int, ...] = ()
+    if timed:
+        before, after = sum(b for b, _ in timed), sum(a for _, a in timed)
+        strong = (len(rows),)
+        rows.append(("sum", "", "", "", _micros(before), _micros(after), _ratio(before, after)))
+    heads = [
+        "layer",
+        "kind",
+        "inputs>",
+        "outputs>",
+        f"before, \u00b5s{basis}>",
+        f"after, \u00b5s{basis}>",
+        "after / before>",
+    ]
+    return _grid(heads, rows, strong)
+
+
+def groups(report: Report) -> Grid:
+    """Channels of every group; a frozen one with the reason."""
+    rows = [
+        (g.name, f"{g.before}", f"{g.after}", f"{100 * g.after / max(g.before, 1):.0f} %", g.frozen)
+        for g in report.groups
+    ]
+    return _grid(["group", "before>", "after>", "kept>", "frozen because"], rows)
+
+
+def target(report: Report) -> Grid:
+    """All facts of the target."""
+    at = report.target
+    facts = {"device": at.device, "backend": f"{at.backend} {at.backend_version}", "precision": at.precision,
+             "batch": f"{at.batch}", "threads": f"{at.threads}", **at.facts, "fingerprint": at.fingerprint,
+             "measured": "yes" if at.measured else "NO: analytic, not measured"}  # fmt: skip
+    return _grid(["fact", "value"], list(facts.items()))
+
+
+def latency_table(report: Report) -> Grid:
+    """How the latency table was made."""
+    if report.table is None:
+        return _grid([], [])
+    facts, error = report.table, report.table.verification_error
+    rows = [("probe networks", f"{facts.probes}"), ("keys", f"{facts.keys}"), ("seconds", f"{facts.seconds:.1f}")]
+    rows += [] if error is None else [("median error on unseen plans", f"{100 * error:.1f} %")]
+    return _grid(["fact", "value>"], rows)
+
+
+def seconds(report: Report) -> Grid:
+    """Duration of every stage and of the whole run."""
+    rows = [(stage, f"{spent:.1f}") for stage, spent in report.seconds.items()]
+    return _grid(["stage", "seconds>"], [*rows, ("total", f"{report.total_seconds:.1f}")] if rows else [], (len(rows),))
+
+
+def _basis(report: Report) -> str:
+    return "" if report.target.measured else " (analytic, not measured)"
+
+
+def _flag(latency: Latency) -> str:
+    return " (disturbed)" if latency.disturbed else ""
+
+
+def _spread(latency: Latency, places: int) -> str:
+    return f"{milliseconds(latency.p10, places)} to {milliseconds(latency.p90, places)}"
+
+
+def _change(before: int, after: int) -> str:
+    return f"{before}" if before == after else f"{before} \u2192 {after}"
+
+
+def _micros(value: float | None) -> str:
+    return NONE if value is None else f"{value:.1f}"
+
+
+def _ratio(before: float | None, after: float | None) -> str:
+    return NONE if not before or after is None else f"{after / before:.2f}"
+
+
+def _short(count: int) -> str:
+    """``1.09 M`` for 1 090 000: three significant digits."""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.{2 if count < 10 * size else 1 if count < 100 * size else 0}f} {unit}"
+    return f"{count}"
+
+
+def _size(count: int) -> str:
+    """``1.50 MiB``: sizes of files in binary units."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count} B"
