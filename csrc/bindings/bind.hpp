@@ -6,6 +6,8 @@ namespace deploy::bindings {
 
 void bind_histogram(pybind11::module_& module);
 void bind_solver(pybind11::module_& module);
+void bind_stats(pybind11::module_& module);
 void bind_surgery(pybind11::module_& module);
+void bind_threshold(pybind11::module_& module);
 
 }  // namespace deploy::bindings

@@ -26,5 +26,7 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
     py::register_local_exception_translator(translate);
     deploy::bindings::bind_histogram(module);
     deploy::bindings::bind_solver(module);
+    deploy::bindings::bind_stats(module);
     deploy::bindings::bind_surgery(module);
+    deploy::bindings::bind_threshold(module);
 }

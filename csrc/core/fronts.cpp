@@ -30,8 +30,8 @@ struct Stopped {};  // thrown where time or memory runs out; never leaves this f
 
 // The most that a state can still gain outside of what it has decided.
 struct Remainder {
-    std::vector<double> gains;  // per relaxation
-    Cost cost = 0;              // at least this much is still to be paid
+    double gain = 0.0;  // relaxed: value less price * cost
+    Cost cost = 0;      // at least this much is still to be paid
     bool possible = true;
 };
 
@@ -96,19 +96,12 @@ Remainder Search::remainder(std::size_t bucket, std::size_t assignment, std::siz
     const Cost cheapest = rest(space_.cheapest);
     result.possible = cheapest != impossible<Cost>;
     result.cost = result.possible ? -cheapest : 0;
-    for (const Relaxation& relaxation : space_.relaxations) {
-        result.gains.push_back(rest(relaxation.messages));
-    }
+    result.gain = rest(space_.relaxed);
     return result;
 }
 
 double Search::bound(const State& state, const Remainder& remainder) const {
-    double result = std::numeric_limits<double>::infinity();
-    for (std::size_t i = 0; i < remainder.gains.size(); ++i) {
-        const double unspent = static_cast<double>(space_.budget - state.cost);
-        result = std::min(result, state.value + remainder.gains[i] + space_.relaxations[i].price * unspent);
-    }
-    return result;
+    return state.value + remainder.gain + space_.price * static_cast<double>(space_.budget - state.cost);
 }
 
 bool Search::hopeful(const State& state, const Remainder& remainder) const {

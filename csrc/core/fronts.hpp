@@ -12,20 +12,15 @@
 
 namespace deploy {
 
-// The relaxation for one price of cost, with inside and outside messages.
-struct Relaxation {
-    double price;
-    Messages<double> messages;
-};
-
 // What a search may use: the problem, and bounds on what is not decided yet.
 struct SearchSpace {
     const Tree& tree;
     Values values;
     Cost budget;
-    std::span<const Relaxation> relaxations;  // at least one; the smallest bound of all counts
-    const Messages<Cost>& cheapest;           // with outside messages
-    double accepted;                          // states that cannot exceed this value are left out
+    const Messages<double>& relaxed;  // at `price`, with outside messages
+    double price;
+    const Messages<Cost>& cheapest;  // with outside messages
+    double accepted;                 // states that cannot exceed this value are left out
     std::chrono::steady_clock::time_point deadline;
 };
 

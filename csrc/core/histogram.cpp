@@ -14,8 +14,9 @@
 namespace deploy {
 namespace {
 
-constexpr std::size_t block_values = 8192;                 // fits the first-level cache
-constexpr std::size_t task_values = std::size_t{1} << 19;  // values that make a thread worth its start
+constexpr std::size_t block_values = 8192;                     // fits the first-level cache
+constexpr std::size_t task_values = std::size_t{1} << 19;      // values that make a thread worth its start
+constexpr std::uint64_t tally_limit = std::uint64_t{1} << 31;  // before 32-bit counts could overflow
 constexpr std::size_t max_bins = std::size_t{1} << 24;
 constexpr std::uint32_t magnitude_mask = 0x7fffffffU;
 constexpr std::uint32_t infinity_bits = 0x7f800000U;
@@ -118,6 +119,35 @@ Histogram Histogram::from_state(State state) {
     return result;
 }
 
+// Recent counts of one bin width: both halves, positive first. Two tables take turns, because adding to a bin that
+// the value before has just been added to would wait for that store; 32 bits keep both in the fast cache.
+struct Histogram::Tally {
+    explicit Tally(std::size_t bins) : even(2 * bins), odd(2 * bins) {}
+
+    void count(std::span<const float> finite, double scale) {
+        std::array<std::uint32_t, block_values> bin;
+        const auto half = static_cast<std::uint32_t>(even.size() / 2);
+        for (std::size_t i = 0; i < finite.size(); ++i) {
+            // Double, because 2^-127 (two bins, huge values) is not a normal float. The product is exact.
+            const auto index = static_cast<std::int32_t>(static_cast<double>(std::abs(finite[i])) * scale);
+            bin[i] = static_cast<std::uint32_t>(index) + (finite[i] < 0.0F ? half : 0U);
+        }
+        std::size_t i = 0;
+        for (; i + 1 < finite.size(); i += 2) {
+            ++even[bin[i]];
+            ++odd[bin[i + 1]];
+        }
+        if (i < finite.size()) {
+            ++even[bin[i]];
+        }
+        values += finite.size();
+    }
+
+    std::vector<std::uint32_t> even;
+    std::vector<std::uint32_t> odd;
+    std::uint64_t values = 0;
+};
+
 double Histogram::bin_width() const {
     return std::ldexp(1.0, state_.exponent);
 }
@@ -149,51 +179,60 @@ void Histogram::update_parallel(std::span<const Value> values, int threads) {
 }
 
 void Histogram::update_serial(std::span<const float> values) {
+    Tally tally(bins());
     for (std::size_t begin = 0; begin < values.size(); begin += block_values) {
-        update_block(values.subspan(begin, std::min(block_values, values.size() - begin)));
+        update_block(values.subspan(begin, std::min(block_values, values.size() - begin)), tally);
     }
+    drain(tally);
 }
 
 void Histogram::update_serial(std::span<const std::uint16_t> bits) {
+    Tally tally(bins());
     std::array<float, block_values> converted;
     for (std::size_t begin = 0; begin < bits.size(); begin += block_values) {
         const auto part = bits.subspan(begin, std::min(block_values, bits.size() - begin));
         std::ranges::transform(part, converted.begin(), from_half);
-        update_block(std::span<const float>(converted).first(part.size()));
+        update_block(std::span<const float>(converted).first(part.size()), tally);
     }
+    drain(tally);
 }
 
-void Histogram::update_block(std::span<const float> values) {
+void Histogram::update_block(std::span<const float> values, Tally& tally) {
     const Block block = scan(values);
     if (block.nonfinite < values.size()) {
-        include(from_ordered(block.low), from_ordered(block.high));
+        const double low = from_ordered(block.low);
+        const double high = from_ordered(block.high);
+        // Counts taken so far belong to the old width.
+        if (needed_exponent(std::max(std::abs(low), std::abs(high)), bins()) > state_.exponent ||
+            tally.values > tally_limit) {
+            drain(tally);
+        }
+        include(low, high);
     }
+    const double scale = std::ldexp(1.0, -state_.exponent);
     if (block.nonfinite == 0) {
-        count_block(values);
+        tally.count(values, scale);
         return;
     }
+    std::array<float, block_values> finite;
+    std::size_t kept = 0;
     for (const float value : values) {
         const std::uint32_t magnitude = std::bit_cast<std::uint32_t>(value) & magnitude_mask;
-        if (magnitude < infinity_bits) {
-            count_block({&value, 1});
-        } else if (magnitude == infinity_bits) {
-            ++state_.inf_count;
-        } else {
-            ++state_.nan_count;
-        }
+        finite[kept] = value;
+        kept += magnitude < infinity_bits ? 1U : 0U;
+        state_.inf_count += magnitude == infinity_bits ? 1U : 0U;
+        state_.nan_count += magnitude > infinity_bits ? 1U : 0U;
     }
+    tally.count(std::span<const float>(finite).first(kept), scale);
 }
 
-void Histogram::count_block(std::span<const float> values) {
-    // Double, because 2^-127 (two bins, huge values) is not a normal float. The product is exact.
-    const double scale = std::ldexp(1.0, -state_.exponent);
-    std::uint64_t* const negative = state_.negative.data();
-    std::uint64_t* const positive = state_.positive.data();
-    for (const float value : values) {
-        const auto bin = static_cast<std::uint32_t>(static_cast<std::int32_t>(std::abs(value) * scale));
-        ++(value < 0.0F ? negative : positive)[bin];
+void Histogram::drain(Tally& tally) {
+    for (std::size_t i = 0; i < bins(); ++i) {
+        state_.positive[i] += std::uint64_t{tally.even[i]} + tally.odd[i];
+        state_.negative[i] += std::uint64_t{tally.even[bins() + i]} + tally.odd[bins() + i];
     }
-    count_ += values.size();
+    count_ += tally.values;
+    tally = Tally(bins());
 }
 
 void Histogram::include(double low, double high) {

@@ -51,12 +51,14 @@ class Histogram {
     static constexpr int min_exponent = -126;  // 2^-126 is the smallest normal float32
 
   private:
+    struct Tally;
+
     template <typename Value>
     void update_parallel(std::span<const Value> values, int threads);
     void update_serial(std::span<const float> values);
     void update_serial(std::span<const std::uint16_t> bits);
-    void update_block(std::span<const float> values);
-    void count_block(std::span<const float> values);
+    void update_block(std::span<const float> values, Tally& tally);
+    void drain(Tally& tally);
     void include(double low, double high);
     void grow(int exponent);
 

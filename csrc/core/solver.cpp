@@ -196,7 +196,8 @@ class Solver {
         }
         best_.cost = cost_of(tables_, best_.choice);
         best_.bound = std::max(best_.bound, best_.value);
-        if (best_.bound - best_.value <= slack_) {
+        // Rounding: what is equal within the slack is reported as equal.
+        if (best_.bound - best_.value <= 2 * slack_) {
             best_.bound = best_.value;
         }
         return std::move(best_);
@@ -269,14 +270,10 @@ class Solver {
 
     void close_gap(double price) {
         add_outside(cheapest_, tree_);
-        std::vector<Relaxation> relaxations;
-        for (const double factor : price_factors) {
-            Relaxation relaxation{price * factor, relax(tree_, values_, price * factor)};
-            add_outside(relaxation.messages, tree_, values_, relaxation.price);
-            relaxations.push_back(std::move(relaxation));
-        }
+        Messages<double> messages = relax(tree_, values_, price);
+        add_outside(messages, tree_, values_, price);
         for (const std::size_t beam : beams) {
-            const SearchSpace space{tree_, values_, budget_, relaxations, cheapest_, accepted(), deadline_};
+            const SearchSpace space{tree_, values_, budget_, messages, price, cheapest_, accepted(), deadline_};
             std::optional<SearchResult> found = search_fronts(space, beam);
             if (!found) {
                 return;
@@ -292,7 +289,6 @@ class Solver {
         }
     }
 
-    static constexpr double price_factors[] = {1.0};
     static constexpr std::size_t beams[] = {8, 64, 512, 4096, 32768, std::numeric_limits<std::size_t>::max()};
 
     Values values_;
