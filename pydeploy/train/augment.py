@@ -1,0 +1,83 @@
+"""Image augmentation for a whole batch at once: shifted crops, horizontal flips, cut-out squares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pydeploy.errors import ConfigError, nearest
+
+FLIPS = ("none", "random", "alternate")
+
+
+@dataclass(frozen=True, slots=True)
+class Augment:
+    """What happens to a training image.
+
+    `pad`: largest shift in pixels, zeros move in. `cutout`: side of a square set to zero, 0 for none.
+    `flip`: ``random`` mirrors half of the images, ``alternate`` mirrors each image in every second epoch, so
+    two epochs show every image both ways (Jordan, "94% on CIFAR-10 in 3.29 Seconds", 2024).
+    """
+
+    pad: int = 2
+    flip: str = "alternate"
+    cutout: int = 0
+
+    def __post_init__(self) -> None:
+        if self.flip not in FLIPS:
+            raise ConfigError(f"unknown augment.flip '{self.flip}'{nearest(self.flip, FLIPS)}")
+        for key, value in (("pad", self.pad), ("cutout", self.cutout)):
+            if value < 0:
+                raise ConfigError(f"augment.{key} must be 0 or more pixels, got {value}")
+
+
+def augment(
+    images: Tensor, chosen: NDArray[np.int64], settings: Augment, *, epoch: int, seed: int, rng: np.random.Generator
+) -> Tensor:
+    """The `chosen` images, augmented: ``(len(chosen), C, H, W)`` uint8 from `images` ``(N, C, H, W)`` uint8.
+
+    Shift, flip and padding are one gather: a row and a column index per output pixel.
+    """
+    height, width, n = images.shape[2], images.shape[3], len(chosen)
+    shift = rng.integers(-settings.pad, settings.pad + 1, (2, n, 1))
+    rows = np.arange(height) + shift[0]
+    columns = np.where(
+        _mirrored(chosen, settings.flip, epoch, seed, rng)[:, None], np.arange(width)[::-1], np.arange(width)
+    )
+    columns = columns + shift[1]
+    outside = _outside(rows, height)[:, :, None] | _outside(columns, width)[:, None, :]
+    if settings.cutout:
+        outside |= (
+            _square(rng, n, height, settings.cutout)[:, :, None] & _square(rng, n, width, settings.cutout)[:, None, :]
+        )
+    flat = np.clip(rows, 0, height - 1)[:, :, None] * width + np.clip(columns, 0, width - 1)[:, None, :]
+    source = images[torch.from_numpy(chosen)].flatten(2)
+    index = torch.from_numpy(flat.reshape(n, 1, -1)).expand(-1, source.shape[1], -1)
+    picked = source.gather(2, index).view(n, source.shape[1], height, width)
+    return picked.masked_fill(torch.from_numpy(outside[:, None]), 0)
+
+
+def _mirrored(
+    chosen: NDArray[np.int64], flip: str, epoch: int, seed: int, rng: np.random.Generator
+) -> NDArray[np.bool_]:
+    if flip == "random":
+        return rng.random(len(chosen)) < 0.5
+    if flip == "alternate":
+        # One coin per image, the same in every epoch: a hash instead of a table (Knuth's multiplicative constant).
+        coin = ((chosen + seed) * 2654435761 >> 16) & 1
+        return np.asarray((coin + epoch) % 2 == 1)
+    return np.zeros(len(chosen), dtype=np.bool_)
+
+
+def _outside(index: NDArray[np.int64], size: int) -> NDArray[np.bool_]:
+    return (index < 0) | (index >= size)
+
+
+def _square(rng: np.random.Generator, n: int, size: int, side: int) -> NDArray[np.bool_]:
+    start = rng.integers(1 - side, size, (n, 1))
+    position = np.arange(size)
+    return (position >= start) & (position < start + side)

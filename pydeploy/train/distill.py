@@ -1,0 +1,108 @@
+"""Knowledge distillation: a student learns from the outputs of a frozen teacher.
+
+`LOSSES` maps a name to a function of (task, student outputs, teacher outputs, settings); `Teacher` runs the
+teacher once per batch and remembers its outputs, so that several students may share them.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pydeploy.errors import ConfigError, nearest
+from pydeploy.train.tasks import Batch, Task
+
+
+@dataclass(frozen=True, slots=True)
+class DistillSettings:
+    """How much of the loss is the teacher's: ``(1 - alpha) * task loss + alpha * distillation loss``."""
+
+    loss: str = "logits"
+    alpha: float = 0.9
+    temperature: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise ConfigError(f"unknown distillation loss '{self.loss}'{nearest(self.loss, LOSSES)}")
+        if not 0 <= self.alpha <= 1:
+            raise ConfigError(f"distill.alpha must lie in [0, 1], got {self.alpha}")
+        if not 0 < self.temperature < float("inf"):
+            raise ConfigError(f"distill.temperature must be positive, got {self.temperature}")
+
+
+def soft_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """``T^2 * KL(softmax(teacher / T) || softmax(student / T))`` over axis 1, averaged over all other axes.
+
+    In float32 whatever the inputs are; no gradient to `teacher`. For ``(N, classes)`` this is the batch mean.
+    Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015.
+    """
+    p_student = F.log_softmax(student.float() / temperature, dim=1)
+    p_teacher = F.log_softmax(teacher.detach().float() / temperature, dim=1)
+    divergence = F.kl_div(p_student, p_teacher, reduction="none", log_target=True).sum(dim=1)
+    return divergence.mean() * temperature**2
+
+
+def logits(task: Task, student: Any, teacher: Any, settings: DistillSettings) -> Tensor:
+    """The task's own distance between the final outputs."""
+    return task.distill_loss(student, teacher, settings.temperature)
+
+
+DistillLoss = Callable[[Task, Any, Any, DistillSettings], Tensor]
+
+LOSSES: Mapping[str, DistillLoss] = {
+    "logits": logits,
+}
+"""Every distillation loss that a configuration may name."""
+
+
+@dataclass
+class Teacher:
+    """A frozen network in evaluation mode, and its outputs on the batches seen so far.
+
+    Students that are trained on the same batches (same task, seed, batch size and epochs) share one `Teacher`: outputs
+    are found again by the batch's contents, up to `room_bytes` of them.
+    """
+
+    model: nn.Module
+    room_bytes: int = 256 << 20
+    hits: int = 0
+    _outputs: dict[bytes, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.model = copy.deepcopy(self.model).eval().requires_grad_(requires_grad=False)
+
+    def __call__(self, batch: Batch, run: Callable[[nn.Module, Batch], Any]) -> Any:
+        """The teacher's outputs on `batch`; `run` applies a network under the student's precision and memory format."""
+        key = _digest(batch.inputs)
+        if key in self._outputs:
+            self.hits += 1
+            return self._outputs[key]
+        with torch.no_grad():
+            outputs = run(self.model, batch)
+        size = sum(t.numel() * t.element_size() for t in _tensors(outputs))
+        if size <= self.room_bytes:
+            self.room_bytes -= size
+            self._outputs[key] = outputs
+        return outputs
+
+
+def _digest(inputs: tuple[Tensor, ...]) -> bytes:
+    digest = hashlib.sha256()
+    for value in inputs:
+        digest.update(repr(tuple(value.shape)).encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.digest()
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    values = outputs.values() if isinstance(outputs, Mapping) else outputs
+    return [tensor for value in values for tensor in _tensors(value)]
