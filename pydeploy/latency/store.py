@@ -163,6 +163,12 @@ def read(path: Path) -> tuple[list[Sample], list[Network]]:
     return [sample_from(row) for row in samples], [network_from(row) for row in networks]
 
 
+def probes(path: Path) -> set[str]:
+    """Ids of all probes in the file now, other processes' included."""
+    with _connection(path) as connection:
+        return {str(name) for (name,) in connection.execute("SELECT DISTINCT probe FROM networks")}
+
+
 def sample_from(row: tuple[Any, ...]) -> Sample:
     key, n, median, p10, p90, disturbed, *origin = row
     return Sample(

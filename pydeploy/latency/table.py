@@ -116,6 +116,10 @@ class Table:
         """All probe networks (of `graph`), oldest first."""
         return tuple(n for n in self._now.networks if graph is None or n.graph == graph.fingerprint)
 
+    def probes(self) -> set[str]:
+        """Ids of all probes in the file at this moment, those of other processes included."""
+        return store.probes(self.path)
+
     def to_csv(self, path: str | Path) -> None:
         """Write all sample sets as CSV (networks are only in the JSON form)."""
         exchange.to_csv(Path(path), self.target, self._now.samples)
