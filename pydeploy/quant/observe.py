@@ -1,0 +1,151 @@
+"""How wide each tensor's quantisation grid should be: observers, and the `Ranges` they produce.
+
+An observer turns a histogram of magnitudes into the interval ``(lo, hi)`` that the 8-bit grid has to cover.
+It chooses one threshold on ``|x|``; the interval is that threshold on both sides, but never wider than what was seen,
+so a tensor after ReLU gets ``lo = 0`` and one that is never positive gets ``hi <= 0``.
+
+* `minmax` covers everything that was seen.
+* `percentile` covers 99.99 % of the values (NVIDIA's choice; ONNX Runtime takes 99.999 %).
+* `entropy` loses the least information: smallest Kullback-Leibler divergence between the distribution and its
+  quantised form (Migacz, "8-bit inference with TensorRT", GTC 2017).
+* `mse` has the smallest mean squared rounding and clipping error.
+
+The zero bin is part of the counts: half of a tensor after ReLU is exactly zero, and zero is always representable.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pydeploy import _core
+from pydeploy.errors import ConfigError, DataError, Mismatch, nearest
+from pydeploy.files import read_json, write_json
+
+SIGNED_LEVELS = 128
+"""Grid steps on one side of zero: int8, and uint8 for a tensor with both signs."""
+UNSIGNED_LEVELS = 256
+"""Grid steps of uint8 for a tensor with one sign."""
+PERCENTILE = 99.99
+
+Range = tuple[float, float]
+Observer = Callable[[_core.Histogram, int], Range]
+"""``(histogram, levels) -> (lo, hi)``; `levels` is the number of grid steps from zero to the threshold."""
+
+
+def _magnitudes(histogram: _core.Histogram) -> NDArray[np.uint64]:
+    """Counts of ``|x|``, shape ``(bins,)``, both signs together."""
+    return np.asarray(histogram.positive + histogram.negative, dtype=np.uint64)
+
+
+def _clip(histogram: _core.Histogram, threshold: float) -> Range:
+    return max(histogram.minimum, -threshold), min(histogram.maximum, threshold)
+
+
+def minmax(histogram: _core.Histogram, levels: int) -> Range:  # noqa: ARG001  # one signature for all observers
+    """The smallest and largest value seen."""
+    return histogram.minimum, histogram.maximum
+
+
+def percentile(histogram: _core.Histogram, levels: int) -> Range:  # noqa: ARG001
+    """The interval that holds `PERCENTILE` percent of the magnitudes."""
+    return _clip(histogram, _core.percentile_threshold(_magnitudes(histogram), histogram.bin_width, PERCENTILE))
+
+
+def entropy(histogram: _core.Histogram, levels: int) -> Range:
+    """The interval whose quantised distribution diverges least from the one seen."""
+    return _clip(histogram, _core.entropy_threshold(_magnitudes(histogram), histogram.bin_width, levels))
+
+
+def mse(histogram: _core.Histogram, levels: int) -> Range:
+    """The interval with the smallest mean squared quantisation error."""
+    return _clip(histogram, _core.mse_threshold(_magnitudes(histogram), histogram.bin_width, levels - 1))
+
+
+OBSERVERS: Mapping[str, Observer] = {"minmax": minmax, "percentile": percentile, "entropy": entropy, "mse": mse}
+
+
+def observe(histogram: _core.Histogram, observer: str, *, unsigned: bool = False) -> Range:
+    """``(lo, hi)`` of one tensor by the named observer; `unsigned` says that one-sided tensors become uint8.
+
+    Raises `ConfigError` for an unknown observer, `DataError` for a histogram without values.
+    """
+    check_observer(observer)
+    if histogram.count == 0:
+        raise DataError("no values were observed; calibrate with at least one sample")
+    if histogram.minimum == histogram.maximum:  # a constant: one value, covered as it is
+        return float(histogram.minimum), float(histogram.maximum)
+    one_sided = histogram.minimum >= 0 or histogram.maximum <= 0
+    lo, hi = OBSERVERS[observer](histogram, UNSIGNED_LEVELS if unsigned and one_sided else SIGNED_LEVELS)
+    return float(lo), float(hi)
+
+
+def check_observer(name: str) -> None:
+    """Raise `ConfigError` unless `name` is one of `OBSERVERS`."""
+    if name not in OBSERVERS:
+        raise ConfigError(f"unknown observer '{name}'{nearest(name, OBSERVERS)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """The interval of values of every calibrated tensor, and where it came from."""
+
+    tensors: Mapping[str, Range]
+    observer: str
+    model: str
+    """SHA-256 of the ONNX file that was run."""
+    data: str
+    """Hash of the samples, independent of their order and batch size."""
+    count: int
+    """Number of samples."""
+    unsigned: bool = False
+    """Whether thresholds were chosen for uint8 where a tensor has one sign."""
+
+    def __getitem__(self, tensor: str) -> Range:
+        if tensor not in self.tensors:
+            raise Mismatch(
+                f"the ranges lack tensor '{tensor}'{nearest(tensor, self.tensors)}; calibrate this model again"
+            )
+        return self.tensors[tensor]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers and strings; Python's floats survive JSON exactly."""
+        tensors = {name: list(pair) for name, pair in self.tensors.items()}
+        return {"schema": 1, "observer": self.observer, "model": self.model, "data": self.data, "count": self.count,
+                "unsigned": self.unsigned, "tensors": tensors}  # fmt: skip
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Ranges:
+        """Raises `DataError` unless `data` is what `to_json` writes, with finite intervals."""
+        try:
+            if data["schema"] != 1:
+                raise DataError(f"ranges of schema {data['schema']!r} cannot be read, expected 1; calibrate again")
+            tensors = {name: _interval(name, pair) for name, pair in data["tensors"].items()}
+            texts = (str(data["observer"]), str(data["model"]), str(data["data"]))
+            return cls(tensors, *texts, int(data["count"]), bool(data["unsigned"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(
+                f"not a ranges file: {error!r}; expected the JSON that 'pydeploy calibrate' writes"
+            ) from None
+
+    def save(self, path: Path) -> None:
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: Path) -> Ranges:
+        return cls.from_json(read_json(path))
+
+
+def _interval(name: str, pair: Any) -> Range:
+    lo, hi = (float(value) for value in pair)
+    if not (math.isfinite(lo) and math.isfinite(hi) and lo <= hi):
+        raise DataError(
+            f"the range of tensor '{name}' is ({lo}, {hi}); expected finite numbers, ascending; calibrate again"
+        )
+    return lo, hi

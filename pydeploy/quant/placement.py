@@ -1,0 +1,299 @@
+"""Where a model is quantised: which layers, which tensors, and which tensors share one scale, per runtime.
+
+Runtimes find int8 layers by patterns of Q/DQ pairs and run what does not match in float, silently. `STYLES` holds what
+each one matches, found by reading the graphs that they execute:
+
+* `onnxruntime` runs ``DQ → Conv → Relu → Q`` as one integer node; a convolution without a Q behind it runs in float,
+  and so does one whose activation is not removed by the clipping of Q (uint8 with zero point 0 removes Relu, int8 with
+  zero point 0 does not). So: uint8, a pair after every fused activation, on both inputs and the output of Add, Mul and
+  pooling; int32 biases; spatial means as GlobalAveragePool, which has an integer kernel where ReduceMean has none.
+* `openvino` needs only the inputs of weighted layers: a layer's output is requantised where the next one reads it, and
+  the additions stay fused in their convolutions. Pairs on outputs as well cost 5 to 10 % of ResNet-20's time.
+* `tensorrt` takes int8 with zero point 0 only, float biases, float weights behind Q and DQ, pairs on the inputs of
+  weighted layers and on the skip input of a residual addition; the other input belongs to the convolution that the
+  addition is fused into (TensorRT developer guide, "Q/DQ placement recommendations").
+
+Common to all: no pair between a layer and its fused activation; one scale per tensor, however many layers read it; what
+only moves or selects values (MaxPool, Reshape, ...) has the scale of its input.
+
+On x86 without VNNI or AMX, ONNX Runtime and OpenVINO add products of uint8 and int8 in saturating int16: accuracy can
+suffer there. Accuracy is measured on the built engine, so this shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from pydeploy.errors import ConfigError, nearest
+
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_MOVES_VALUES = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Slice",
+                           "Split", "DepthToSpace", "SpaceToDepth"})  # fmt: skip
+_ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Sigmoid", "HardSigmoid", "HardSwish", "Gelu",
+                          "Tanh"})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """What one runtime turns into integer layers."""
+
+    scheme: Literal["symmetric", "asymmetric"]
+    """Activations: int8 with zero point 0, or uint8 with any zero point."""
+    placement: Literal["inputs", "outputs-too"]
+    """Whether a layer's output needs a pair for the layer to be an integer one."""
+    weights: Literal["float", "int8"]
+    """What is stored: a float32 initialiser behind Q and DQ, or an int8 initialiser behind DQ."""
+    bias: Literal["float", "int32"]
+    weighted: frozenset[str]
+    """Layers with weights that have an integer form."""
+    fused: frozenset[str]
+    """Activations that become part of the layer before them."""
+    kernels: frozenset[str] = frozenset()
+    """Layers without weights that have an integer form; used with 'outputs-too'."""
+    skip_inputs: bool = False
+    """Whether the skip input of a residual addition gets a pair although no weighted layer reads it."""
+    moved_inputs: bool = False
+    """Whether pooling, reshaping and Concat before a pair get it on their inputs as well, to run on integers."""
+    shared_concat: bool = True
+    """Whether all inputs of Concat get one scale."""
+    min_channels: int = 1
+    """Layers with fewer channels than this on both sides stay in float."""
+
+
+STYLES: Mapping[str, Style] = {
+    "onnxruntime": Style(
+        scheme="asymmetric",
+        placement="outputs-too",
+        weights="int8",
+        bias="int32",
+        weighted=frozenset({"Conv", "Gemm", "MatMul"}),
+        fused=frozenset({"Relu", "Clip"}),
+        kernels=frozenset({"Add", "Mul", "Concat", "GlobalAveragePool", "AveragePool", "Sigmoid", "LeakyRelu"}),
+        # A shared scale would give a ReLU beside a signed tensor a zero point above 0: its convolution would be float.
+        shared_concat=False,
+    ),
+    "openvino": Style(
+        scheme="asymmetric",
+        placement="inputs",
+        weights="int8",
+        bias="float",
+        weighted=WEIGHTED,
+        fused=_ACTIVATIONS,
+        moved_inputs=True,
+    ),
+    "tensorrt": Style(
+        scheme="symmetric",
+        placement="inputs",
+        weights="float",
+        bias="float",
+        weighted=WEIGHTED,
+        fused=_ACTIVATIONS,
+        skip_inputs=True,
+        min_channels=16,
+    ),
+}
+
+
+def style_named(name: str) -> Style:
+    """The entry of `STYLES`; raises `ConfigError` for an unknown name."""
+    if name not in STYLES:
+        raise ConfigError(f"unknown quantisation style '{name}'{nearest(name, STYLES)}")
+    return STYLES[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What `plan` decided for one model."""
+
+    nodes: tuple[gs.Node, ...]
+    """Weighted layers to quantise, in graph order."""
+    skipped: Mapping[str, str]
+    """Weighted layers that stay in float, with the reason."""
+    sources: Mapping[str, tuple[str, ...]]
+    """Tensors that get a Q/DQ pair, in graph order, each with the tensors whose ranges its range is the union of."""
+
+
+def label(node: gs.Node) -> str:
+    """A node's name, or its first output's where it has none."""
+    return str(node.name or node.outputs[0].name)
+
+
+def plan(graph: gs.Graph, style: Style, *, exclude: Sequence[str] = (), min_channels: int | None = None) -> Placement:
+    """Decide what is quantised; `graph` is not changed and its nodes must be in execution order.
+
+    Raises `ConfigError` when `exclude` names a layer that the model lacks.
+    """
+    _check_excluded(graph, exclude)
+    least = style.min_channels if min_channels is None else min_channels
+    ends = frozenset(tensor.name for tensor in graph.outputs)
+    nodes, skipped = [], {}
+    for node in graph.nodes:
+        if node.op in WEIGHTED:
+            reason = "excluded by name" if label(node) in exclude else _obstacle(node, style, least, ends)
+            if reason:
+                skipped[label(node)] = reason
+            else:
+                nodes.append(node)
+    carried = {node.inputs[0].name for node in nodes}
+    if style.placement == "outputs-too":
+        _carry_outputs(graph, style, {id(node) for node in nodes}, exclude, ends, carried)
+    else:
+        if style.skip_inputs:
+            carried |= _skip_inputs(graph, {id(node) for node in nodes})
+        if style.moved_inputs:
+            _carry_moved(graph, style, carried)
+    sources = _sources(graph, style)
+    order = [tensor.name for tensor in graph.inputs] + [t.name for node in graph.nodes for t in node.outputs]
+    return Placement(tuple(nodes), skipped, {name: sources[name] for name in order if name in carried})
+
+
+def _check_excluded(graph: gs.Graph, exclude: Iterable[str]) -> None:
+    known = {label(node) for node in graph.nodes}
+    for name in exclude:
+        if name not in known:
+            layers = {label(node) for node in graph.nodes if node.op in WEIGHTED}
+            raise ConfigError(f"cannot exclude '{name}': the model has no such layer{nearest(name, layers)}")
+
+
+def _obstacle(node: gs.Node, style: Style, min_channels: int, ends: frozenset[str]) -> str:
+    """Why this weighted layer cannot be an integer layer; '' where it can."""
+    weight = node.inputs[1]
+    if node.op not in style.weighted:
+        return f"the runtime has no integer {node.op}"
+    if isinstance(node.inputs[0], gs.Constant) or not isinstance(weight, gs.Constant):
+        return "its weight is computed, not stored" if not isinstance(weight, gs.Constant) else "its input is constant"
+    if weight.dtype != np.float32:
+        return f"its weight is {np.dtype(weight.dtype).name}, expected float32"
+    if node.op == "MatMul" and len(weight.shape) != 2:
+        return f"its weight has {len(weight.shape)} dimensions, expected 2"
+    plain = {"alpha": 1.0, "beta": 1.0, "transA": 0}
+    if node.op == "Gemm" and any(node.attrs.get(key, usual) != usual for key, usual in plain.items()):
+        return "it scales or transposes its input"
+    if max(channels(node)) < min_channels:
+        return (
+            f"{channels(node)[0]} input and {channels(node)[1]} output channels, fewer than min_channels={min_channels}"
+        )
+    if style.placement == "outputs-too" and node.op == "Conv" and _end(node, style, ends).name in ends:
+        return "its output is an output of the model and must stay float"
+    return ""
+
+
+def channel_axis(node: gs.Node) -> int:
+    """The axis of a weight that runs over output channels."""
+    if node.op == "Gemm":
+        return 0 if node.attrs.get("transB", 0) else 1
+    return 0 if node.op == "Conv" else 1
+
+
+def channels(node: gs.Node) -> tuple[int, int]:
+    """Input and output channels of a weighted layer; both are the whole layer's, not one group's."""
+    shape, axis, groups = node.inputs[1].shape, channel_axis(node), node.attrs.get("group", 1)
+    cin, cout = shape[1 - axis], shape[axis]
+    return (cin * groups, cout) if node.op == "Conv" else (cin, cout * groups)
+
+
+def _end(node: gs.Node, style: Style, ends: frozenset[str]) -> gs.Tensor:
+    """The tensor behind the activations that are fused into `node`."""
+    tensor = node.outputs[0]
+    while tensor.name not in ends and len(tensor.outputs) == 1 and _fuses(tensor.outputs[0], style):
+        tensor = tensor.outputs[0].outputs[0]
+    return tensor
+
+
+def _fuses(node: gs.Node, style: Style) -> bool:
+    if node.op == "Clip" and style.placement == "outputs-too":
+        # The grid of Q replaces the clipping only where it starts at the same value, which zero alone guarantees.
+        low = node.inputs[1] if len(node.inputs) > 1 else None
+        return "Clip" in style.fused and isinstance(low, gs.Constant) and float(np.min(low.values)) == 0.0
+    return node.op in style.fused
+
+
+def _moves(node: gs.Node) -> bool:
+    return node.op in _MOVES_VALUES or (node.op == "Resize" and node.attrs.get("mode", "nearest") == "nearest")
+
+
+def _carry_outputs(
+    graph: gs.Graph, style: Style, chosen: set[int], exclude: Sequence[str], ends: frozenset[str], carried: set[str]
+) -> None:
+    """Add to `carried` what the integer layers write, and what integer kernels between them read and write."""
+    for node in graph.nodes:
+        if id(node) in chosen:
+            # Gemm and MatMul have integer kernels with float output: their result is rounded only where it is read so.
+            if node.op == "Conv":
+                carried.add(_end(node, style, ends).name)
+        elif node.op in style.kernels and label(node) not in exclude:
+            inputs = [tensor.name for tensor in node.inputs]
+            end = _end(node, style, ends).name
+            if carried.isdisjoint(inputs) or end in ends or any(isinstance(t, gs.Constant) for t in node.inputs):
+                continue
+            carried.update(inputs)
+            carried.add(end)
+        elif _moves(node) and node.inputs[0].name in carried:
+            carried.update(tensor.name for tensor in node.outputs if tensor.name not in ends)
+
+
+def _carry_moved(graph: gs.Graph, style: Style, carried: set[str]) -> None:
+    """Where a tensor in `carried` was only moved or joined from others, add those: pooling then runs on integers."""
+    for node in reversed(graph.nodes):
+        if carried.isdisjoint(tensor.name for tensor in node.outputs):
+            continue
+        if _moves(node):
+            carried.add(node.inputs[0].name)
+        elif _joins(node, style):
+            carried.update(tensor.name for tensor in node.inputs)
+
+
+def _joins(node: gs.Node, style: Style) -> bool:
+    return node.op == "Concat" and style.shared_concat and not any(isinstance(t, gs.Constant) for t in node.inputs)
+
+
+def _skip_inputs(graph: gs.Graph, chosen: set[int]) -> set[str]:
+    """The inputs of residual additions that are not the output of the convolution the addition is fused into.
+
+    Where both come from convolutions, the addition belongs to the one at the end of the longer path.
+    """
+    depth: dict[str, int] = {}
+    found = set()
+    for node in graph.nodes:
+        depths = [depth.get(tensor.name, 0) for tensor in node.inputs]
+        for tensor in node.outputs:
+            depth[tensor.name] = max(depths, default=0) + (id(node) in chosen)
+        if node.op == "Add" and len(node.inputs) == 2:
+            mains = [i for i, t in enumerate(node.inputs)
+                     if len(t.inputs) == 1 and id(t.inputs[0]) in chosen and len(t.outputs) == 1]  # fmt: skip
+            if mains:
+                main = max(mains, key=lambda i: (depths[i], -i))
+                skip = node.inputs[1 - main]
+                if not isinstance(skip, gs.Constant):
+                    found.add(skip.name)
+    return found
+
+
+def _sources(graph: gs.Graph, style: Style) -> dict[str, tuple[str, ...]]:
+    """For each tensor, the tensors from which its values were moved or joined, directly or not (itself if none)."""
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while (above := parent.setdefault(name, name)) != name:
+            parent[name] = parent[above]
+            name = above
+        return name
+
+    derived: set[str] = set()
+    for node in graph.nodes:
+        joined = _joins(node, style)
+        if joined or _moves(node):
+            derived.update(tensor.name for tensor in node.outputs)
+            for tensor in [*(node.inputs if joined else node.inputs[:1]), *node.outputs]:
+                parent[root(tensor.name)] = root(node.outputs[0].name)
+    names = [t.name for t in graph.inputs] + [t.name for node in graph.nodes for t in node.outputs]
+    members: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        if name not in derived:
+            members.setdefault(root(name), []).append(name)
+    return {name: tuple(members.get(root(name), (name,))) for name in names}

@@ -1,0 +1,278 @@
+"""Q/DQ models: an ONNX file whose int8 layers are written down as QuantizeLinear/DequantizeLinear pairs.
+
+Rules (where the pairs go is `pydeploy.quant.placement`, per runtime):
+
+* Weights: per output channel, symmetric int8 in -127..127, scale ``max|w| / 127``. A channel of zeros gets a finite,
+  non-zero scale.
+* Activations: per tensor. Symmetric: int8, zero point 0, scale ``max(|lo|, |hi|) / 127``. Asymmetric: uint8, the
+  interval widened to hold zero, scale ``(hi - lo) / 255``, so zero is exact in both.
+* Biases: float, or int32 with the scale ``input scale * weight scale`` that the integer sum has anyway; a weight scale
+  is raised where the bias would not fit into 30 bits, which leaves room for the sum.
+* No batch normalisation may follow a convolution: it is folded before the weights' scales are chosen.
+* Node and tensor names stay; only spatial means become GlobalAveragePool (the node keeps its name).
+
+Sources: Jacob et al., arXiv 1712.05877; Wu et al., arXiv 2004.09602; Krishnamoorthi, arXiv 1806.08342.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it ships no types
+from numpy.typing import NDArray
+
+from pydeploy.errors import DataError, Mismatch
+from pydeploy.files import replacing, sha256
+from pydeploy.quant.observe import Range, Ranges
+from pydeploy.quant.placement import WEIGHTED, Placement, Style, channel_axis, label, plan, style_named
+
+MIN_OPSET = 13
+"""The first opset with scales per channel."""
+_SMALLEST_SCALE = 1e-30
+_BIAS_LIMIT = 2.0**30
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeReport:
+    """What `quantize` did."""
+
+    style: str
+    quantized: tuple[str, ...]
+    """Layers with weights that became int8, in graph order."""
+    skipped: dict[str, str]
+    """Layers with weights that stay in float, each with the reason."""
+    tensors: tuple[str, ...]
+    """Activations that carry a Q/DQ pair."""
+
+
+def quantize(
+    onnx_path: Path,
+    ranges: Ranges,
+    out: Path,
+    *,
+    style: str = "onnxruntime",
+    exclude: Sequence[str] = (),
+    min_channels: int | None = None,
+) -> QuantizeReport:
+    """Write the int8 form of a float model to `out` and say which layers are int8.
+
+    `exclude` names layers that keep float weights; where such a layer shares its input with an int8 layer, it reads
+    the rounded values. `min_channels` overrides the style's. The same input gives the same bytes.
+    Raises `DataError` for a model that cannot be quantised, `Mismatch` where `ranges` are another model's,
+    `ConfigError` for an unknown style or layer name.
+    """
+    onnx_path, rules = Path(onnx_path), style_named(style)
+    model = read_float_model(onnx_path)
+    if ranges.model != sha256(onnx_path):
+        raise Mismatch(f"the ranges were calibrated on another file than {onnx_path}; calibrate this model")
+    graph = prepare(model)
+    placement = plan(graph, rules, exclude=exclude, min_channels=min_channels)
+    _insert(_Editor(graph), placement, rules, ranges)
+    _save(graph, model, Path(out))
+    names = tuple(label(node) for node in placement.nodes)
+    return QuantizeReport(style, names, dict(placement.skipped), tuple(placement.sources))
+
+
+def read_float_model(path: Path) -> onnx.ModelProto:
+    """The ONNX model in `path`; raises `DataError` unless it is valid, unquantised and of opset 13 or later."""
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except (OSError, DecodeError, onnx.checker.ValidationError) as error:
+        fact = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path} is not a valid ONNX file ({fact}); export the model again") from None
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    if opset < MIN_OPSET:
+        raise DataError(
+            f"{path} has opset {opset}; int8 needs {MIN_OPSET} or later, export the model with a newer opset"
+        )
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger"):
+            raise DataError(f"{path} is already quantised ({node.op_type} '{node.name}'); start from the float model")
+    return model
+
+
+def prepare(model: onnx.ModelProto) -> gs.Graph:
+    """An editable copy of `model`, with spatial means as GlobalAveragePool (same values up to summation order)."""
+    # Exporting a graph writes into the tensors that it was imported from, hence the copy.
+    inferred = onnx.shape_inference.infer_shapes(copy.deepcopy(model))
+    graph = gs.import_onnx(inferred)
+    nodes: list[gs.Node] = []
+    for node in graph.nodes:
+        nodes.append(node)
+        if _is_spatial_mean(node):
+            nodes.extend(_as_pooling(node))
+        if node.op == "BatchNormalization" and any(before.op in WEIGHTED for before in node.inputs[0].inputs):
+            raise DataError(f"batch normalisation '{label(node)}' follows a layer with weights; fold it first")
+    graph.nodes = nodes
+    return graph
+
+
+def _is_spatial_mean(node: gs.Node) -> bool:
+    shape = node.inputs[0].shape if node.inputs else None
+    if node.op != "ReduceMean" or shape is None or len(shape) != 4:
+        return False
+    axes = node.attrs.get("axes")
+    if axes is None and len(node.inputs) > 1 and isinstance(node.inputs[1], gs.Constant):
+        axes = node.inputs[1].values.ravel().tolist()
+    return axes is not None and sorted(axis % 4 for axis in axes) == [2, 3]
+
+
+def _as_pooling(node: gs.Node) -> list[gs.Node]:
+    """Turn a mean over height and width into GlobalAveragePool; returns the Flatten that has to follow, if any."""
+    keep = node.attrs.get("keepdims", 1)
+    node.op, node.attrs, node.inputs = "GlobalAveragePool", {}, node.inputs[:1]
+    if keep:
+        return []
+    result = node.outputs[0]
+    pooled = gs.Variable(f"{result.name}_pooled", dtype=result.dtype)
+    node.outputs = [pooled]
+    return [gs.Node("Flatten", f"{label(node)}_flatten", {"axis": 1}, [pooled], [result])]
+
+
+@dataclass
+class _Editor:
+    """A graph being edited: new nodes are placed before or behind existing ones, names stay unique."""
+
+    graph: gs.Graph
+    before: dict[int, list[gs.Node]] = field(default_factory=dict)
+    behind: dict[str, list[gs.Node]] = field(default_factory=dict)
+    scales: dict[str, np.float32] = field(default_factory=dict)
+    names: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.names.update(self.graph.tensors())
+        self.names.update(node.name for node in self.graph.nodes)
+
+    def unique(self, name: str) -> str:
+        """`name`, with a number behind it where it is taken."""
+        found, count = name, 1
+        while found in self.names:
+            found, count = f"{name}_{count}", count + 1
+        self.names.add(found)
+        return found
+
+    def constant(self, name: str, values: NDArray[np.generic]) -> gs.Constant:
+        return gs.Constant(self.unique(name), values)
+
+    def node(self, op: str, base: str, inputs: list[gs.Tensor], axis: int | None, dtype: type[np.generic]) -> gs.Node:
+        """A Q or DQ node behind `base`, with a new output tensor."""
+        output = gs.Variable(self.unique(f"{base}_{'q' if op == 'QuantizeLinear' else 'dq'}"), dtype=dtype)
+        attributes = {} if axis is None else {"axis": axis}
+        return gs.Node(op, self.unique(f"{base}_{op}"), attributes, inputs, [output])
+
+    def finish(self) -> None:
+        """Put the new nodes into the graph's list, which stays in execution order."""
+        nodes = [new for tensor in self.graph.inputs for new in self.behind.get(tensor.name, [])]
+        for node in self.graph.nodes:
+            nodes += [*self.before.get(id(node), []), node]
+            nodes += [new for tensor in node.outputs for new in self.behind.get(tensor.name, [])]
+        self.graph.nodes = nodes
+
+
+def _insert(editor: _Editor, placement: Placement, style: Style, ranges: Ranges) -> None:
+    tensors = editor.graph.tensors()
+    read = {id(node): node.inputs[0].name for node in placement.nodes}
+    for name, sources in placement.sources.items():
+        known = [ranges[source] for source in sources]
+        interval = (min(lo for lo, _ in known), max(hi for _, hi in known))
+        _quantize_tensor(editor, tensors[name], interval, style)
+    for node in placement.nodes:
+        _quantize_weights(editor, node, style, editor.scales[read[id(node)]])
+    editor.finish()
+
+
+def activation_grid(interval: Range, *, symmetric: bool) -> tuple[np.float32, np.generic]:
+    """Scale and zero point (int8 or uint8) of the grid that covers `interval` and zero."""
+    lo, hi = min(interval[0], 0.0), max(interval[1], 0.0)
+    scale = np.float32(max(-lo, hi) / 127 if symmetric else (hi - lo) / 255)
+    if scale < _SMALLEST_SCALE:  # the tensor is zero for all that float32 arithmetic can tell
+        scale = np.float32(1.0)
+    return scale, np.int8(0) if symmetric else np.uint8(np.clip(np.rint(-lo / float(scale)), 0, 255))
+
+
+def weight_scales(
+    weight: NDArray[np.float32], axis: int, least: NDArray[np.float64] | None = None
+) -> NDArray[np.float32]:
+    """Scale of each output channel, shape ``(channels,)``: ``max|w| / 127``, at least `least`, never zero."""
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    scales = np.max(np.abs(weight), axis=others).astype(np.float64) / 127
+    if least is not None:
+        scales = np.maximum(scales, least)
+    return np.where(scales < _SMALLEST_SCALE, 1.0, scales).astype(np.float32)
+
+
+def _quantize_tensor(editor: _Editor, tensor: gs.Tensor, interval: Range, style: Style) -> None:
+    """Put a pair behind `tensor` and let every reader read it; a model output keeps the float tensor."""
+    scale, zero = activation_grid(interval, symmetric=style.scheme == "symmetric")
+    readers = list(dict.fromkeys(map(id, tensor.outputs)))
+    by_id = {id(node): node for node in tensor.outputs}
+    grid = [editor.constant(f"{tensor.name}_scale", np.array(scale)),
+            editor.constant(f"{tensor.name}_zero_point", np.array(zero))]  # fmt: skip
+    quantizer = editor.node("QuantizeLinear", tensor.name, [tensor, *grid], None, type(zero))
+    restorer = editor.node("DequantizeLinear", tensor.name, [*quantizer.outputs, *grid], None, np.float32)
+    for reader in (by_id[key] for key in readers):
+        reader.inputs = [restorer.outputs[0] if given is tensor else given for given in reader.inputs]
+    editor.behind[tensor.name] = [quantizer, restorer]
+    editor.scales[tensor.name] = scale
+
+
+def _quantize_weights(editor: _Editor, node: gs.Node, style: Style, input_scale: np.float32) -> None:
+    weight, axis = node.inputs[1], channel_axis(node)
+    values = weight.values
+    if not np.isfinite(values).all():
+        raise DataError(f"the weight '{weight.name}' of '{label(node)}' holds NaN or infinity; train the model again")
+    bias = _integer_bias(node, style, values.shape[axis])
+    least = None if bias is None else np.abs(bias.values.astype(np.float64)) / (float(input_scale) * _BIAS_LIMIT)
+    scales = weight_scales(values, axis, least)
+    grid = [editor.constant(f"{weight.name}_scale", scales),
+            editor.constant(f"{weight.name}_zero_point", np.zeros(scales.shape, np.int8))]  # fmt: skip
+    steps = []
+    if style.weights == "float":
+        steps.append(editor.node("QuantizeLinear", weight.name, [weight, *grid], axis, np.int8))
+        stored = steps[0].outputs[0]
+    else:
+        along = scales.reshape([-1 if i == axis else 1 for i in range(values.ndim)])
+        stored = editor.constant(f"{weight.name}_int8", np.clip(np.rint(values / along), -127, 127).astype(np.int8))
+    steps.append(editor.node("DequantizeLinear", weight.name, [stored, *grid], axis, np.float32))
+    node.inputs[1] = steps[-1].outputs[0]
+    if bias is not None:
+        node.inputs[2], restorer = _quantize_bias(editor, bias, (input_scale * scales).astype(np.float32))
+        steps.append(restorer)
+    editor.before[id(node)] = steps
+
+
+def _integer_bias(node: gs.Node, style: Style, width: int) -> gs.Constant | None:
+    """The bias that has to become int32: stored, one number per output channel."""
+    bias = node.inputs[2] if style.bias == "int32" and len(node.inputs) > 2 else None
+    return bias if isinstance(bias, gs.Constant) and tuple(bias.shape) == (width,) else None
+
+
+def _quantize_bias(editor: _Editor, bias: gs.Constant, scales: NDArray[np.float32]) -> tuple[gs.Tensor, gs.Node]:
+    steps = np.rint(bias.values.astype(np.float64) / scales.astype(np.float64))
+    inputs = [
+        editor.constant(f"{bias.name}_int32", np.clip(steps, -_BIAS_LIMIT, _BIAS_LIMIT).astype(np.int32)),
+        editor.constant(f"{bias.name}_scale", scales),
+        editor.constant(f"{bias.name}_zero_point", np.zeros(scales.shape, np.int32)),
+    ]
+    restorer = editor.node("DequantizeLinear", bias.name, inputs, 0, np.float32)
+    return restorer.outputs[0], restorer
+
+
+def _save(graph: gs.Graph, source: onnx.ModelProto, out: Path) -> None:
+    graph.cleanup(remove_unused_graph_inputs=False)
+    model = gs.export_onnx(graph)
+    # graphsurgeon drops the metadata and, left alone, writes the newest IR version, which older runtimes refuse.
+    model.ir_version = source.ir_version
+    model.metadata_props.extend(source.metadata_props)
+    onnx.checker.check_model(model)
+    with replacing(out) as partial:
+        partial.write_bytes(model.SerializeToString(deterministic=True))
