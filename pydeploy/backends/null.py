@@ -113,12 +113,12 @@ class NullSession:
     """A loaded analytic engine; see `pydeploy.backends.base.Session`. Outputs are zeros."""
 
     def __init__(self, path: Path) -> None:
-        facts = read_json(path)
         try:
+            facts = read_json(path)
             self._layers = [(str(name), float(time_us)) for name, time_us in facts["layers"]]
             self.inputs: Sequence[TensorSpec] = [_spec(row) for row in facts["inputs"]]
             self.outputs: Sequence[TensorSpec] = [_spec(row) for row in facts["outputs"]]
-        except (KeyError, TypeError, ValueError) as error:
+        except (DataError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path} is not an engine of backend 'null' ({error!r}); build the engine again") from None
 
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:

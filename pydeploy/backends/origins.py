@@ -6,7 +6,7 @@ source graph alone, in this order:
 * a node of the engine that keeps a source node's name, first bare, then with a decoration, is that node;
 * one named after a tensor (ONNX Runtime calls its blocked-layout nodes ``<output tensor>_nchwc``) is the node that
   computes the tensor, or the nearest node before it that does the same operation and is not yet taken;
-* a source node that is still unclaimed was fused into the engine node that its last computed input ended up in.
+* a source node that is still unclaimed was fused into the engine node that computes the last of its inputs.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def trace_origins(source: onnx.GraphProto, engine: Sequence[tuple[str, str]]) ->
     owner = _claim_by_name([name for name, _ in engine], nodes)
     taken = set(owner.values())
     _claim_by_tensor([pair for pair in engine if pair[0] not in taken], nodes, producer, owner)
-    _claim_fused(source, producer, owner)
+    _claim_fused(source, producer, owner, {name: index for index, (name, _) in enumerate(engine)})
     order = {name: index for index, name in enumerate(nodes)}
     found: dict[str, list[str]] = {name: [] for name, _ in engine}
     for origin in sorted(owner, key=order.__getitem__):
@@ -95,9 +95,9 @@ def _same(source: str, engine: str) -> bool:
     return engine.removeprefix("Fused") == source or (source, engine) == ("BatchNormalization", "Conv")
 
 
-def _claim_fused(source: onnx.GraphProto, producer: Mapping[str, str], owner: Owner) -> None:
-    order = {node_name(node): index for index, node in enumerate(source.node)}
+def _claim_fused(source: onnx.GraphProto, producer: Mapping[str, str], owner: Owner, place: Mapping[str, int]) -> None:
+    """Count vanished source nodes to the engine node that computes the last of their inputs; `place` orders those."""
     for node in source.node:
-        before = [producer[value] for value in node.input if value in producer and producer[value] in owner]
+        before = [owner[producer[value]] for value in node.input if producer.get(value) in owner]
         if node_name(node) not in owner and before:
-            owner[node_name(node)] = owner[max(before, key=order.__getitem__)]
+            owner[node_name(node)] = max(before, key=place.__getitem__)

@@ -23,13 +23,12 @@ def read_source(path: Path, *, precision: str, batch: int) -> onnx.ModelProto:
     """The model in `path`; raises `DataError` unless it can be built at `precision` and `batch`."""
     try:
         model = onnx.load(path, load_external_data=False)
+        _refuse_external(model, path)
         onnx.checker.check_model(model)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
     except (OSError, DecodeError, onnx.checker.ValidationError) as error:
         raise DataError(f"{path} is not a valid ONNX file ({_first_line(error)}); export the model again") from None
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
-        raise DataError(f"{path} keeps its weights in a second file; export it with the weights inside")
     for spec in input_specs(model, path):
         if not spec.shape or spec.shape[0] != batch:
             raise DataError(
@@ -38,6 +37,11 @@ def read_source(path: Path, *, precision: str, batch: int) -> onnx.ModelProto:
             )
     _check_precision(model, path, precision)
     return model
+
+
+def _refuse_external(model: onnx.ModelProto, path: Path) -> None:
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        raise DataError(f"{path} keeps its weights in a second file; export it with the weights inside")
 
 
 def _check_precision(model: onnx.ModelProto, path: Path, precision: str) -> None:
