@@ -64,13 +64,14 @@ def place(points: Sequence[tuple[float, float, str]], obstacles: Sequence[Box], 
     for x, y, words in points:
         taken = [*marks, *obstacles, *(label.box for label in placed)]
         options = [_at(x, y, words, dx, dy, gap) for gap in _GAPS for dx, dy in _AROUND]
-        costs = [_cost(label.box, taken, frame) + rank for rank, label in enumerate(options)]
+        costs = [_cost(label.box, rank, taken, frame) for rank, label in enumerate(options)]
         placed.append(options[costs.index(min(costs))])
     return placed
 
 
-def _cost(box: Box, taken: Sequence[Box], frame: Box) -> float:
-    return 10 * sum(box.overlap(other) for other in taken) + 1000 * box.outside(frame)
+def _cost(box: Box, rank: int, taken: Sequence[Box], frame: Box) -> tuple[float, float]:
+    """What to minimise: first how far the text is cut off, then what it covers and how far off (`rank`) it is."""
+    return round(box.outside(frame), 6), 10 * sum(box.overlap(other) for other in taken) + rank
 
 
 def _at(x: float, y: float, words: str, dx: int, dy: int, gap: float) -> Label:
