@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -30,7 +31,8 @@ FOREIGN_LIMIT = 0.10
 """Share of the usable cores' time spent by others above which a round counts as disturbed."""
 DRIFT_LIMIT = 0.15
 """Slowdown of the reference kernel against its best above which a round counts as disturbed."""
-KERNEL_REPEATS = 5
+KERNEL_REPEATS = 20  # about a tenth of a millisecond: long against a clock's step, short against a round
+KERNEL_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +62,10 @@ class Load:
 
 
 def reference_kernel_us() -> float:
-    """Time of the compiled reference kernel, in microseconds, the best of a few repeats."""
+    """Time of the compiled reference kernel in microseconds; the median of a few tries, so one interrupt is no sign."""
     from pydeploy import _core
 
-    return float(_core.reference_kernel_us(KERNEL_REPEATS))
+    return median(_core.reference_kernel_us(KERNEL_REPEATS) for _ in range(KERNEL_TRIES))
 
 
 class Watch:

@@ -1,0 +1,113 @@
+"""Attribution of layers to operators, and profiles of real engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnx_nets import RESIDUAL_OPS, residual
+from pydeploy.backends.base import Backend, Engine, LayerTime, TensorSpec, open_backend
+from pydeploy.profile import attribute, profile, random_feeds, time_engines
+from pydeploy.timing import Profile
+
+
+def layer(name: str, *origins: str, samples: tuple[float, ...] = (1.0, 2.0)) -> LayerTime:
+    return LayerTime(name, origins, np.array(samples))
+
+
+def test_layers_count_to_the_operator_before_them() -> None:
+    layers = [
+        layer("reorder"), layer("conv_a", "a", "a.relu"), layer("pool", "pool"), layer("conv_b", "b.pre", "b"),
+        layer("relu", "b.relu", samples=(10.0, 20.0)),
+    ]  # fmt: skip
+    times = attribute(layers, ["a", "b"])
+    assert {name: samples.tolist() for name, samples in times.items()} == {
+        "": [1.0, 2.0], "a": [2.0, 4.0], "b": [11.0, 22.0]
+    }  # fmt: skip
+    assert list(times) == ["", "a", "b"]
+
+
+def test_merged_operators_count_to_the_first_and_split_ones_add_up() -> None:
+    times = attribute(
+        [layer("ab", "a", "b"), layer("c1", "c"), layer("a again", "a"), layer("c2", "c")], ["c", "b", "a"]
+    )
+    assert {name: samples[0] for name, samples in times.items()} == {"a": 2.0, "c": 2.0}
+
+
+@given(st.lists(st.tuples(st.sampled_from(["", "a", "b", "other"]), st.integers(0, 9)), max_size=9))
+def test_attribution_loses_no_time(rows: list[tuple[str, int]]) -> None:
+    layers = [LayerTime(str(index), (origin,) if origin else (), np.full(3, float(us))) for index, (origin, us) in
+              enumerate(rows)]  # fmt: skip
+    kept = [entry.samples_us.copy() for entry in layers]
+    times = attribute(layers, ["a", "b"])
+    assert sum(samples.sum() for samples in times.values()) == 3 * sum(us for _, us in rows)
+    assert all((entry.samples_us == before).all() for entry, before in zip(layers, kept, strict=True))
+
+
+def test_random_feeds_fit_and_repeat() -> None:
+    specs = [TensorSpec("x", "float32", (2, 3)), TensorSpec("ids", "int64", (4,)), TensorSpec("m", "bool", (5,))]
+    feeds, again = random_feeds(specs), random_feeds(specs)
+    for spec in specs:
+        assert (feeds[spec.name].dtype.name, feeds[spec.name].shape) == (spec.dtype, spec.shape)
+        np.testing.assert_array_equal(feeds[spec.name], again[spec.name])
+    assert (random_feeds(specs, seed=1)["x"] != feeds["x"]).any()
+
+
+BACKENDS = ["onnxruntime", pytest.param("openvino", marks=pytest.mark.openvino), "null"]
+
+
+def built(name: str, folder: Path, width: int = 16) -> tuple[Backend, Engine]:
+    if name == "openvino":
+        pytest.importorskip("openvino", reason="needs the package openvino: pip install 'pydeploy[openvino]'")
+    backend = open_backend(name, threads=1)
+    return backend, backend.build(residual(folder / "net.onnx", width=width), folder / f"{name}{width}.engine")
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_profile_has_whole_and_layers(name: str, tmp_path: Path) -> None:
+    backend, engine = built(name, tmp_path)
+    told: list[int] = []
+    found = profile(
+        backend, engine, RESIDUAL_OPS, rounds=2, runs=5, on_round=lambda done, _all, _load: told.append(done)
+    )
+    assert found.target == backend.target()
+    assert found.whole.n == 10
+    assert found.whole.median_us > 0
+    assert set(found.layers) - {""} == set(RESIDUAL_OPS)
+    assert {timing.n for timing in found.layers.values()} <= {2, 10}  # OpenVINO: one mean per round
+    assert set(found.condition) == {"foreign_share", "kernel_drift", "repeated"}
+    assert told[-1] == 2
+    assert Profile.from_json(found.to_json()) == found
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_profile_without_operators_uses_the_runtimes_names(name: str, tmp_path: Path) -> None:
+    backend, engine = built(name, tmp_path)
+    with backend.open(engine) as session:
+        names = [one.name for one in session.layers(random_feeds(session.inputs), 1)]
+    assert list(profile(backend, engine, rounds=1, runs=2).layers) == names
+
+
+def test_null_profile_is_exact_and_never_disturbed(tmp_path: Path) -> None:
+    backend, engine = built("null", tmp_path)
+    found = profile(backend, engine, RESIDUAL_OPS, rounds=2, runs=3)
+    assert found.whole.median_us == pytest.approx(sum(t.median_us for t in found.layers.values()) + 10)
+    assert not found.whole.disturbed
+    assert found.whole.spread == 0.0
+
+
+def test_larger_network_is_slower_when_timed_in_turns(tmp_path: Path) -> None:
+    """The wide one has 36 times the arithmetic, far beyond what other load could turn around."""
+    feeds = {
+        "wide": {"image": np.zeros((1, 3, 12, 12), np.float32)},
+        "narrow": {"image": np.ones((1, 3, 12, 12), np.float32)},
+    }
+    pairs = {"wide": built("onnxruntime", tmp_path, 192), "narrow": built("onnxruntime", tmp_path, 32)}
+    found = time_engines(pairs, feeds=feeds, rounds=3, runs=5)
+    assert list(found) == ["wide", "narrow"]
+    assert found["wide"].timing.median_us > 2 * found["narrow"].timing.median_us
+    assert len(found["wide"].rounds_us) == 3
