@@ -15,13 +15,17 @@ DEPTHWISE_OPS = ("stem", "features.1.depthwise", "features.1.pointwise", "classi
 
 
 class Net:
-    """Collects nodes and weights; `qdq` wraps every layer's input and weight in Q/DQ pairs."""
+    """Collects nodes and weights; `qdq` wraps every layer's input and weight in Q/DQ pairs.
 
-    def __init__(self, *, qdq: bool = False, seed: int = 0) -> None:
+    Quantized activations are int8, or with `unsigned` uint8 (zero point 0 where nothing is negative, else 128).
+    """
+
+    def __init__(self, *, qdq: bool = False, unsigned: bool = False, seed: int = 0) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
         self.random = np.random.default_rng(seed)
         self.qdq = qdq
+        self.unsigned = unsigned
 
     def add(self, operation: str, inputs: list[str], output: str, name: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(operation, inputs, [output], name=name, **attributes))
@@ -33,10 +37,12 @@ class Net:
         return name
 
     def quantized(self, value: str) -> str:
-        """`value` through a per-tensor int8 Q/DQ pair (added once), or `value` itself in a float net."""
+        """`value` through a per-tensor Q/DQ pair (added once), or `value` itself in a float net."""
         done = f"{value}_dq"
         if self.qdq and done not in {output for node in self.nodes for output in node.output}:
-            pair = [self.constant("act_scale", np.float32(0.05)), self.constant("act_zero", np.int8(0))]
+            positive = value.endswith(("relu", "pooled", "flat"))
+            zero = np.uint8(0 if positive else 128) if self.unsigned else np.int8(0)
+            pair = [self.constant("act_scale", np.float32(0.05)), self.constant(f"act_zero_{zero}", np.array(zero))]
             self.add("QuantizeLinear", [value, *pair], f"{value}_q", f"{value}_Q")
             self.add("DequantizeLinear", [f"{value}_q", *pair], done, f"{value}_DQ")
         return done if self.qdq else value
@@ -79,9 +85,11 @@ class Net:
         return path
 
 
-def residual(path: Path, *, batch: int | str = 1, width: int = 16, qdq: bool = False, seed: int = 0) -> Path:
+def residual(
+    path: Path, *, batch: int | str = 1, width: int = 16, qdq: bool = False, unsigned: bool = False, seed: int = 0
+) -> Path:
     """Stem, a residual block whose shortcut is a convolution too, pooling, Gemm (`RESIDUAL_OPS`)."""
-    net = Net(qdq=qdq, seed=seed)
+    net = Net(qdq=qdq, unsigned=unsigned, seed=seed)
     stem = net.relu(net.conv("stem", "image", 3, width, 3))
     first = net.relu(net.conv("layer1.0.conv1", stem, width, width, 3, stride=2))
     second = net.conv("layer1.0.conv2", first, width, 2 * width, 3)
