@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ def gather_many(
     jobs: Sequence[tuple[NDArray[Any], Sequence[NDArray[np.int64] | None]]], threads: int = 0
 ) -> list[NDArray[Any]]: ...
 
+@final
 class Histogram:
     def __init__(self, bins: int = 4096) -> None: ...
     def update(self, values: NDArray[np.float32] | NDArray[np.float16], threads: int = 0) -> None: ...
@@ -36,7 +37,9 @@ class Histogram:
     @property
     def inf_count(self) -> int: ...
 
+@final
 class Solution:
+    def __init__(self, choice: NDArray[np.int64], value: float, cost: float, bound: float) -> None: ...
     @property
     def choice(self) -> NDArray[np.int64]: ...
     @property

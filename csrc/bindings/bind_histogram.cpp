@@ -123,7 +123,8 @@ auto counts() {
 }  // namespace
 
 void bind_histogram(py::module_& module) {
-    py::class_<SharedHistogram>(module, "Histogram", "Streaming counts of magnitudes, negative and positive apart.")
+    py::class_<SharedHistogram>(module, "Histogram", plain_type(), py::is_final(),
+                                "Streaming counts of magnitudes, negative and positive apart.")
         .def(py::init([](std::size_t bins) { return std::make_unique<SharedHistogram>(Histogram(bins)); }),
              py::arg("bins") = 4096)
         .def("update", &update, py::arg("values").noconvert(), py::arg("threads") = 0)

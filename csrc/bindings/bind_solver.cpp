@@ -59,7 +59,13 @@ py::tuple cheapest_arrays(const Scopes& scopes, const py::sequence& costs, const
 }  // namespace
 
 void bind_solver(py::module_& module) {
-    py::class_<Solution>(module, "Solution", "One option per variable, and how good that is proven to be.")
+    py::class_<Solution>(module, "Solution", plain_type(), py::is_final(),
+                         "One option per variable, and how good that is proven to be.")
+        .def(py::init([](const Array<std::int64_t>& choice, double value, double cost, double bound) {
+                 const auto span = list_of<std::int64_t>(choice, "choice");
+                 return Solution{{span.begin(), span.end()}, value, cost, bound};
+             }),
+             py::arg("choice").noconvert(), py::arg("value"), py::arg("cost"), py::arg("bound"))
         .def_property_readonly("choice", [](const Solution& self) { return array_of<std::int64_t>(self.choice); })
         .def_readonly("value", &Solution::value)
         .def_readonly("cost", &Solution::cost)

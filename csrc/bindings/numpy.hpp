@@ -16,6 +16,11 @@ namespace deploy::bindings {
 
 namespace py = pybind11;
 
+// Our classes have no static properties, for which pybind11 gives classes a metaclass that type checkers cannot see.
+inline py::metaclass plain_type() {
+    return py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type));
+}
+
 // Used with py::arg().noconvert(): another dtype or a strided view is refused instead of silently copied.
 template <typename T>
 using Array = py::array_t<T, py::array::c_style>;
