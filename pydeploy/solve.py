@@ -1,0 +1,291 @@
+"""Plans: one width per group, found exactly for a latency budget, or by the two classical rules.
+
+* `solve` maximises the kept score subject to the table's predicted latency, over all groups at once: a layer's
+  time depends on its input and output width together, so no group can be decided alone.
+* `uniform` and `global_threshold` know nothing of latency; they are what `solve` is compared with.
+* Whatever the rule, the count of a group is chosen first and then its best channels are taken.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pydeploy import _core
+from pydeploy.errors import ConfigError, DataError, Infeasible, MissingTiming, nearest
+from pydeploy.graph import Extent, Graph, Group, Op, OpKey, Plan, Scores, Widths, plan_from_widths
+
+WIDE = 3
+"""Layers that read more groups than this (concatenations) get partial sums as variables of their own: a cost over
+all their groups at once would have as many entries as there are combinations."""
+
+
+class Timings(Protocol):
+    """What is asked of a latency table."""
+
+    def latency_us(self, key: OpKey) -> float:
+        """Time of one call of one layer; raises `MissingTiming`."""
+        ...
+
+    def overhead_us(self, graph: Graph) -> float:
+        """What the network takes besides its layers; negative where the layers overlap."""
+        ...
+
+    def widths(self, graph: Graph) -> dict[str, tuple[int, ...]]:
+        """Candidate widths of each prunable group, ascending, the dense width included."""
+        ...
+
+
+@dataclass
+class _Problem:
+    """The input of `_core.solve` under construction. A variable's options are widths, or partial sums of widths."""
+
+    options: list[tuple[int, ...]] = field(default_factory=list)
+    values: list[NDArray[np.float64]] = field(default_factory=list)
+    scopes: list[list[int]] = field(default_factory=list)
+    costs: list[NDArray[np.float64]] = field(default_factory=list)
+    constant_us: float = 0.0
+    groups: dict[str, int] = field(default_factory=dict)
+    sums: dict[tuple[tuple[str, int], ...], int] = field(default_factory=dict)
+
+    def add_variable(self, options: Sequence[int], values: NDArray[np.float64]) -> int:
+        self.options.append(tuple(options))
+        self.values.append(np.ascontiguousarray(values, dtype=np.float64))
+        return len(self.options) - 1
+
+    def add_cost(self, scope: Sequence[int], cost: NDArray[np.float64]) -> None:
+        self.scopes.append(list(scope))
+        self.costs.append(np.ascontiguousarray(cost, dtype=np.float64))
+
+
+def solve(
+    graph: Graph,
+    scores: Scores,
+    table: Timings,
+    *,
+    budget_us: float,
+    widths: Mapping[str, Sequence[int]] | None = None,
+    min_width: int = 1,
+    tolerance: float = 0.0,
+    seconds: float = 10.0,
+) -> Plan:
+    """The plan with the largest kept score whose predicted latency is at most `budget_us`.
+
+    ``scores[g]`` is (width,) float32, higher is kept first. `widths` replaces the table's candidate widths; groups
+    that it lacks stay whole. Combinations that the table has no timing for are not considered. The plan's
+    `latency_us` is re-read from the table, its `bound` is a proven upper bound on the score: `Plan.gap` is 0 unless
+    `tolerance` (relative) or `seconds` ended the search early.
+
+    Raises `Infeasible` (the budget is below the smallest plan), `MissingTiming`, `DataError` (scores), `ConfigError`.
+    """
+    if math.isnan(budget_us):
+        raise ConfigError("budget_us is not a number; give the latency that the network may take, in microseconds")
+    _check_scores(graph, scores)
+    problem = _Problem()
+    for group in graph.prunable:
+        candidates = _candidates(group, table.widths(graph) if widths is None else widths, min_width)
+        best_first = np.cumsum(np.sort(scores[group.name].astype(np.float64))[::-1])
+        problem.groups[group.name] = problem.add_variable(candidates, best_first[np.array(candidates) - 1])
+    _add_layers(problem, graph, table)
+    fixed_us = problem.constant_us + table.overhead_us(graph)
+    try:
+        solution = _core.solve(problem.values, problem.scopes, problem.costs, budget_us - fixed_us, tolerance, seconds)
+    except Infeasible:
+        raise _too_small(problem, budget_us, fixed_us) from None
+    except ValueError as error:
+        raise ConfigError(f"no exact plan can be computed: {error}") from None
+    chosen = {name: problem.options[v][solution.choice[v]] for name, v in problem.groups.items()}
+    plan = plan_from_widths(graph, scores, chosen, method="joint", latency_us=predict_us(graph, chosen, table))
+    return replace(plan, bound=plan.score + (solution.bound - solution.value))
+
+
+def predict_us(graph: Graph, widths: Widths, table: Timings) -> float:
+    """Predicted latency of the network at `widths` (groups not named stay whole), in microseconds.
+
+    Raises `MissingTiming`.
+    """
+    full = {**graph.widths, **widths}
+    layers_us = sum(op.calls * table.latency_us(op.key(full)) for op in graph.ops)
+    return table.overhead_us(graph) + layers_us
+
+
+def uniform(
+    graph: Graph, scores: Scores, *, ratio: float, align: int = 8, min_width: int = 1, table: Timings | None = None
+) -> Plan:
+    """The plan that removes the share `ratio` of every group's channels, the lowest scores first.
+
+    Kept counts are rounded to the nearest multiple of `align` (half up), at least one multiple, at most the group's
+    width. `latency_us` is NaN without a `table`.
+    """
+    _check_scores(graph, scores)
+    _check_ratio(ratio, align)
+    widths = {g.name: _rounded((1.0 - ratio) * g.width, g, align, min_width) for g in graph.prunable}
+    return plan_from_widths(graph, scores, widths, method="uniform", latency_us=_known_us(graph, widths, table))
+
+
+def global_threshold(
+    graph: Graph, scores: Scores, *, ratio: float, align: int = 8, min_width: int = 1, table: Timings | None = None
+) -> Plan:
+    """The plan that removes the share `ratio` of all prunable channels, the lowest scores of the whole network first.
+
+    Exactly ``floor(n * ratio)`` of n channels go before rounding; of equal scores the later channel goes first. The
+    counts that remain per group are then rounded as in `uniform`.
+    """
+    _check_scores(graph, scores)
+    _check_ratio(ratio, align)
+    owner = np.repeat(np.arange(len(graph.prunable)), [g.width for g in graph.prunable])
+    ranking = np.concatenate([-scores[g.name] for g in graph.prunable] or [np.zeros(0, np.float32)])
+    removed = math.floor(round(ratio * len(owner), 9))
+    kept = np.argsort(ranking, kind="stable")[: len(owner) - removed]
+    counts = np.bincount(owner[kept], minlength=len(graph.prunable))
+    widths = {g.name: _rounded(float(n), g, align, min_width) for g, n in zip(graph.prunable, counts, strict=True)}
+    return plan_from_widths(graph, scores, widths, method="global", latency_us=_known_us(graph, widths, table))
+
+
+def _known_us(graph: Graph, widths: Widths, table: Timings | None) -> float:
+    return float("nan") if table is None else predict_us(graph, widths, table)
+
+
+def _check_scores(graph: Graph, scores: Scores) -> None:
+    for group in graph.prunable:
+        score = scores.get(group.name)
+        if score is None:
+            raise DataError(
+                f"the scores lack group '{group.name}'{nearest(group.name, scores)}; score this graph's model"
+            )
+        if score.shape != (group.width,):
+            raise DataError(f"the scores of group '{group.name}' have shape {score.shape}, expected ({group.width},)")
+        if not np.isfinite(score).all():
+            bad = int(np.flatnonzero(~np.isfinite(score))[0])
+            raise DataError(
+                f"the score of channel {bad} of group '{group.name}' is {score[bad]}, expected a finite number; "
+                "the model or the scoring data hold NaN or overflow"
+            )
+
+
+def _check_ratio(ratio: float, align: int) -> None:
+    if not 0.0 <= ratio < 1.0:
+        raise ConfigError(f"ratio is {ratio}, expected the share of channels to remove: at least 0 and below 1")
+    if align < 1:
+        raise ConfigError(f"align is {align}, expected at least 1")
+
+
+def _rounded(count: float, group: Group, align: int, min_width: int) -> int:
+    """The multiple of `align` nearest to `count`, between the smallest allowed width and the group's own."""
+    step = math.lcm(align, group.align)
+    least = math.ceil(max(min_width, group.min_width, 1) / step) * step
+    # Nine digits: (1 - 0.9) * 40 is a half step of 8 although its double is a little less.
+    kept = math.floor(round(count / step, 9) + 0.5) * step
+    return min(group.width, max(kept, least))
+
+
+def _candidates(group: Group, widths: Mapping[str, Sequence[int]], min_width: int) -> tuple[int, ...]:
+    """The widths that `group` may take, ascending; the dense width where nothing else is left."""
+    offered = sorted(set(widths.get(group.name, (group.width,))))
+    if offered and not 1 <= offered[0] <= offered[-1] <= group.width:
+        raise ConfigError(f"widths of group '{group.name}' are {offered}, expected numbers within 1..{group.width}")
+    least = max(min_width, group.min_width)
+    allowed = [w for w in offered if w == group.width or (w >= least and w % group.align == 0)]
+    return tuple(allowed) or (group.width,)
+
+
+def _add_layers(problem: _Problem, graph: Graph, table: Timings) -> None:
+    """Add every layer's time as a cost over what decides it, or to the constant part."""
+    latency_us = functools.cache(table.latency_us)
+    for op in graph.ops:
+        groups = [name for name in op.scope if name in problem.groups]
+        if not groups:
+            problem.constant_us += op.calls * latency_us(op.key(graph.widths))
+        elif len(groups) <= WIDE:
+            scope = [problem.groups[name] for name in groups]
+            choices = itertools.product(*(problem.options[v] for v in scope))
+            keys = [op.key({**graph.widths, **dict(zip(groups, widths, strict=True))}) for widths in choices]
+            _add_times(problem, op, scope, keys, latency_us)
+        else:
+            _add_wide_layer(problem, graph, op, latency_us)
+
+
+def _add_times(
+    problem: _Problem, op: Op, scope: Sequence[int], keys: Sequence[OpKey], latency_us: Callable[[OpKey], float]
+) -> None:
+    """Add the times of one layer, `keys` row-major over the options of `scope`; +inf where there is no timing."""
+    times = [_time_or_error(key, latency_us) for key in keys]
+    errors = [time for time in times if isinstance(time, MissingTiming)]
+    if len(errors) == len(times):
+        raise MissingTiming(f"layer '{op.name}' has no timing at any candidate width; the first asked for: {errors[0]}")
+    cost = np.array([np.inf if isinstance(time, MissingTiming) else op.calls * time for time in times])
+    problem.add_cost(scope, cost.reshape([len(problem.options[v]) for v in scope]))
+
+
+def _time_or_error(key: OpKey, latency_us: Callable[[OpKey], float]) -> float | MissingTiming:
+    try:
+        return latency_us(key)
+    except MissingTiming as error:
+        return error
+
+
+def _add_wide_layer(problem: _Problem, graph: Graph, op: Op, latency_us: Callable[[OpKey], float]) -> None:
+    """Add a layer that reads many groups: its time depends on two channel counts only."""
+    cin_variable, cins = _channels(problem, graph, op.cin)
+    cout_variable, couts = _channels(problem, graph, op.cout)
+    depthwise = cin_variable == cout_variable
+    pairs = zip(cins, couts, strict=True) if depthwise else itertools.product(cins, couts)
+    keys = [replace(op, cin=Extent(cin), cout=Extent(cout)).key({}) for cin, cout in pairs]
+    scope = [v for v in dict.fromkeys((cin_variable, cout_variable)) if v is not None]
+    _add_times(problem, op, scope, keys, latency_us)
+
+
+def _channels(problem: _Problem, graph: Graph, extent: Extent) -> tuple[int | None, list[int]]:
+    """The variable that decides `extent` (None: nothing does) and the channel count at each of its options."""
+    fixed = extent.fixed
+    repeats: dict[str, int] = {}
+    for name, repeat in extent.terms:
+        if name in problem.groups:
+            repeats[name] = repeats.get(name, 0) + repeat
+        else:
+            fixed += repeat * graph.widths[name]
+    if not repeats:
+        return None, [fixed]
+    variable, sums = _partial_sum(problem, tuple(repeats.items()))
+    return variable, [fixed + value for value in sums]
+
+
+def _partial_sum(problem: _Problem, terms: tuple[tuple[str, int], ...]) -> tuple[int, list[int]]:
+    """The variable of ``sum(repeat * width[group])`` and the sum at each of its options.
+
+    Layers of a dense block concatenate ever more of the same groups, so sums of equal beginnings are shared.
+    """
+    name, repeat = terms[-1]
+    group = problem.groups[name]
+    last = np.array(problem.options[group]) * repeat
+    if len(terms) == 1:
+        return group, last.tolist()
+    if terms not in problem.sums:
+        before, sums = _partial_sum(problem, terms[:-1])
+        totals = np.add.outer(np.array(sums), last)
+        options = np.unique(totals)
+        problem.sums[terms] = problem.add_variable(options.tolist(), np.zeros(len(options)))
+        # Only the one true sum of each pair is allowed.
+        problem.add_cost((before, group, problem.sums[terms]), np.where(totals[..., None] == options, 0.0, np.inf))
+    return problem.sums[terms], list(problem.options[problem.sums[terms]])
+
+
+def _too_small(problem: _Problem, budget_us: float, fixed_us: float) -> Infeasible | MissingTiming:
+    try:
+        cheapest_us, _ = _core.minimum_cost(problem.scopes, problem.costs, [len(o) for o in problem.options])
+    except Infeasible:
+        return MissingTiming(
+            "no combination of the candidate widths has timings for all layers; "
+            "measure more widths, or offer only widths that were measured together"
+        )
+    return Infeasible(
+        f"budget {budget_us:.6g} us is below the smallest plan, {cheapest_us + fixed_us:.6g} us "
+        "(every group at its cheapest measured width); raise the budget or lower prune.min_width"
+    )
