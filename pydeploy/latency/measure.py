@@ -36,7 +36,7 @@ from pydeploy.timing import Timing
 CHUNK = 16
 """Most engines open at once; fewer where a round over all of them would take longer than `ROUND_S`."""
 ROUND_S = 1.0
-LAYER_ROUNDS = 3
+LAYER_ROUNDS = 5
 """A runtime's profiler may need a fresh session for each round, so layers get fewer and longer rounds."""
 
 Transform = Callable[[onnx.ModelProto], onnx.ModelProto]
@@ -87,7 +87,7 @@ def measure(
     table: Table,
     *,
     widths: Grid | None = None,
-    rounds: int = 8,
+    rounds: int = 10,
     runs: int = 10,
     limit: int | None = None,
     resume: bool = True,
