@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pydeploy.errors import ConfigError, nearest
 
@@ -46,25 +46,28 @@ class DistillSection(_Section):
 
 
 class TrainSection(_Section):
-    """One training run; unset values are the training loop's defaults."""
+    """One training run: SGD with Nesterov momentum; the learning rate rises to `lr`, then falls along `schedule`."""
 
-    epochs: Annotated[int, Field(ge=0)] = 5
+    epochs: Positive = 5
     batch_size: Positive = 128
-    lr: Annotated[float, Field(gt=0)] = 0.1
+    lr: Annotated[float, Field(gt=0)] = 0.2
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    schedule: str = "linear"
+    clip_norm: Annotated[float, Field(ge=0)] = 0.0
     amp: Literal["auto", "bf16", "off"] = "auto"
     weights: Path | None = None
-    """Start from (dense: skip training and take) the tensors of this file."""
+    """Take the tensors of this file instead of training."""
+    distill: DistillSection | None = None
 
 
 class FinetuneSection(TrainSection):
     """Recovery of the cut model, with distillation from the dense one."""
 
-    epochs: Annotated[int, Field(ge=0)] = 2
+    epochs: Positive = 2
     lr: Annotated[float, Field(gt=0)] = 0.05
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.2
     distill: DistillSection | None = DistillSection()
 
 
@@ -75,6 +78,12 @@ class TargetSection(_Section):
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     batch: Positive = 1
     threads: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("backend", mode="before")
+    @classmethod
+    def _null_is_a_name(cls, value: object) -> object:
+        """YAML reads a bare ``null`` as nothing; here it is the name of the analytic backend."""
+        return "null" if value is None else value
 
 
 class TableSection(_Section):

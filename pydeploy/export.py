@@ -56,7 +56,9 @@ def export(model: nn.Module, example: Tensor | tuple[Tensor, ...], path: Path | 
     return path
 
 
-def _export(model: nn.Module, inputs: tuple[Tensor, ...], input_names: Sequence[str], output_names: Sequence[str]) -> onnx.ModelProto:
+def _export(
+    model: nn.Module, inputs: tuple[Tensor, ...], input_names: Sequence[str], output_names: Sequence[str]
+) -> onnx.ModelProto:
     with _quiet():
         program = torch.onnx.export(model, inputs, dynamo=True, opset_version=OPSET, verbose=False,
                                     input_names=list(input_names), output_names=list(output_names))  # fmt: skip

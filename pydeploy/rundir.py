@@ -52,14 +52,18 @@ class RunFolder:
         except OSError as error:
             raise DataError(f"cannot create {path}: {error.strerror}; choose a writable folder with --out") from None
         if not resume and any(path.glob("*/st*.json")):
-            raise ConfigError(f"{path} already holds a run: pass --resume to continue it, or choose another folder with --out")
+            raise ConfigError(
+                f"{path} already holds a run: pass --resume to continue it, or choose another folder with --out"
+            )
         if reuse is not None and not reuse.is_dir():
             raise ConfigError(f"--reuse {reuse}: no such run directory")
         write_json(path / ".writable", {})
         (path / ".writable").unlink()
         return cls(path, console, reuse)
 
-    def stage(self, name: str, inputs: Mapping[str, Any], make: Callable[[Path], None], after: tuple[str, ...] = ()) -> Path:
+    def stage(
+        self, name: str, inputs: Mapping[str, Any], make: Callable[[Path], None], after: tuple[str, ...] = ()
+    ) -> Path:
         """The folder of stage `name`, made by ``make(folder)`` unless a finished one with the same inputs exists.
 
         `inputs` is whatever the result depends on besides the stages named in `after`.
@@ -133,7 +137,11 @@ def _digest(data: Any) -> str:
 def _hashes(folder: Path) -> dict[str, str]:
     """Hashes of a finished stage's files. SQLite's side files and working notes come and go, so they are left out."""
     files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
-    kept = [p for p in files if not p.name.endswith(("-wal", "-shm", ".sqlite")) and p.name not in ("started.json", "stamp.json")]
+    kept = [
+        p
+        for p in files
+        if not p.name.endswith(("-wal", "-shm", ".sqlite")) and p.name not in ("started.json", "stamp.json")
+    ]
     return {str(p.relative_to(folder)): sha256(p) for p in kept}
 
 

@@ -10,10 +10,11 @@ from torch import nn
 
 from pydeploy.errors import ConfigError, nearest
 from pydeploy.models.mobilenet import mobilenet_small
-from pydeploy.models.resnet import resnet20, resnet56
+from pydeploy.models.resnet import resnet8, resnet20, resnet56
 from pydeploy.models.vgg import vgg11_bn
 
 MODELS: Mapping[str, Callable[..., nn.Module]] = {
+    "resnet8": resnet8,
     "resnet20": resnet20,
     "resnet56": resnet56,
     "vgg11_bn": vgg11_bn,

@@ -56,6 +56,11 @@ def _stage(blocks: int, cin: int, cout: int, stride: int) -> nn.Sequential:
     return nn.Sequential(first, *(BasicBlock(cout, cout, 1) for _ in range(blocks - 1)))
 
 
+def resnet8(num_classes: int = 10, in_channels: int = 3, width: int = 16) -> nn.Module:
+    """ResNet-8, one block a stage: for trying things out."""
+    return ResNet(8, num_classes, in_channels, width)
+
+
 def resnet20(num_classes: int = 10, in_channels: int = 3, width: int = 16) -> nn.Module:
     """ResNet-20; `width` is that of the first stage (16 in the paper)."""
     return ResNet(20, num_classes, in_channels, width)

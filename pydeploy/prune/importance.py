@@ -57,7 +57,9 @@ def score(model: nn.Module, graph: Graph, criterion: str, *, data: Iterable[tupl
         scores = CRITERIA[criterion](members, graph, Context(model, seed, data, loss))
     for name, values in scores.items():
         if not np.isfinite(values).all():
-            raise DataError(f"criterion '{criterion}' gives NaN or infinity for group '{name}': the weights or batches hold such values")
+            raise DataError(
+                f"criterion '{criterion}' gives NaN or infinity for group '{name}': the weights or batches hold such values"
+            )
     return {name: values.astype(np.float32) for name, values in scores.items()}
 
 
@@ -120,7 +122,10 @@ def _norm(power: int) -> Callable[[Mapping[str, Members], Graph, Context], dict[
     def criterion(members: Mapping[str, Members], graph: Graph, _context: Context) -> dict[str, Score]:
         result = {}
         for name, group in members.items():
-            norms = [np.linalg.norm(_rows(piece, w, graph.by_name[name].width), ord=power, axis=1) for piece, w in group.weights]
+            norms = [
+                np.linalg.norm(_rows(piece, w, graph.by_name[name].width), ord=power, axis=1)
+                for piece, w in group.weights
+            ]
             result[name] = np.mean([n / max(n.mean(), 1e-30) for n in norms], axis=0)
         return result
 
@@ -132,8 +137,13 @@ def _bn_scale(members: Mapping[str, Members], graph: Graph, _context: Context) -
     result = {}
     for name, group in members.items():
         if not group.norms:
-            raise DataError(f"criterion 'bn_scale' needs a batch norm on every group; '{name}' has none: use l1, l2 or taylor")
-        scales = [np.abs(_rows(piece, _parameter(m, "weight"), graph.by_name[name].width)).sum(axis=1) for piece, m in group.norms]
+            raise DataError(
+                f"criterion 'bn_scale' needs a batch norm on every group; '{name}' has none: use l1, l2 or taylor"
+            )
+        scales = [
+            np.abs(_rows(piece, _parameter(m, "weight"), graph.by_name[name].width)).sum(axis=1)
+            for piece, m in group.norms
+        ]
         result[name] = np.mean(scales, axis=0)
     return result
 
@@ -152,7 +162,9 @@ def _taylor(members: Mapping[str, Members], graph: Graph, context: Context) -> d
         context.model.zero_grad(set_to_none=True)
         value = context.loss(context.model(*inputs), target)
         if not bool(torch.isfinite(value)):
-            raise DataError(f"the loss is {float(value.detach())} on batch {count} while scoring: NaN in the weights or the data")
+            raise DataError(
+                f"the loss is {float(value.detach())} on batch {count} while scoring: NaN in the weights or the data"
+            )
         value.backward()  # type: ignore[no-untyped-call]
         for name, group in members.items():
             totals[name] += _gate(group, graph.by_name[name].width) ** 2

@@ -98,7 +98,9 @@ def convolution(tracer: Tracer, args: Sequence[Any], out: Tensor) -> Labels:
     return outgoing.reshape(1, -1, 1, 1)
 
 
-def _tie_groups(tracer: Tracer, name: str, incoming: Labels | None, outgoing: Labels, groups: int, depthwise: bool) -> None:
+def _tie_groups(
+    tracer: Tracer, name: str, incoming: Labels | None, outgoing: Labels, groups: int, depthwise: bool
+) -> None:
     """Grouped convolution: remove the same offset in every group; depthwise: output follows its input."""
     if depthwise:
         if incoming is None:

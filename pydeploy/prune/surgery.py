@@ -30,7 +30,9 @@ def apply(model: nn.Module, graph: Graph, plan: Plan, *, threads: int = 0) -> nn
     for name, shape in graph.params.items():
         if name not in tensors or tuple(tensors[name].shape) != shape:
             found = f"shape {list(tensors[name].shape)}" if name in tensors else "nothing"
-            raise Mismatch(f"the graph has '{name}' with shape {list(shape)}, the model has {found}; trace this model again")
+            raise Mismatch(
+                f"the graph has '{name}' with shape {list(shape)}, the model has {found}; trace this model again"
+            )
     kept = kept_entries(graph, plan)
     arrays = {name: as_numpy(tensors[name]) for name in kept}
     cut = _core.gather_many([(arrays[name], kept[name]) for name in kept], threads)

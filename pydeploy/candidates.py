@@ -1,0 +1,127 @@
+"""Further points of the comparison: our plan at other budgets, uniform widths, Torch-Pruning. Same fine-tuning for all."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from pydeploy import stages
+from pydeploy.artefacts import Artefacts
+from pydeploy.backends.base import Engine
+from pydeploy.config import Config
+from pydeploy.errors import Infeasible
+from pydeploy.files import read_json, write_json
+from pydeploy.graph import Graph, Plan
+from pydeploy.latency.probe import resize
+from pydeploy.search import Budget, best_round, search
+from pydeploy.solve import uniform
+from pydeploy.stages import Job
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One point: `method` and its strength (share of the dense latency, or channel ratio for torch-pruning)."""
+
+    method: str
+    strength: float
+
+    @property
+    def slug(self) -> str:
+        return f"{self.method}-{self.strength:g}"
+
+    @property
+    def label(self) -> str:
+        """Name in the report."""
+        what = "of channels removed" if self.method == "torch-pruning" else "of dense latency"
+        return f"{self.method}, {self.strength:.0%} {what}"
+
+
+def wanted(config: Config) -> list[Wanted]:
+    """The points that the config asks for; Torch-Pruning's only where it is installed."""
+    compare = config.compare
+    points = [Wanted("joint", share) for share in compare.budgets] + [
+        Wanted("uniform", share) for share in compare.uniform
+    ]
+    if importlib.util.find_spec("torch_pruning") is not None:
+        points += [Wanted("torch-pruning", ratio) for ratio in compare.torch_pruning]
+    return points
+
+
+def make(job: Job, at: Artefacts, point: Wanted, here: Path) -> None:
+    """Fine-tune, build and evaluate one point: the files of `stages.finished_engine`, and ``note.json``."""
+    title = f"fine-tune {point.label}"
+    note = ""
+    if point.method == "torch-pruning":
+        small = torch_pruning_l1(stages.model_of(job, at.dense_weights), job.task.example(), point.strength)
+        stages.finetune(job, at, small, here, title=title)
+        note = "global L1, widths rounded to 16"
+    else:
+        plan = (
+            _joint(job, at, point.strength, here)
+            if point.method == "joint"
+            else _uniform(job, at, point.strength, here)
+        )
+        stages.cut_and_finetune(job, at, plan, here, title=title)
+    stages.finished_engine(job, stages.model_of(job, here / "model.safetensors"), here)
+    write_json(here / "note.json", {"note": note})
+
+
+def _joint(job: Job, at: Artefacts, share: float, here: Path) -> Plan:
+    rounds = here / "search"
+    rounds.mkdir(exist_ok=True)
+    dense_us = read_json(at.dense / "facts.json")["latency"]["median_us"]
+    return best_round(search(job, at, Budget(dense_us, share), rounds)).plan
+
+
+def _uniform(job: Job, at: Artefacts, share: float, here: Path) -> Plan:
+    """The mildest uniform cut (in steps of 5 %, widths rounded to 8) whose engine is measured within the share."""
+    place = here / "uniform.json"
+    if place.is_file():
+        return Plan.load(place)
+    graph, scores = Graph.load(at.graph), stages.read_scores(at.scores)
+    dense, source = Engine.load(at.dense / "model.engine"), onnx.load(str(at.dense / "model.onnx"))
+    low, high, found = 1, 19, None
+    while low <= high:
+        middle = (low + high) // 2
+        plan = uniform(graph, scores, ratio=middle / 20, align=8)
+        if _latency_share(job, graph, plan, source, dense, here) <= share:
+            found, high = plan, middle - 1
+        else:
+            low = middle + 1
+    if found is None:
+        raise Infeasible(f"no uniform cut reaches {share:.0%} of the dense latency; remove it from compare.uniform")
+    found.save(place)
+    return found
+
+
+def _latency_share(job: Job, graph: Graph, plan: Plan, source: onnx.ModelProto, dense: Engine, here: Path) -> float:
+    """Latency of the dense file cut to the plan's widths, as a share of the dense engine's in the same minute."""
+    path = here / "uniform.onnx"
+    onnx.save(resize(source, graph, plan.widths), str(path))
+    engine = job.backend.build(path, here / "uniform.engine")
+    times = stages.measure_engines({"dense": (job.backend, dense), "cut": (job.backend, engine)})
+    return times["cut"].median_us / times["dense"].median_us
+
+
+def torch_pruning_l1(model: nn.Module, example: tuple[Any, ...], ratio: float) -> nn.Module:
+    """`model` cut by Torch-Pruning's global L1 criterion at `ratio`, widths rounded to 16: the classical way."""
+    import copy
+
+    import torch_pruning
+    from torch import nn
+
+    small = copy.deepcopy(model).eval()
+    keep = [module for module in small.modules() if isinstance(module, nn.Linear)][-1:]
+    pruner = torch_pruning.pruner.BasePruner(
+        small, example, importance=torch_pruning.importance.MagnitudeImportance(p=1), global_pruning=True,
+        pruning_ratio=ratio, round_to=16, ignored_layers=keep,
+    )  # fmt: skip
+    pruner.step()
+    return small

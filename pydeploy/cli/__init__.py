@@ -1,0 +1,34 @@
+"""The command line: a thin skin over the library. Only here are `DeployError`s caught and printed.
+
+Exit codes: 0 done, 1 a check found something, 2 bad input or an interrupted run, as one clear message.
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Entry point of ``pydeploy``."""
+    from pydeploy.cli.app import app
+    from pydeploy.errors import DeployError
+
+    try:
+        app()
+    except DeployError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted; finished stages and checkpoints are kept, 'pydeploy run ... --resume' goes on from there")
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except MemoryError:
+        _fail("out of memory; use a smaller batch or fewer probes at once")
+    except OSError as error:
+        _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+
+
+def _fail(text: str) -> None:
+    sys.stdout.flush()
+    sys.stderr.write(f"error: {text}\n")
+    sys.exit(2)

@@ -1,0 +1,53 @@
+"""The table of verbs. Their bodies import what they need, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pydeploy.cli import engine_verbs, model_verbs, run_verbs, table_verbs
+
+app = typer.Typer(
+    name="pydeploy",
+    help="A CNN, a device and a latency budget in; an engine measured to meet the budget out.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:  # noqa: FBT001 (typer's signature)
+    if wanted:
+        from pydeploy.version import __version__
+
+        typer.echo(f"pydeploy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,  # noqa: FBT002
+) -> None:
+    """A CNN, a device and a latency budget in; an engine measured to meet the budget out."""
+
+
+for _verb in (
+    run_verbs.run,
+    run_verbs.train,
+    model_verbs.trace,
+    model_verbs.prune,
+    run_verbs.finetune,
+    model_verbs.export,
+    engine_verbs.calibrate,
+    engine_verbs.quantize,
+    engine_verbs.build,
+    engine_verbs.profile,
+    engine_verbs.compare,
+    run_verbs.report,
+    run_verbs.doctor,
+):
+    app.command(_verb.__name__)(_verb)
+app.add_typer(table_verbs.app, name="table")

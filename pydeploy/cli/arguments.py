@@ -1,0 +1,120 @@
+"""What users type, turned into objects: models, input shapes, targets."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydeploy.errors import BackendUnavailable, ConfigError, DataError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from pydeploy.backends.base import Backend
+
+MODEL_HELP = "pydeploy:NAME, torchvision:NAME, timm:NAME, or FILE.py:FACTORY."
+INPUT_HELP = "Shape of one input, e.g. 1x3x224x224; repeat for several."
+OPTION_HELP = "Argument of the model's factory as key=value; repeat for several."
+TARGET_HELP = "BACKEND:PRECISION, e.g. onnxruntime:fp32, openvino:bf16, openvino:int8."
+EXAMPLE_HELP = "Batch size that the engine is built for."
+
+
+def model_named(spec: str, options: Sequence[str] = ()) -> nn.Module:
+    """The model that `spec` names, built with ``key=value`` options, in eval mode."""
+    home, colon, name = spec.partition(":")
+    if not colon or not name:
+        raise ConfigError(f"a model is given as {MODEL_HELP[:-1]}; got '{spec}'")
+    given = _options(options)
+    if home == "pydeploy":
+        from pydeploy.models import build
+
+        return build(name, **given).eval()
+    factory = _from_file(Path(home), name) if home.endswith(".py") else _from_library(home, name)
+    try:
+        return factory(**given).eval()  # type: ignore[no-any-return]
+    except TypeError as error:
+        raise ConfigError(f"{spec} cannot be built with {given}: {error}") from None
+
+
+def _options(texts: Sequence[str]) -> dict[str, Any]:
+    import yaml
+
+    pairs = [text.partition("=") for text in texts]
+    if any(not equals for _, equals, _ in pairs):
+        raise ConfigError(f"model options are key=value, got {list(texts)}")
+    return {key: yaml.safe_load(value) for key, _, value in pairs}
+
+
+def _from_library(home: str, name: str) -> Any:
+    if home not in ("torchvision", "timm"):
+        raise ConfigError(f"unknown model source '{home}'{nearest(home, ('pydeploy', 'torchvision', 'timm'))}; or FILE.py:FACTORY")
+    if importlib.util.find_spec(home) is None:
+        raise BackendUnavailable(f"'{home}:{name}' needs the package '{home}': pip install {home}")
+    if home == "timm":
+        import timm  # type: ignore[import-not-found,unused-ignore]
+
+        return lambda **options: timm.create_model(name, **options)
+    from torchvision import models
+
+    if name not in models.list_models():
+        raise ConfigError(f"torchvision has no model '{name}'{nearest(name, models.list_models())}")
+    return lambda **options: models.get_model(name, weights=None, **({"weights_backbone": None} if "/" in name else {}), **options)
+
+
+def _from_file(path: Path, name: str) -> Any:
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; expected a Python file with a function '{name}' that returns a model")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, name):
+        names = [n for n in vars(module) if callable(getattr(module, n)) and not n.startswith("_")]
+        raise ConfigError(f"{path} has no function '{name}'{nearest(name, names)}")
+    return getattr(module, name)
+
+
+def shapes(texts: Sequence[str]) -> list[tuple[int, ...]]:
+    """``1x3x224x224`` → ``(1, 3, 224, 224)``."""
+    if not texts:
+        raise ConfigError("give the shape of every input with --input, e.g. --input 1x3x224x224")
+    if bad := [text for text in texts if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", text)]:
+        raise ConfigError(f"an input shape is numbers joined by 'x', e.g. 1x3x224x224; got '{bad[0]}'")
+    return [tuple(int(size) for size in text.split("x")) for text in texts]
+
+
+def example(texts: Sequence[str]) -> tuple[Tensor, ...]:
+    """Seeded random inputs of the given shapes."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(shape, generator=generator) for shape in shapes(texts))
+
+
+def dense_or_cut(spec: str, options: Sequence[str], weights: Path | None) -> nn.Module:
+    """The named model, cut to and filled with the tensors of `weights` when given."""
+    from pydeploy.prune.io import load
+
+    model = model_named(spec, options)
+    return load(weights, model).eval() if weights is not None else model
+
+
+def backend_named(target: str, *, batch: int = 1, threads: int = 0) -> Backend:
+    """The backend of ``BACKEND:PRECISION``."""
+    from pydeploy.backends.base import open_backend
+
+    name, _, precision = target.partition(":")
+    return open_backend(name, precision=precision or "fp32", batch=batch, threads=threads)
+
+
+def backend_of(engine: Path) -> tuple[Backend, Any]:
+    """The backend that a built engine is for, and its record."""
+    from pydeploy.backends.base import Engine, open_backend
+
+    record = Engine.load(engine)
+    target = record.target
+    return open_backend(record.backend, precision=target.precision, batch=target.batch, threads=target.threads), record

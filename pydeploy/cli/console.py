@@ -1,0 +1,70 @@
+"""Terminal output: results to stdout, progress to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pydeploy.rundir import Tick
+
+
+class Terminal:
+    """A `Console` that writes lines and progress bars to stderr; without a terminal, a line every 30 seconds."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+
+    def say(self, text: str) -> None:
+        seconds = int(time.monotonic() - self.started)
+        sys.stderr.write(f"[{seconds // 60:3d}:{seconds % 60:02d}] {text}\n")
+        sys.stderr.flush()
+
+    @contextmanager
+    def bar(self, title: str) -> Iterator[Tick]:
+        if sys.stderr.isatty():
+            with _rich_bar(title) as tick:
+                yield tick
+        else:
+            yield _Lines(self, title)
+
+
+@contextmanager
+def _rich_bar(title: str) -> Iterator[Tick]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+class _Lines:
+    """Progress for logs: now and then a line, and none for what is quick."""
+
+    def __init__(self, terminal: Terminal, title: str) -> None:
+        self.terminal, self.title, self.last = terminal, title, time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() - self.last >= 30:
+            self.last = time.monotonic()
+            self.terminal.say(f"{self.title}: {done} of {total}")
+
+
+def show_json(data: Any) -> None:
+    """Machine-readable result on stdout."""
+    sys.stdout.write(json.dumps(data, indent=1) + "\n")
+
+
+def show_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Columns aligned; numbers to the right."""
+    text = [[str(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(len(row[i]) for row in text) for i in range(len(header))]
+    right = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
+    for row in text:
+        cells = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)]
+        sys.stdout.write("  ".join(cells).rstrip() + "\n")

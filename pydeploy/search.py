@@ -1,0 +1,153 @@
+"""The inner loop: solve, cut, build, measure, correct the table, until a measured engine meets the budget.
+
+No training happens here: latency does not depend on weight values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydeploy.artefacts import Artefacts
+from pydeploy.backends.base import Engine
+from pydeploy.errors import DataError, Infeasible
+from pydeploy.files import read_json, write_json
+from pydeploy.graph import Graph, Plan
+from pydeploy.latency.table import Table
+from pydeploy.solve import solve
+from pydeploy.stages import Job, build_engine, layer_profile, measure_engines, model_of, read_scores
+from pydeploy.timing import Profile
+
+SLACK = 0.03
+"""A plan this share below the budget is good enough; a slower, better one is looked for otherwise."""
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """One pass of solve, cut, build and measure; `limit_us` is the budget at the dense engine's speed of that minute."""
+
+    plan: Plan
+    predicted_us: float
+    measured_us: float
+    limit_us: float
+    profile: Profile
+
+    @property
+    def met(self) -> bool:
+        return self.measured_us <= self.limit_us
+
+
+@dataclass(frozen=True)
+class Budget:
+    """An absolute latency, or a share of the dense engine's; `dense_us` is the dense engine when the table was made."""
+
+    dense_us: float
+    share: float | None = None
+    absolute_us: float | None = None
+
+    @property
+    def table_us(self) -> float:
+        """The budget in the table's terms."""
+        return self.absolute_us if self.absolute_us is not None else (self.share or 1.0) * self.dense_us
+
+    def limit_us(self, dense_now_us: float) -> float:
+        """The budget now: a share follows the dense engine measured in the same minute."""
+        return self.absolute_us if self.absolute_us is not None else (self.share or 1.0) * dense_now_us
+
+
+def search(job: Job, at: Artefacts, budget: Budget, here: Path) -> list[RoundResult]:
+    """Solve, cut, build, measure, correct the table, and again, until a measured engine meets the budget closely.
+
+    Finished rounds are read back from `here`, so a killed search goes on where it stopped. Raises `Infeasible` when
+    no round met the budget.
+    """
+    bench = _Bench(job, at, budget)
+    table = bench.table
+    rounds: list[RoundResult] = []
+    for number in range(1, job.config.prune.rounds + 1):
+        place = here / f"round{number}.json"
+        if place.is_file():
+            result = _read_round(place)
+        else:
+            plan = _next_plan(bench, table, rounds)
+            if plan is None:
+                break
+            result = _try(bench, plan, here / f"round{number}")
+            _write_round(place, result)
+        rounds.append(result)
+        job.console.say(f"round {number}: predicted {result.predicted_us:.0f} us, measured {result.measured_us:.0f} us, "
+                        f"budget {result.limit_us:.0f} us: {'met' if result.met else 'missed'}")  # fmt: skip
+        if result.met and result.measured_us >= result.limit_us * (1 - SLACK - job.config.prune.headroom):
+            break
+        table = table.corrected(bench.graph, result.plan.widths, result.profile)
+    if not any(result.met for result in rounds):
+        closest = min(result.measured_us / result.limit_us for result in rounds) - 1
+        raise Infeasible(
+            f"no plan met the budget in {len(rounds)} rounds; the closest was {closest:.1%} too slow: "
+            "raise prune.rounds, prune.headroom or the budget"
+        )
+    return rounds
+
+
+class _Bench:
+    """What every round needs, loaded once."""
+
+    def __init__(self, job: Job, at: Artefacts, budget: Budget) -> None:
+        self.job, self.budget = job, budget
+        self.graph = Graph.load(at.graph)
+        self.scores = read_scores(at.scores)
+        self.table = Table.open(at.table, job.backend.target())
+        self.model = model_of(job, at.dense_weights)
+        self.dense = Engine.load(at.dense / "model.engine")
+
+
+def best_round(rounds: Sequence[RoundResult]) -> RoundResult:
+    """Among the rounds that met the budget, the one that keeps the highest score."""
+    return max((result for result in rounds if result.met), key=lambda result: result.plan.score)
+
+
+def _next_plan(bench: _Bench, table: Table, rounds: Sequence[RoundResult]) -> Plan | None:
+    """The best plan by what is known now; None when it was tried already or nothing fits any more."""
+    settings = bench.job.config.prune
+    try:
+        plan = solve(bench.graph, bench.scores, table, budget_us=bench.budget.table_us * (1 - settings.headroom),
+                     min_width=settings.min_width)  # fmt: skip
+    except Infeasible:
+        if not rounds:
+            raise
+        return None
+    return None if any(plan.kept == result.plan.kept for result in rounds) else plan
+
+
+def _try(bench: _Bench, plan: Plan, here: Path) -> RoundResult:
+    """Cut to `plan`, build, and measure beside the dense engine."""
+    from pydeploy.prune.surgery import apply
+
+    here.mkdir(parents=True, exist_ok=True)
+    backend = bench.job.backend
+    engine = build_engine(bench.job, apply(bench.model, bench.graph, plan), here)
+    times = measure_engines({"dense": (backend, bench.dense), "plan": (backend, engine)})
+    inside = layer_profile(bench.job, engine, bench.graph)
+    limit = bench.budget.limit_us(times["dense"].median_us)
+    return RoundResult(plan, plan.latency_us, times["plan"].median_us, limit, replace(inside, whole=times["plan"]))
+
+
+def read_rounds(here: Path) -> list[RoundResult]:
+    """The finished rounds of a search, in order."""
+    numbered = sorted(here.glob("round*.json"), key=lambda path: int(path.stem.removeprefix("round")))
+    return [_read_round(path) for path in numbered]
+
+
+def _write_round(path: Path, result: RoundResult) -> None:
+    write_json(path, {"plan": result.plan.to_json(), "predicted_us": result.predicted_us, "measured_us": result.measured_us,
+                      "limit_us": result.limit_us, "profile": result.profile.to_json()})  # fmt: skip
+
+
+def _read_round(path: Path) -> RoundResult:
+    data = read_json(path)
+    try:
+        return RoundResult(Plan.from_json(data["plan"]), data["predicted_us"], data["measured_us"], data["limit_us"],
+                           Profile.from_json(data["profile"]))  # fmt: skip
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path} is not a finished round ({error!r}); delete it and run again with --resume") from None

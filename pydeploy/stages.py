@@ -1,0 +1,236 @@
+"""The pieces that the stages of a run share: task and model, training, engines, table, calibration, INT8."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pydeploy.artefacts import Artefacts
+from pydeploy.backends.base import Backend, Engine, open_backend
+from pydeploy.config import Config, TrainSection
+from pydeploy.errors import DataError
+from pydeploy.files import read_json, replacing, write_json
+from pydeploy.graph import Graph, Plan
+from pydeploy.profile import profile, time_engines
+from pydeploy.quant.manifest import Manifest, load_manifest
+from pydeploy.rundir import Console
+from pydeploy.timing import Profile, Timing
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pydeploy.train.distill import Teacher
+    from pydeploy.train.tasks import Task
+
+ROUNDS, RUNS = 15, 30
+"""Interleaved rounds and runs a round, wherever engines are compared with each other."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all stages share."""
+
+    config: Config
+    task: Task
+    backend: Backend
+    console: Console
+    shared: dict[str, Any] = field(default_factory=dict)
+    """Things that stages of one process share to save time (the distillation teacher with its outputs)."""
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+
+def open_task(config: Config) -> Task:
+    """The task of a config, its data loaded."""
+    from pydeploy.train.tasks import build_task
+
+    task, model = config.task, config.model
+    return build_task(task.name, data=task.data, model=model.name, model_settings=model.options, **task.options)
+
+
+def model_of(job: Job, weights: Path | None = None) -> nn.Module:
+    """The config's architecture, seeded; cut to and filled with the tensors of `weights` when given."""
+    import torch
+
+    from pydeploy.prune.io import load
+
+    torch.manual_seed(job.seed)
+    model = job.task.build_model()
+    return load(weights, model) if weights else model
+
+
+def fit(job: Job, model: nn.Module, section: TrainSection, here: Path, *, teacher: Teacher | None = None, title: str) -> None:
+    """Train `model` by the settings of `section`; resumes from `here` and leaves ``model.safetensors`` there."""
+    from pydeploy.prune.io import save
+    from pydeploy.train.distill import DistillSettings
+    from pydeploy.train.loop import FitSettings
+    from pydeploy.train.loop import fit as train
+
+    given = section.model_dump(exclude={"weights", "distill"})
+    distill = DistillSettings(**section.distill.model_dump()) if section.distill is not None else None
+    settings = FitSettings(**given, seed=job.seed, distill=distill)
+    with job.console.bar(title) as tick:
+        result = train(model, job.task, settings, out=here, teacher=teacher if distill else None, resume=True,
+                       progress=lambda done, total, _loss: tick(done, total))  # fmt: skip
+    save(here / "model.safetensors", result.model)
+    write_json(here / "history.json", [asdict(record) for record in result.history])
+
+
+def finetune(job: Job, at: Artefacts, small: nn.Module, here: Path, *, title: str) -> None:
+    """Train a cut model with the dense one as its teacher. All students of a run share the teacher's outputs."""
+    from pydeploy.train.distill import Teacher
+
+    if job.config.finetune.distill is not None and "teacher" not in job.shared:
+        job.shared["teacher"] = Teacher(model_of(job, at.dense_weights))
+    fit(job, small, job.config.finetune, here, teacher=job.shared.get("teacher"), title=title)
+
+
+def cut_and_finetune(job: Job, at: Artefacts, plan: Plan, here: Path, *, title: str) -> None:
+    """``plan.json`` and ``model.safetensors``: the dense model cut to `plan` and fine-tuned."""
+    from pydeploy.prune.surgery import apply
+
+    plan.save(here / "plan.json")
+    small = apply(model_of(job, at.dense_weights), Graph.load(at.graph), plan)
+    finetune(job, at, small, here, title=title)
+
+
+def score_channels(job: Job, model: nn.Module, graph: Graph, path: Path) -> None:
+    """Write ``{group: (width,) float32}`` as an npz file."""
+    from pydeploy.prune.importance import score
+
+    settings = job.config.prune
+    batches = job.task.train_batches(0, settings.batch_size, job.seed)
+    data = ((batch.inputs, batch) for _, batch in zip(range(settings.batches), batches, strict=False))
+    scores = score(model, graph, settings.criterion, data=data, loss=job.task.loss, seed=job.seed)
+    with replacing(path) as partial, partial.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **{name: values for name, values in scores.items()})
+
+
+def read_scores(path: Path) -> dict[str, NDArray[np.float32]]:
+    """Scores that `score_channels` wrote."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not a file of channel scores ({error}); run the scoring stage again") from None
+
+
+def build_engine(job: Job, model: nn.Module, here: Path) -> Engine:
+    """Export `model` to ``model.onnx`` and build ``model.engine`` for the job's target."""
+    from pydeploy.export import export
+
+    onnx = export(model, job.task.example(), here / "model.onnx", batch=job.backend.batch,
+                  input_names=job.task.input_names, output_names=job.task.output_names)  # fmt: skip
+    return job.backend.build(onnx, here / "model.engine")
+
+
+def finished_engine(job: Job, model: nn.Module, here: Path) -> None:
+    """``model.onnx``, ``model.engine`` and ``facts.json``: latency, accuracy on the engine, size of `model`."""
+    from pydeploy.prune.trace import trace
+
+    engine = build_engine(job, model, here)
+    graph = trace(model, job.task.example())
+    write_facts(job, job.backend, engine, here, params=graph.learnable, macs=graph.macs())
+
+
+def write_facts(job: Job, backend: Backend, engine: Engine, here: Path, *, params: int, macs: int) -> None:
+    """``facts.json`` of a built engine."""
+    job.console.say(f"{here.name}: accuracy of the engine over the full test set")
+    facts = {"latency": measure_engines({"": (backend, engine)})[""].to_json(), "metrics": accuracy(job, backend, engine),
+             "params": params, "macs": macs, "precision": backend.precision, "target": backend.target().fingerprint,
+             "bytes": engine.path.stat().st_size, "onnx_bytes": (here / "model.onnx").stat().st_size}  # fmt: skip
+    write_json(here / "facts.json", facts)
+
+
+def accuracy(job: Job, backend: Backend, engine: Engine) -> dict[str, float]:
+    """The task's metrics over the whole test set, computed from the engine's outputs."""
+    with backend.open(engine) as session:
+        return job.task.evaluate(session.run, batch_size=backend.batch)
+
+
+def measure_engines(engines: dict[str, tuple[Backend, Engine]]) -> dict[str, Timing]:
+    """Latency of several engines, taken in turns so that they may be compared."""
+    return {name: samples.timing for name, samples in time_engines(engines, rounds=ROUNDS, runs=RUNS).items()}
+
+
+def layer_profile(job: Job, engine: Engine, graph: Graph) -> Profile:
+    """Latency of an engine of the job's target and of its layers, by operator."""
+    return profile(job.backend, engine, [op.name for op in graph.ops], rounds=5, runs=20)
+
+
+def fill_table(job: Job, graph: Graph, onnx: Path, here: Path) -> None:
+    """``table.sqlite`` and ``facts.json``. What an interrupted measurement left is kept and completed."""
+    from pydeploy.latency.design import grid
+    from pydeploy.latency.measure import measure
+    from pydeploy.latency.table import Table
+
+    settings = job.config.table
+    started = time.monotonic()
+    table = Table.open(here / "table.sqlite", job.backend.target())
+    widths = grid(graph, settings.points, settings.align, job.config.prune.min_width)
+    with job.console.bar("measure the latency table") as tick:
+        report = measure(graph, onnx, job.backend, table, widths=widths, rounds=settings.rounds, runs=settings.runs,
+                         workdir=here, progress=tick)  # fmt: skip
+    facts = {"probes": report.measured + report.skipped, "keys": len({row.key for row in table.rows()}),
+             "disturbed": report.disturbed, "seconds": time.monotonic() - started}  # fmt: skip
+    write_json(here / "facts.json", facts)
+
+
+def check_calibration(config: Config) -> Manifest | None:
+    """The calibration manifest of a config, read before any work starts."""
+    return load_manifest(config.quantize.calibration) if config.quantize is not None else None
+
+
+def quantize(job: Job, at: Artefacts, here: Path) -> None:
+    """Calibrate the pruned engine's ONNX, insert Q/DQ, build the INT8 engine; ``facts.json`` as everywhere."""
+    from pydeploy.quant.calibrate import calibrate
+    from pydeploy.quant.qdq import quantize as insert
+
+    settings, manifest = job.config.quantize, check_calibration(job.config)
+    assert settings is not None
+    assert manifest is not None
+    source, style = at.pruned / "model.onnx", job.backend.name
+    samples = calibration_samples(job.task, manifest)
+    manifest.require(samples[:1])
+    with job.console.bar("calibrate") as tick:
+        ranges = calibrate(source, calibration_feeds(job.task, samples, job.backend.batch), observer=settings.observer,
+                           style=style, threads=job.backend.threads, progress=lambda done: tick(done, manifest.count))  # fmt: skip
+    ranges.save(here / "ranges.json")
+    inserted = insert(source, ranges, here / "model.onnx", style=style, exclude=settings.exclude)
+    write_json(here / "quantized.json", asdict(inserted))
+    backend = open_backend(job.backend.name, precision="int8", batch=job.backend.batch, threads=job.backend.threads)
+    engine = backend.build(here / "model.onnx", here / "model.engine")
+    dense = read_json(at.pruned / "facts.json")
+    write_facts(job, backend, engine, here, params=dense["params"], macs=dense["macs"])
+
+
+def calibration_samples(task: Task, manifest: Manifest) -> list[NDArray[Any]]:
+    """Inputs of the manifest's samples, preprocessed as for evaluation; one array per model input."""
+    total = sum(len(batch.inputs[0]) for batch in task.eval_batches(1024, manifest.split))
+    wanted = manifest.indices(total)
+    parts: list[list[NDArray[Any]]] = []
+    at = 0
+    for batch in task.eval_batches(1024, manifest.split):
+        count = len(batch.inputs[0])
+        inside = wanted[(wanted >= at) & (wanted < at + count)] - at
+        at += count
+        if len(inside):
+            parts.append([tensor.numpy()[inside] for tensor in batch.inputs])
+    return [np.concatenate(columns) for columns in zip(*parts, strict=True)]
+
+
+def calibration_feeds(task: Task, samples: list[NDArray[Any]], batch: int) -> Iterator[dict[str, NDArray[Any]]]:
+    """Feeds of exactly `batch` samples. The last one repeats its first samples where `batch` does not divide the count."""
+    for start in range(0, len(samples[0]), batch):
+        parts = [array[start : start + batch] for array in samples]
+        yield {
+            name: np.resize(part, (batch, *part.shape[1:])) for name, part in zip(task.input_names, parts, strict=True)
+        }

@@ -1,0 +1,136 @@
+"""The end of a run: all engines measured in turns, and ``report.json`` with its renderings."""
+
+from __future__ import annotations
+
+import importlib.util
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from pydeploy import candidates, stages
+from pydeploy.artefacts import Artefacts
+from pydeploy.backends.base import Backend, Engine, open_backend
+from pydeploy.files import read_json, write_json
+from pydeploy.graph import Graph, Plan
+from pydeploy.report import (
+    Candidate,
+    GroupWidth,
+    Latency,
+    Layer,
+    ModelResult,
+    Models,
+    Report,
+    Round,
+    TableFacts,
+    recommend,
+    render,
+)
+from pydeploy.search import read_rounds
+from pydeploy.stages import Job
+from pydeploy.timing import Timing
+from pydeploy.version import __version__
+
+
+def folders(job: Job, at: Artefacts) -> dict[str, Path]:
+    """Folders of all engines of the run, by name: dense, pruned, quantized, and the further points by slug."""
+    found = {"dense": at.dense, "pruned": at.pruned}
+    if job.config.quantize is not None:
+        found["quantized"] = at.quantized
+    return found | {point.slug: at.candidate(point.slug) for point in candidates.wanted(job.config)}
+
+
+def measure_all(job: Job, at: Artefacts, here: Path) -> None:
+    """``timings.json``: every engine's latency, taken in turns, and the layers of the dense and the pruned one."""
+    engines: dict[str, tuple[Backend, Engine]] = {}
+    for name, folder in folders(job, at).items():
+        engine = Engine.load(folder / "model.engine")
+        precision = engine.target.precision
+        backend = job.backend if precision == job.backend.precision else open_backend(
+            job.backend.name, precision=precision, batch=job.backend.batch, threads=job.backend.threads)  # fmt: skip
+        engines[name] = (backend, engine)
+    job.console.say(f"measure {len(engines)} engines in turns")
+    times = stages.measure_engines(engines)
+    graph = Graph.load(at.graph)
+    layers = {name: stages.layer_profile(job, engines[name][1], graph).layers for name in ("dense", "pruned")}
+    write_json(here / "timings.json", {
+        "engines": {name: timing.to_json() for name, timing in times.items()},
+        "layers": {name: {op: t.to_json() for op, t in found.items()} for name, found in layers.items()},
+    })  # fmt: skip
+
+
+def write_report(job: Job, at: Artefacts, seconds: dict[str, float], command: str) -> Path:
+    """Write ``report.json``, ``report.md``, ``report.html`` and the charts; returns the path of the HTML page."""
+    report = _report(job, at, seconds, command)
+    report.save(at.report)
+    return render(report, at.root)[1]
+
+
+def _report(job: Job, at: Artefacts, seconds: dict[str, float], command: str) -> Report:
+    config, target = job.config, job.backend.target()
+    timings = read_json(at.timings)
+    times = {name: Timing.from_json(data) for name, data in timings["engines"].items()}
+    results = {name: _result(job, folder, times[name]) for name, folder in folders(job, at).items()}
+    models = Models(dense=results["dense"], pruned=results["pruned"], quantized=results.get("quantized"))
+    graph, plan = Graph.load(at.graph), Plan.load(at.plan)
+    budget_us = config.prune.budget_us or (config.prune.budget or 1.0) * models.dense.latency_us.median
+    return Report(
+        pydeploy_version=__version__, created=datetime.now(timezone.utc).isoformat(timespec="seconds"), command=command,
+        config=read_json(at.config), seed=config.seed, task=job.task.name, metric=job.task.metric, model=config.model.name,
+        target=target, budget_us=budget_us, dense_us=read_json(at.dense / "facts.json")["latency"]["median_us"],
+        met=models.pruned.latency_us.median <= budget_us, models=models,
+        recommendation=recommend(models, limit_points=config.compare.limit, measured=target.measured),
+        candidates=tuple(_candidate(at, point, results[point.slug]) for point in candidates.wanted(config)),
+        rounds=tuple(Round(predicted_us=r.predicted_us, measured_us=r.measured_us, met=r.met, widths=r.plan.widths)
+                     for r in read_rounds(at.search)),
+        layers=_layers(graph, plan, timings["layers"]), groups=_groups(graph, plan), table=_table(at), seconds=seconds,
+        total_seconds=sum(seconds.values()), warnings=_warnings(job, times, target.measured),
+    )  # fmt: skip
+
+
+def _result(job: Job, folder: Path, timing: Timing) -> ModelResult:
+    facts = read_json(folder / "facts.json")
+    total = sum(len(batch.inputs[0]) for batch in job.task.eval_batches(1024))
+    return ModelResult(latency_us=Latency.of(timing), accuracy=facts["metrics"][job.task.metric], accuracy_n=total,
+                       params=facts["params"], macs=facts["macs"], bytes=facts["bytes"], onnx_bytes=facts["onnx_bytes"],
+                       precision=facts["precision"], target=facts["target"])  # fmt: skip
+
+
+def _candidate(at: Artefacts, point: candidates.Wanted, result: ModelResult) -> Candidate:
+    note = read_json(at.candidate(point.slug) / "note.json")["note"]
+    return Candidate(name=point.label, method=point.method, precision=result.precision, latency_us=result.latency_us,
+                     accuracy=result.accuracy, params=result.params, macs=result.macs, note=note)  # fmt: skip
+
+
+def _layers(graph: Graph, plan: Plan, times: dict[str, Any]) -> tuple[Layer, ...]:
+    before, after = graph.widths, {**graph.widths, **plan.widths}
+
+    def median(model: str, op: str) -> float | None:
+        found = times[model].get(op)
+        return None if found is None else float(found["median_us"])
+
+    return tuple(Layer(name=op.name, kind=op.kind, cin_before=op.cin.at(before), cin_after=op.cin.at(after),
+                       cout_before=op.cout.at(before), cout_after=op.cout.at(after),
+                       before_us=median("dense", op.name), after_us=median("pruned", op.name))
+                 for op in graph.ops)  # fmt: skip
+
+
+def _groups(graph: Graph, plan: Plan) -> tuple[GroupWidth, ...]:
+    after = {**graph.widths, **plan.widths}
+    return tuple(GroupWidth(name=g.name, before=g.width, after=after[g.name], frozen=g.frozen) for g in graph.groups)
+
+
+def _table(at: Artefacts) -> TableFacts:
+    facts = read_json(at.table_facts)
+    return TableFacts(probes=facts["probes"], keys=facts["keys"], seconds=facts["seconds"])
+
+
+def _warnings(job: Job, times: dict[str, Timing], measured: bool) -> tuple[str, ...]:
+    found = [f"other load disturbed the measurement of '{name}'" for name, timing in times.items() if timing.disturbed]
+    if not measured:
+        found.append("latencies are analytic, not measured")
+    if job.config.compare.torch_pruning and importlib.util.find_spec("torch_pruning") is None:
+        found.append("Torch-Pruning is not installed, so it is not in the comparison: pip install 'pydeploy[bench]'")
+    found.append(
+        f"accuracies rest on one training seed ({job.seed}); on this kind of task one seed is worth about 0.2 points"
+    )
+    return tuple(found)
