@@ -7,7 +7,9 @@ so a tensor after ReLU gets ``lo = 0`` and one that is never positive gets ``hi 
 * `minmax` covers everything that was seen.
 * `percentile` covers 99.99 % of the values (NVIDIA's choice; ONNX Runtime takes 99.999 %).
 * `entropy` loses the least information: smallest Kullback-Leibler divergence between the distribution and its
-  quantised form (Migacz, "8-bit inference with TensorRT", GTC 2017).
+  quantised form (Migacz, "8-bit inference with TensorRT", GTC 2017), but at most 1 % of the non-zero values is clipped:
+  the divergence says nothing where a candidate's bins are all but empty, and for a tensor without values near zero
+  (a spatial mean) it alone would put the threshold below nearly all of them.
 * `mse` has the smallest mean squared rounding and clipping error.
 
 The zero bin is part of the counts: half of a tensor after ReLU is exactly zero, and zero is always representable.
@@ -33,6 +35,8 @@ SIGNED_LEVELS = 128
 UNSIGNED_LEVELS = 256
 """Grid steps of uint8 for a tensor with one sign."""
 PERCENTILE = 99.99
+ENTROPY_COVERS = 99.0
+"""Percent of the non-zero magnitudes that `entropy` never clips."""
 
 Range = tuple[float, float]
 Observer = Callable[[_core.Histogram, int], Range]
@@ -60,7 +64,11 @@ def percentile(histogram: _core.Histogram, levels: int) -> Range:  # noqa: ARG00
 
 def entropy(histogram: _core.Histogram, levels: int) -> Range:
     """The interval whose quantised distribution diverges least from the one seen."""
-    return _clip(histogram, _core.entropy_threshold(_magnitudes(histogram), histogram.bin_width, levels))
+    counts, width = _magnitudes(histogram), histogram.bin_width
+    threshold = _core.entropy_threshold(counts, width, levels)
+    counts[0] = 0
+    covers = _core.percentile_threshold(counts, width, ENTROPY_COVERS) if counts.any() else 0.0
+    return _clip(histogram, max(threshold, covers))
 
 
 def mse(histogram: _core.Histogram, levels: int) -> Range:

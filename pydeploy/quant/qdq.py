@@ -7,7 +7,8 @@ Rules (where the pairs go is `pydeploy.quant.placement`, per runtime):
 * Activations: per tensor. Symmetric: int8, zero point 0, scale ``max(|lo|, |hi|) / 127``. Asymmetric: uint8, the
   interval widened to hold zero, scale ``(hi - lo) / 255``, so zero is exact in both.
 * Biases: float, or int32 with the scale ``input scale * weight scale`` that the integer sum has anyway; a weight scale
-  is raised where the bias would not fit into 30 bits, which leaves room for the sum.
+  is raised where the bias would not fit into 30 bits, which leaves room for the sum. (ONNX Runtime 1.31 makes int32
+  of float biases by itself and does not look whether they fit.)
 * No batch normalisation may follow a convolution: it is folded before the weights' scales are chosen.
 * Node and tensor names stay; only spatial means become GlobalAveragePool (the node keeps its name).
 
@@ -73,6 +74,9 @@ def quantize(
         raise Mismatch(f"the ranges were calibrated on another file than {onnx_path}; calibrate this model")
     graph = prepare(model)
     placement = plan(graph, rules, exclude=exclude, min_channels=min_channels)
+    if not placement.nodes:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in placement.skipped.items())
+        raise DataError(f"no layer of {onnx_path} can be int8 ({reasons or 'it has no layer with weights'})")
     _insert(_Editor(graph), placement, rules, ranges)
     _save(graph, model, Path(out))
     names = tuple(label(node) for node in placement.nodes)
@@ -91,9 +95,7 @@ def read_float_model(path: Path) -> onnx.ModelProto:
         raise DataError(f"{path} is not a valid ONNX file ({fact}); export the model again") from None
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if opset < MIN_OPSET:
-        raise DataError(
-            f"{path} has opset {opset}; int8 needs {MIN_OPSET} or later, export the model with a newer opset"
-        )
+        raise DataError(f"{path} has opset {opset}, int8 needs {MIN_OPSET} or later; export with a newer opset")
     for node in model.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger"):
             raise DataError(f"{path} is already quantised ({node.op_type} '{node.name}'); start from the float model")
