@@ -88,9 +88,10 @@ def solve(
     if math.isnan(budget_us):
         raise ConfigError("budget_us is not a number; give the latency that the network may take, in microseconds")
     _check_scores(graph, scores)
+    offered = table.widths(graph) if widths is None else widths
     problem = _Problem()
     for group in graph.prunable:
-        candidates = _candidates(group, table.widths(graph) if widths is None else widths, min_width)
+        candidates = _candidates(group, offered, min_width)
         best_first = np.cumsum(np.sort(scores[group.name].astype(np.float64))[::-1])
         problem.groups[group.name] = problem.add_variable(candidates, best_first[np.array(candidates) - 1])
     _add_layers(problem, graph, table)
@@ -235,8 +236,8 @@ def _add_wide_layer(problem: _Problem, graph: Graph, op: Op, latency_us: Callabl
     """Add a layer that reads many groups: its time depends on two channel counts only."""
     cin_variable, cins = _channels(problem, graph, op.cin)
     cout_variable, couts = _channels(problem, graph, op.cout)
-    depthwise = cin_variable == cout_variable
-    pairs = zip(cins, couts, strict=True) if depthwise else itertools.product(cins, couts)
+    same = cin_variable == cout_variable  # depthwise
+    pairs = zip(cins, couts, strict=True) if same else itertools.product(cins, couts)
     keys = [replace(op, cin=Extent(cin), cout=Extent(cout)).key({}) for cin, cout in pairs]
     scope = [v for v in dict.fromkeys((cin_variable, cout_variable)) if v is not None]
     _add_times(problem, op, scope, keys, latency_us)
