@@ -101,7 +101,8 @@ def measure(
     `path` is the dense ONNX model that `graph` describes; `transform` is applied to each cut model before it is built
     (quantisation, for instance). Each probe gets `rounds` rounds of `runs` runs, its layers as many. There are at most
     `limit` probes; those that the table holds are skipped, or measured once more with ``resume=False``. `progress` is
-    told (done, total) probes, and `announce` the seconds to expect, once the first probe is built.
+    told (done, total) probes, and `announce` the seconds to expect on a quiet machine, once the first probe is built
+    (repeating disturbed rounds can add half as much again).
     Raises `Mismatch` when the table belongs to another target or the model to another graph.
     """
     began = time.monotonic()
@@ -194,7 +195,7 @@ def _run(lab: _Lab, chunk: Sequence[_Probe]) -> int:
         sessions = {probe.name: session for probe, session in zip(chunk, opened, strict=True)}
         feeds = {name: random_feeds(session.inputs) for name, session in sessions.items()}
         timers = {name: partial(session.time, feeds[name]) for name, session in sessions.items()}
-        wholes = interleave(timers, rounds=lab.rounds, runs=lab.runs, watch=lab.watch)
+        wholes = interleave(timers, rounds=lab.rounds, runs=lab.runs, retries=lab.rounds // 2, watch=lab.watch)
         layers = _layer_timings(lab, sessions, feeds)
     for probe in chunk:
         whole, made = wholes[probe.name].timing, origin("probe", probe.name)
@@ -214,7 +215,7 @@ def _layer_timings(
     def one_round() -> dict[str, dict[str, NDArray[np.float64]]]:
         return {name: attribute(session.layers(feeds[name], lab.layer_runs), ops) for name, session in sessions.items()}
 
-    kept = quiet_rounds(one_round, rounds=LAYER_ROUNDS, retries=LAYER_ROUNDS, watch=lab.watch)
+    kept = quiet_rounds(one_round, rounds=LAYER_ROUNDS, retries=LAYER_ROUNDS // 2, watch=lab.watch)
     nothing = np.zeros(lab.layer_runs)
     result: dict[str, dict[str, Timing]] = {}
     for name in sessions:
