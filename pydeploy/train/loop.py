@@ -1,0 +1,195 @@
+"""The training loop: one function, any task, resumable, the same result for the same seed.
+
+Run a script that calls `fit` under ``torchrun --nproc-per-node=N`` to train on N devices: every process takes each N-th
+batch, so the effective batch is N times `FitSettings.batch_size`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import convert_to_fp32, send_to_device
+from torch import Tensor, nn
+
+from pydeploy.errors import ConfigError, DataError
+from pydeploy.train import checkpoint
+from pydeploy.train.distill import LOSSES, Teacher
+from pydeploy.train.settings import FitSettings, bf16_wanted, lr_at
+from pydeploy.train.tasks import Batch, Task
+
+Progress = Callable[[int, int, float], None]
+"""Called after every step with (steps done, steps in all, loss)."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """One finished epoch: mean training loss, last learning rate, wall time."""
+
+    epoch: int
+    loss: float
+    lr: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """The trained network (evaluation mode, CPU) and how it came about; `resumed_epochs` came from the checkpoint."""
+
+    model: nn.Module
+    history: tuple[EpochRecord, ...]
+    resumed_epochs: int
+    bf16: bool
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all epochs, those before a resume included."""
+        return sum(record.seconds for record in self.history)
+
+
+def fit(
+    model: nn.Module,
+    task: Task,
+    settings: FitSettings,
+    *,
+    out: Path,
+    teacher: Teacher | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> FitResult:
+    """A trained copy of `model`; `model` itself is left alone.
+
+    Stochastic gradient descent with Nesterov momentum. After every epoch the state goes to
+    ``out/checkpoint.safetensors``; with `resume` training continues from there and ends with the same weights as an
+    undisturbed run. With `settings.distill` the student also learns from `teacher`.
+
+    Raises `DataError` for NaN in weights, batches or loss (naming epoch and step), `ConfigError` for settings that do
+    not fit the task, `Mismatch` when the checkpoint is from another run.
+    """
+    accelerator = Accelerator()
+    _require_finite(model, "before training")
+    run = _Run(accelerator, task, settings, teacher, copy.deepcopy(model))
+    path = Path(out) / "checkpoint.safetensors"
+    identity = {"task": task.name, "settings": settings.to_json(), "start": checkpoint.weights_digest(model),
+                "teacher": checkpoint.weights_digest(teacher.model) if teacher else "", "bf16": run.bf16,
+                "processes": accelerator.num_processes}  # fmt: skip
+    history: list[EpochRecord] = []
+    if resume and path.exists():
+        history = [EpochRecord(**row) for row in checkpoint.restore(path, run.student, run.optimizer, identity)]
+    resumed = len(history)
+    for epoch in range(resumed, settings.epochs):
+        history.append(run.epoch(epoch, progress))
+        _require_finite(run.student, f"after epoch {epoch}")
+        if accelerator.is_main_process:
+            checkpoint.save(path, run.student, run.optimizer, identity, [asdict(record) for record in history])
+        accelerator.wait_for_everyone()
+    return FitResult(run.finished(), tuple(history), resumed, run.bf16)
+
+
+class _Run:
+    """What stays the same over all steps of one training run."""
+
+    def __init__(
+        self, accelerator: Accelerator, task: Task, settings: FitSettings, teacher: Teacher | None, student: nn.Module
+    ) -> None:
+        if (settings.distill is None) != (teacher is None):
+            raise ConfigError("distillation needs both a teacher and 'distill' settings; only one of them was given")
+        self.accelerator, self.task, self.settings, self.teacher = accelerator, task, settings, teacher
+        self.steps = task.train_size // (settings.batch_size * accelerator.num_processes)
+        if self.steps == 0:
+            raise ConfigError(
+                f"batch_size {settings.batch_size} on {accelerator.num_processes} process(es) exceeds the "
+                f"{task.train_size} training samples; lower batch_size"
+            )
+        self.bf16 = bf16_wanted(settings.amp, accelerator.device)
+        # Channels last is the layout of the fast convolution kernels on CPUs and GPUs alike.
+        self.student = student.to(accelerator.device).to(memory_format=torch.channels_last).train()
+        if teacher is not None:
+            teacher.model.to(accelerator.device).to(memory_format=torch.channels_last)
+        self.optimizer = _optimizer(self.student, settings)
+        self.network = accelerator.prepare_model(self.student)
+
+    def epoch(self, epoch: int, progress: Progress | None) -> EpochRecord:
+        """Train for one epoch. Everything random follows from (seed, epoch), so an epoch can be repeated exactly."""
+        settings, accelerator = self.settings, self.accelerator
+        began, total = time.perf_counter(), 0.0
+        torch.manual_seed(settings.seed * 1_000_003 + epoch)  # for dropout and the like
+        batches = self.task.train_batches(epoch, settings.batch_size, settings.seed)
+        mine = islice(batches, accelerator.process_index, None, accelerator.num_processes)
+        for step, batch in enumerate(islice(mine, self.steps)):
+            done = epoch * self.steps + step
+            rate = lr_at(settings, done, self.steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            loss = self.loss(self.on_device(batch, epoch, step))
+            value = loss.item()
+            if not math.isfinite(value):
+                raise DataError(f"the loss became {value} in epoch {epoch}, step {step} (lr {rate:.4g}); lower lr, "
+                                "raise warmup_epochs, or set clip_norm")  # fmt: skip
+            accelerator.backward(loss)
+            if settings.clip_norm:
+                accelerator.clip_grad_norm_(self.student.parameters(), settings.clip_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            total += value
+            if progress is not None:
+                progress(done + 1, settings.epochs * self.steps, value)
+        return EpochRecord(epoch, total / self.steps, rate, time.perf_counter() - began)
+
+    def on_device(self, batch: Batch, epoch: int, step: int) -> Batch:
+        """The batch where the network is, in its memory format; refuses NaN and infinity."""
+        for number, value in enumerate(batch.inputs):
+            if not torch.isfinite(value).all():
+                raise DataError(f"input {number} of the batch at epoch {epoch}, step {step} holds NaN or infinity; "
+                                "check the data set for broken samples")  # fmt: skip
+        moved: Batch = Batch(*send_to_device((batch.inputs, batch.target), self.accelerator.device))
+        return Batch(tuple(_channels_last(value) for value in moved.inputs), moved.target)
+
+    def forward(self, network: nn.Module, batch: Batch) -> Any:
+        """The network's outputs in float32, computed in the run's precision."""
+        with torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            outputs = network(*batch.inputs)
+        return convert_to_fp32(outputs)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The task's loss, mixed with the distillation loss when there is a teacher."""
+        outputs = self.forward(self.network, batch)
+        loss = self.task.loss(outputs, batch)
+        distill = self.settings.distill
+        if distill is None or self.teacher is None:
+            return loss
+        guide = self.teacher(batch, self.forward)
+        return (1 - distill.alpha) * loss + distill.alpha * LOSSES[distill.loss](self.task, outputs, guide, distill)
+
+    def finished(self) -> nn.Module:
+        """The trained network as a plain module on the CPU."""
+        network: nn.Module = self.accelerator.unwrap_model(self.network, keep_fp32_wrapper=False)
+        return network.to("cpu").to(memory_format=torch.contiguous_format).eval()
+
+
+def _optimizer(model: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
+    """SGD whose weight decay leaves biases and normalisation alone: shrinking those only costs accuracy."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
+
+
+def _channels_last(value: Tensor) -> Tensor:
+    return value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+
+
+def _require_finite(model: nn.Module, when: str) -> None:
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise DataError(f"weights '{name}' hold NaN or infinity {when}; start from another checkpoint, or lower lr")
