@@ -1,1 +1,152 @@
+"""Verbs on ONNX files and engines: calibrate, quantize, build, profile, compare. None of them needs torch but calibrate."""
+
 from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from pydeploy.cli.arguments import EXAMPLE_HELP, TARGET_HELP
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Threads = Annotated[int, typer.Option(help="Threads of the engine; 0 = all cores this process may use.")]
+
+
+def calibrate(
+    model: Annotated[Path, typer.Argument(help="ONNX file (float).")],
+    config: Annotated[Path, typer.Option(help="Config whose task gives the images.")],
+    out: Annotated[Path, typer.Option(help="Ranges file (JSON).")],
+    data: Annotated[Path, typer.Option(help="Calibration manifest.")] = Path("calib/fashion_mnist.yaml"),
+    observer: Annotated[str, typer.Option(help="entropy, percentile, mse or minmax.")] = "entropy",
+    style: Annotated[Optional[str], typer.Option(help="onnxruntime, openvino or tensorrt.")] = None,  # noqa: UP045 (typer on 3.10)
+) -> None:
+    """Find the range of every tensor that INT8 needs, by running the calibration images.
+
+    Example: pydeploy calibrate model.onnx --config configs/fashion_mnist_resnet20_cpu.yaml --out ranges.json
+    """
+    from pydeploy import stages
+    from pydeploy.cli.console import Terminal
+    from pydeploy.config import load
+    from pydeploy.quant.calibrate import calibrate as observe
+    from pydeploy.quant.manifest import load_manifest
+
+    task, manifest = stages.open_task(load(config)), load_manifest(data)
+    samples = stages.calibration_samples(task, manifest)
+    manifest.require(samples[:1])
+    feeds = stages.calibration_feeds(task, samples, _batch_of(model))
+    with Terminal().bar("calibrate") as tick:
+        ranges = observe(model, feeds, observer=observer, style=style, progress=lambda done: tick(done, manifest.count))
+    ranges.save(out)
+    sys.stdout.write(f"{out}: {len(ranges.tensors)} tensors, {ranges.count} samples, observer {observer}\n")
+
+
+def _batch_of(path: Path) -> int:
+    """Static batch size of an ONNX file's first input."""
+    import onnx
+
+    from pydeploy.quant.qdq import read_float_model
+
+    model: onnx.ModelProto = read_float_model(path)
+    return int(model.graph.input[0].type.tensor_type.shape.dim[0].dim_value) or 1
+
+
+def quantize(
+    model: Annotated[Path, typer.Argument(help="ONNX file (float).")],
+    ranges: Annotated[Path, typer.Option(help="Ranges file written by 'pydeploy calibrate'.")],
+    out: Annotated[Path, typer.Option(help="ONNX file with Q/DQ.")],
+    style: Annotated[str, typer.Option(help="onnxruntime, openvino or tensorrt.")] = "onnxruntime",
+    exclude: Annotated[Optional[list[str]], typer.Option(help="Layer that stays in float; repeat for several.")] = None,  # noqa: UP045
+    json: Json = False,  # noqa: FBT002
+) -> None:
+    """Insert quantize/dequantize pairs the way a runtime likes them.
+
+    Example: pydeploy quantize model.onnx --ranges ranges.json --style openvino --out model.int8.onnx
+    """
+    from dataclasses import asdict
+
+    from pydeploy.cli.console import show_json, show_table
+    from pydeploy.quant.observe import Ranges
+    from pydeploy.quant.qdq import quantize as insert
+
+    done = insert(model, Ranges.load(ranges), out, style=style, exclude=exclude or [])
+    if json:
+        show_json(asdict(done))
+        return
+    sys.stdout.write(f"{out}: {len(done.quantized)} layers int8, {len(done.skipped)} in float\n")
+    if done.skipped:
+        show_table(("layer in float", "because"), list(done.skipped.items()))
+
+
+def build(
+    model: Annotated[Path, typer.Argument(help="ONNX file.")],
+    target: Annotated[str, typer.Option(help=TARGET_HELP)],
+    out: Annotated[Path, typer.Option(help="Engine file; its facts go to <out>.json.")],
+    batch: Annotated[int, typer.Option(help=EXAMPLE_HELP)] = 1,
+    threads: Threads = 0,
+) -> None:
+    """Build an engine for a target.
+
+    Example: pydeploy build model.onnx --target openvino:bf16 --out model.engine
+    """
+    from pydeploy.cli.arguments import backend_named
+
+    engine = backend_named(target, batch=batch, threads=threads).build(model, out)
+    sys.stdout.write(f"{engine.path}: {engine.path.stat().st_size:,} bytes for {engine.target}\n")
+
+
+def profile(
+    engine: Annotated[Path, typer.Argument(help="Engine file written by 'pydeploy build' or a run.")],
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of measurement.")] = 10,
+    runs: Annotated[int, typer.Option(min=1, help="Runs in a round.")] = 20,
+    onnx: Annotated[Optional[Path], typer.Option(help="Refuse the engine unless it was built from this file.")] = None,  # noqa: UP045
+    json: Json = False,  # noqa: FBT002
+) -> None:
+    """Measure an engine: the whole network and every layer, with the machine's condition.
+
+    Example: pydeploy profile runs/demo/08_pruned/model.engine
+    """
+    from pydeploy.cli.arguments import backend_of
+    from pydeploy.cli.console import show_json, show_table
+    from pydeploy.profile import profile as measure
+
+    backend, record = backend_of(engine)
+    if onnx is not None:
+        record.require_source(onnx)
+    found = measure(backend, record, rounds=rounds, runs=runs)
+    if json:
+        show_json(found.to_json())
+        return
+    sys.stdout.write(f"{found.target}\nwhole network: {found.whole}\n\n")
+    rows = [(name, round(t.median_us, 1), round(t.p10_us, 1), round(t.p90_us, 1), t.n) for name, t in found.layers.items()]
+    show_table(("layer", "median_us", "p10_us", "p90_us", "n"), rows)
+
+
+def compare(
+    reference: Annotated[Path, typer.Argument(help="Engine file.")],
+    other: Annotated[Path, typer.Argument(help="Engine file with the same inputs and outputs.")],
+    feeds: Annotated[int, typer.Option(min=1, help="Random inputs to compare on.")] = 8,
+    json: Json = False,  # noqa: FBT002
+) -> None:
+    """Compare two engines: outputs on the same inputs, and latency measured in turns.
+
+    Example: pydeploy compare runs/demo/04_dense/model.engine runs/demo/08_pruned/model.engine
+    """
+    from pydeploy.cli.arguments import backend_of
+    from pydeploy.cli.console import show_json, show_table
+    from pydeploy.compare import compare as judge
+    from pydeploy.profile import random_feeds, time_engines
+
+    (one, first), (two, second) = backend_of(reference), backend_of(other)
+    with one.open(first) as a, two.open(second) as b:
+        result = judge(a, b, [random_feeds(a.inputs, seed) for seed in range(feeds)])
+    times = {name: samples.timing for name, samples in time_engines({"reference": (one, first), "other": (two, second)}).items()}
+    if json:
+        data: dict[str, Any] = {**result.to_json(), "latency": {name: timing.to_json() for name, timing in times.items()}}
+        show_json(data)
+        return
+    rows = [(d.output, f"{d.max_abs:.3g}", f"{d.relative_l2:.3g}", f"{d.cosine:.6f}") for d in result.outputs]
+    show_table(("output", "max_abs", "relative_l2", "cosine"), rows)
+    sys.stdout.write(f"\nreference: {times['reference']}\nother:     {times['other']}\n"
+                     f"other takes {times['other'].median_us / times['reference'].median_us:.3f} of the reference's time\n")  # fmt: skip

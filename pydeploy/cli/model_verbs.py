@@ -1,1 +1,141 @@
+"""Verbs on PyTorch models: trace, prune, export."""
+
 from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from pydeploy.cli.arguments import INPUT_HELP, MODEL_HELP, OPTION_HELP, TARGET_HELP
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pydeploy.graph import Graph, Plan
+
+Model = Annotated[str, typer.Argument(help=MODEL_HELP)]
+Inputs = Annotated[Optional[list[str]], typer.Option("--input", help=INPUT_HELP)]  # noqa: UP045 (typer on 3.10)
+Options = Annotated[Optional[list[str]], typer.Option("--option", "-o", help=OPTION_HELP)]  # noqa: UP045
+Weights = Annotated[Optional[Path], typer.Option(help="safetensors file of this model, dense or cut.")]  # noqa: UP045
+
+
+def trace(
+    model: Model,
+    input: Inputs = None,  # noqa: A002 (the option's name)
+    option: Options = None,
+    weights: Weights = None,
+    out: Annotated[Optional[Path], typer.Option(help="Write the graph here as JSON.")] = None,  # noqa: UP045
+    json: Annotated[bool, typer.Option("--json", help="Print the graph as JSON.")] = False,  # noqa: FBT002
+) -> None:
+    """Show which channels can be pruned, which cannot and why, parameters and MACs.
+
+    Example: pydeploy trace torchvision:resnet18 --input 1x3x224x224
+    """
+    from pydeploy.cli import arguments
+    from pydeploy.cli.console import show_json, show_table
+    from pydeploy.prune.trace import trace as find
+
+    graph = find(arguments.dense_or_cut(model, option or [], weights), arguments.example(input or []))
+    if out is not None:
+        graph.save(out)
+    if json:
+        show_json(graph.to_json())
+        return
+    show_table(("group", "width", "places", "frozen because"), [(g.name, g.width, len(g.slices), g.frozen) for g in graph.groups])
+    channels = sum(g.width for g in graph.prunable)
+    sys.stdout.write(f"\n{len(graph.prunable)} of {len(graph.groups)} groups prunable ({channels} channels), "
+                     f"{graph.learnable:,} parameters, {graph.macs():,} MACs (multiply-accumulates, no bias, no norm)\n")  # fmt: skip
+
+
+def prune(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The cut model (safetensors, the plan in its metadata).")],
+    input: Inputs = None,  # noqa: A002
+    option: Options = None,
+    weights: Weights = None,
+    criterion: Annotated[str, typer.Option(help="random, l1, l2, bn_scale or taylor.")] = "l1",
+    config: Annotated[Optional[Path], typer.Option(help="Config whose task gives batches and loss (taylor needs them).")] = None,  # noqa: UP045
+    budget_us: Annotated[Optional[float], typer.Option(help="Latency budget; needs --table.")] = None,  # noqa: UP045
+    table: Annotated[Optional[Path], typer.Option(help="Latency table of the target ('pydeploy table measure').")] = None,  # noqa: UP045
+    ratio: Annotated[Optional[float], typer.Option(help="Share of channels to remove from every group, without a table.")] = None,  # noqa: UP045
+    align: Annotated[int, typer.Option(help="Width multiple for --ratio.")] = 8,
+    min_width: Annotated[int, typer.Option(help="Fewest channels a group may keep.")] = 1,
+    plan: Annotated[Optional[Path], typer.Option(help="Also write the plan here as JSON.")] = None,  # noqa: UP045
+) -> None:
+    """Cut a model to a latency budget (with a table) or by a ratio (without).
+
+    Example: pydeploy prune torchvision:resnet18 --input 1x3x224x224 --table resnet18.sqlite --budget-us 6000 --out small.safetensors
+    """
+    from pydeploy.cli import arguments
+    from pydeploy.prune.io import save
+    from pydeploy.prune.surgery import apply
+    from pydeploy.prune.trace import trace as find
+
+    net, example = arguments.dense_or_cut(model, option or [], weights), arguments.example(input or [])
+    graph = find(net, example)
+    scores = _scores(net, graph, criterion, config)
+    chosen = _plan(graph, scores, budget_us, table, ratio, align, min_width)
+    small = apply(net, graph, chosen)
+    save(out, small, chosen)
+    if plan is not None:
+        chosen.save(plan)
+    after = find(small, example)
+    sys.stdout.write(f"{out}: {graph.learnable:,} -> {after.learnable:,} parameters, {graph.macs():,} -> {after.macs():,} MACs")
+    if budget_us is not None:
+        sys.stdout.write(f", predicted {chosen.latency_us:.0f} us, at most {chosen.gap:.3%} below the best score possible")
+    sys.stdout.write("\n")
+
+
+def _scores(net: nn.Module, graph: Graph, criterion: str, config: Path | None) -> Any:
+    from pydeploy.errors import ConfigError
+    from pydeploy.prune.importance import score
+
+    if config is None:
+        if criterion == "taylor":
+            raise ConfigError("criterion 'taylor' needs labelled batches: pass --config with the task, or use l1, l2, bn_scale")
+        return score(net, graph, criterion)
+    from pydeploy import stages
+    from pydeploy.config import load
+
+    settings = load(config)
+    task = stages.open_task(settings)
+    batches = task.train_batches(0, settings.prune.batch_size, settings.seed)
+    data = ((batch.inputs, batch) for _, batch in zip(range(settings.prune.batches), batches, strict=False))
+    return score(net, graph, criterion, data=data, loss=task.loss, seed=settings.seed)
+
+
+def _plan(graph: Graph, scores: Any, budget_us: float | None, table: Path | None, ratio: float | None, align: int,
+          min_width: int) -> Plan:  # fmt: skip
+    from pydeploy.errors import ConfigError
+    from pydeploy.latency.table import Table
+    from pydeploy.solve import solve, uniform
+
+    if (budget_us is None) == (ratio is None):
+        raise ConfigError("give either --budget-us with --table, or --ratio")
+    if ratio is not None:
+        return uniform(graph, scores, ratio=ratio, align=align, min_width=min_width)
+    if table is None:
+        raise ConfigError("--budget-us needs --table: make one with 'pydeploy table measure'")
+    assert budget_us is not None
+    return solve(graph, scores, Table.open(table), budget_us=budget_us, min_width=min_width)
+
+
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="ONNX file.")],
+    input: Inputs = None,  # noqa: A002
+    option: Options = None,
+    weights: Weights = None,
+    batch: Annotated[int, typer.Option(help="Batch size of the file.")] = 1,
+) -> None:
+    """Write a model as ONNX with layers named like the model's, checked against PyTorch on ONNX Runtime.
+
+    Example: pydeploy export torchvision:resnet18 --input 1x3x224x224 --weights small.safetensors --out small.onnx
+    """
+    from pydeploy.cli import arguments
+    from pydeploy.export import export as write
+
+    path = write(arguments.dense_or_cut(model, option or [], weights), arguments.example(input or []), out, batch=batch)
+    sys.stdout.write(f"{path}: {path.stat().st_size:,} bytes\n")

@@ -1,0 +1,85 @@
+# Two commands do everything on a machine with Python >= 3.10 and a C++20 compiler: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= runs
+SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.hpp)
+STEP = $(BIN)/python -m pydeploy.cli.step
+
+.PHONY: help setup demo demo-openvino data test lint types unit package sanitize bench format clean
+
+help:
+	@echo "make setup          prepare $(VENV) with everything below (a few minutes, mostly PyTorch)"
+	@echo "make demo           train, prune to half the latency, fine-tune, quantize, report (about 15 minutes)"
+	@echo "make demo-openvino  the same for OpenVINO, with the dense model of 'make demo'"
+	@echo "make test           lint, types, all tests, a wheel in a clean environment (about 10 minutes)"
+	@echo "make bench          benchmarks with their baselines (keep the machine quiet)"
+	@echo "make sanitize       the C++ core under AddressSanitizer and UBSan"
+	@echo "make format         format Python and C++"
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml CMakeLists.txt $(SOURCES)
+	@echo "setup: preparing $(VENV) (PyTorch is several GB; this can take some minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "Python >= 3.10 is needed: make PYTHON=python3.11 ..."; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'scikit-build-core>=0.10' 'pybind11>=2.13' 'cmake>=3.26' 'ninja>=1.11'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[dev,bench,openvino]'
+	@touch $@
+
+# Fashion-MNIST: $PYDEPLOY_DATA, Debian's package, or torchvision's download; the package is installed where that is allowed.
+data: setup
+	@$(BIN)/python -m pydeploy.train.fetch
+
+demo: setup data
+	@echo "demo: about 15 minutes on two cores; progress below. An interrupted demo goes on with 'make demo'."
+	@$(BIN)/pydeploy run configs/fashion_mnist_resnet20_cpu.yaml --out $(OUT)/demo --resume
+
+demo-openvino: setup data
+	@echo "demo-openvino: about 6 minutes after 'make demo' (about 15 without it)"
+	@$(BIN)/pydeploy run configs/fashion_mnist_resnet20_openvino.yaml --out $(OUT)/openvino --resume $(if $(wildcard $(OUT)/demo),--reuse $(OUT)/demo)
+
+test: setup
+	@date +%s > $(VENV)/.started
+	@$(MAKE) --no-print-directory lint types unit package
+	@echo "test: everything passed in $$(( $$(date +%s) - $$(cat $(VENV)/.started) )) s"
+
+lint: setup
+	@echo "== lint: ruff, clang-format"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+
+types: setup
+	@echo "== types: mypy --strict, stubtest"
+	@$(BIN)/mypy
+	@$(BIN)/python -m mypy.stubtest pydeploy._core
+
+unit: setup
+	@echo "== tests: unit, property, architecture, CLI, end to end, benchmarks as smoke tests"
+	@$(BIN)/python -m pytest --durations=10 tests bench
+
+# The wheel and the sdist, and the wheel in an environment of its own, outside the checkout. The big dependencies
+# are borrowed from $(VENV) by path, which does not activate its editable install.
+package: setup
+	@echo "== package: sdist, wheel, wheel in a clean environment"
+	@rm -rf build/package && mkdir -p build/package
+	@$(BIN)/python -m build --no-isolation --outdir build/package . > build/package/log 2>&1 || { cat build/package/log; exit 1; }
+	@$(PYTHON) -m venv build/package/venv
+	@build/package/venv/bin/pip install --quiet --disable-pip-version-check --no-deps build/package/*.whl
+	@$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > "$$(build/package/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
+	@cd build/package && venv/bin/pydeploy trace pydeploy:resnet8 --input 1x3x32x32 > trace.txt && grep -q "groups prunable" trace.txt
+	@cd build/package && venv/bin/python -c "import pydeploy.graph, pydeploy._core as c; assert 'build/package' in pydeploy.graph.__file__ and 'build/package' in c.__file__"
+	@echo "package: $$(ls build/package/*.whl build/package/*.tar.gz | xargs -n1 basename | tr '\n' ' ')"
+
+sanitize: setup
+	@echo "sanitize: not built yet" && exit 1
+
+bench: setup
+	@$(BIN)/python -m pytest bench --benchmark-enable --benchmark-autosave --benchmark-group-by=group --benchmark-columns=median,iqr,rounds
+
+format: setup
+	@$(BIN)/ruff format --quiet . && $(BIN)/ruff check --fix --quiet . && $(BIN)/clang-format -i $(SOURCES)
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -1,0 +1,180 @@
+"""The whole job: on the analytic backend for every detail, and once on ONNX Runtime for real."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pydeploy.backends.base import Engine
+from pydeploy.config import Config, parse
+from pydeploy.errors import BackendUnavailable, ConfigError, DataError, Infeasible
+from pydeploy.graph import Graph, Plan
+from pydeploy.pipeline import run
+from pydeploy.report import Report
+
+ROOT = Path(__file__).parent.parent
+# torch's ONNX exporter and accelerate warn about their own internals.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+class Quiet:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    @contextmanager
+    def bar(self, title: str):
+        yield lambda done, total: None
+
+
+def settings(**changes: object) -> Config:
+    data: dict[str, object] = {
+        "task": {"data": "synthetic", "options": {"data_settings": {"size": 12, "train_size": 256, "test_size": 64}}},
+        "model": {"name": "resnet8", "options": {"width": 32}},
+        "train": {"epochs": 1, "batch_size": 64, "lr": 0.1, "warmup_epochs": 0, "amp": "off"},
+        "target": {"backend": "null", "threads": 1},
+        "table": {"points": 2, "align": 16, "rounds": 1, "runs": 3},
+        "prune": {"criterion": "taylor", "batches": 2, "batch_size": 32, "budget": 0.7},
+        "finetune": {"epochs": 1, "batch_size": 64, "lr": 0.05, "warmup_epochs": 0, "amp": "off"},
+    }
+    return parse({**data, **changes}, "test")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete run on the analytic backend; tests that change it work on a copy."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    run(settings(compare={"budgets": [0.8], "uniform": [0.8]}), out, Quiet(), command="pydeploy run")
+    return out
+
+
+def test_the_report_holds_what_it_promises(finished: Path) -> None:
+    data = json.loads((finished / "report.json").read_text())
+    assert data["schema"] == 1
+    assert data["target"]["backend"] == "null"
+    assert data["met"] is True
+    assert {"dense", "pruned", "quantized"} <= set(data["models"])
+    for name in ("dense", "pruned"):
+        model = data["models"][name]
+        assert {"median", "p10", "p90", "n"} <= set(model["latency_us"])
+        assert {"accuracy", "params", "macs", "bytes"} <= set(model)
+        assert model["accuracy_n"] == 64
+    assert data["models"]["pruned"]["latency_us"]["median"] <= data["budget_us"]
+    assert data["models"]["pruned"]["params"] < data["models"]["dense"]["params"]
+    assert all(r["predicted_us"] > 0 and r["measured_us"] > 0 for r in data["rounds"])
+    assert {"01_train", "05_table", "06_search", "07_finetune", "11_profile"} <= set(data["seconds"])
+    assert [c["method"] for c in data["candidates"]] == ["joint", "uniform"]
+
+
+def test_analytic_numbers_are_labelled(finished: Path) -> None:
+    for name in ("report.md", "report.html"):
+        assert "not measured" in (finished / name).read_text().lower()
+    assert any("not measured" in warning for warning in Report.load(finished / "report.json").warnings)
+
+
+def test_prediction_is_exact_where_the_device_is_analytic(finished: Path) -> None:
+    report = Report.load(finished / "report.json")
+    assert report.prediction_error is not None
+    assert report.prediction_error < 0.005
+
+
+def test_the_shipped_engine_is_the_planned_one(finished: Path) -> None:
+    graph, plan = Graph.load(finished / "02_graph" / "graph.json"), Plan.load(finished / "06_search" / "plan.json")
+    report = Report.load(finished / "report.json")
+    assert report.models.pruned.macs == graph.macs(plan.widths)
+    engine = Engine.load(finished / "08_pruned" / "model.engine")
+    engine.require_source(finished / "08_pruned" / "model.onnx")
+
+
+def test_resume_redoes_nothing(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+    console = Quiet()
+    run(settings(compare={"budgets": [0.8], "uniform": [0.8]}), out, console, resume=True)
+    assert sum("finished earlier" in line for line in console.lines) == 11
+    before, after = (Report.load(p / "report.json") for p in (finished, out))
+    assert (before.models, before.rounds) == (after.models, after.rounds)
+
+
+@pytest.mark.parametrize("stage", ["01_train", "05_table", "06_search", "07_finetune", "09", "11_profile"])
+def test_a_run_killed_in_any_stage_ends_like_an_undisturbed_one(finished: Path, tmp_path: Path, stage: str) -> None:
+    """The stage and all after it are gone, as after a kill -9 while it was at work; the same report comes out."""
+    out = tmp_path / "killed"
+    shutil.copytree(finished, out)
+    (out / "report.json").unlink()
+    for folder in sorted(p for p in out.iterdir() if p.is_dir() and p.name >= stage):
+        stamp = json.loads((folder / "stamp.json").read_text())
+        if folder.name == stage:  # half done: its notes and some files are there
+            (folder / "started.json").write_text(json.dumps({"stamp": stamp["stamp"], "seconds": 1.0}))
+            (folder / "stamp.json").unlink()
+        else:
+            shutil.rmtree(folder)
+    run(settings(compare={"budgets": [0.8], "uniform": [0.8]}), out, Quiet(), resume=True)
+    before, after = (Report.load(p / "report.json") for p in (finished, out))
+    assert (before.models, before.rounds, before.groups) == (after.models, after.rounds, after.groups)
+
+
+def test_a_second_target_reuses_the_trained_model(finished: Path, tmp_path: Path) -> None:
+    console = Quiet()
+    run(settings(target={"backend": "null", "threads": 1, "precision": "bf16"}), tmp_path / "bf16", console, reuse=finished)
+    assert "01_train: finished earlier, kept" in console.lines
+    assert (tmp_path / "bf16" / "01_train" / "model.safetensors").read_bytes() == (finished / "01_train" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "text"),
+    [
+        ({"prune": {"budget": 0.01}}, Infeasible, "below the smallest plan"),
+        ({"prune": {"budget_us": 1e9}}, ConfigError, "is not below the dense engine"),
+        ({"prune": {"budget": 0.9, "criterion": "l3"}}, ConfigError, "unknown criterion 'l3'"),
+        ({"model": {"name": "resnet9"}}, ConfigError, "unknown model 'resnet9'"),
+        ({"target": {"backend": "onnxruntim"}}, BackendUnavailable, "did you mean 'onnxruntime'"),
+        ({"quantize": {"calibration": "none.yaml"}}, ConfigError, "none.yaml does not exist"),
+        ({"task": {"data": "mnist-fashion"}}, ConfigError, "unknown data set"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_bad_input(finished: Path, tmp_path: Path, changes: dict, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        run(settings(**changes), tmp_path / "bad", Quiet(), reuse=finished)
+
+
+def test_nan_in_the_weights_is_named(finished: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = finished / "01_train" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["fc.weight"][0, 0] = float("nan")
+    save_file(tensors, tmp_path / "nan.safetensors", metadata={"format": "pydeploy"})
+    train = {"epochs": 1, "weights": str(tmp_path / "nan.safetensors")}
+    with pytest.raises(DataError, match="'fc.weight'.*NaN"):
+        run(settings(train=train), tmp_path / "out", Quiet())
+
+
+@pytest.mark.slow
+def test_end_to_end_on_onnx_runtime(tmp_path: Path) -> None:
+    """Everything real: trained, measured, cut, quantized and evaluated on ONNX Runtime. The budget is generous,
+    because this machine may be busy; whether it is met is the run's own claim and is checked against its numbers."""
+    config = settings(
+        model={"name": "resnet8", "options": {"width": 32}},
+        task={"data": "synthetic", "options": {"data_settings": {"size": 32, "train_size": 256, "test_size": 64}}},
+        target={"backend": "onnxruntime", "threads": 1},
+        table={"points": 2, "align": 16, "rounds": 2, "runs": 5},
+        prune={"criterion": "l1", "budget": 0.8, "headroom": 0.2, "rounds": 3},
+        quantize={"observer": "minmax", "calibration": str(ROOT / "calib" / "smoke.yaml")},
+    )
+    page = run(config, tmp_path / "out", Quiet())
+    report = Report.load(tmp_path / "out" / "report.json")
+    assert page.read_text().startswith("<!")
+    assert report.target.measured
+    assert report.models.quantized is not None
+    assert report.models.quantized.precision == "int8"
+    assert report.models.pruned.macs < report.models.dense.macs
+    assert report.met == (report.models.pruned.latency_us.median <= report.budget_us)
+    assert all(layer.after_us is not None for layer in report.layers if layer.kind == "conv")
