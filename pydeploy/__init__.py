@@ -10,15 +10,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pydeploy.latency.measure import measure
-    from pydeploy.quant.calibrate import calibrate
-    from pydeploy.quant.qdq import quantize
     from pydeploy.graph import Graph, Plan
+    from pydeploy.latency.measure import measure
     from pydeploy.latency.table import Table
     from pydeploy.prune.importance import score
     from pydeploy.prune.io import load, save
     from pydeploy.prune.surgery import apply
     from pydeploy.prune.trace import trace
+    from pydeploy.quant.calibrate import calibrate
+    from pydeploy.quant.qdq import quantize
     from pydeploy.solve import solve, uniform
     from pydeploy.version import __version__
 

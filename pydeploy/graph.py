@@ -136,7 +136,7 @@ class Op:
         return tuple(dict.fromkeys(name for name, _ in self.cin.terms + self.cout.terms))
 
     def key(self, widths: Widths) -> OpKey:
-        """This layer's table key at `widths`."""
+        """Table key of the layer at `widths`."""
         cin, cout = self.cin.at(widths), self.cout.at(widths)
         groups = cin if self.depthwise else self.groups
         return OpKey(self.kind, cin, cout, self.h, self.w, self.kernel, self.stride, self.dilation, groups, self.tail)
@@ -202,7 +202,9 @@ class Graph:
             params = {k: tuple(v) for k, v in data["params"].items()}
             return cls(groups, ops, params, data["learnable"], tuple(tuple(s) for s in data["inputs"]))
         except (KeyError, TypeError) as error:
-            raise DataError(f"not a graph file: {error}; expected the JSON that 'pydeploy trace --out' writes") from None
+            raise DataError(
+                f"not a graph file: {error}; expected the JSON that 'pydeploy trace --out' writes"
+            ) from None
 
     def save(self, path: Path) -> None:
         write_json(path, self.to_json())
@@ -267,7 +269,10 @@ class Plan:
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
         try:
             kept = {name: tuple(int(c) for c in channels) for name, channels in data["kept"].items()}
-            numbers = {key: float(data[key]) if data[key] is not None else float("nan") for key in ("score", "latency_us", "bound")}
+            numbers = {
+                key: float(data[key]) if data[key] is not None else float("nan")
+                for key in ("score", "latency_us", "bound")
+            }
             return cls(kept, data["graph"], data["method"], **numbers)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"not a plan file: {error!r}; expected the JSON that 'pydeploy prune' writes") from None
@@ -282,9 +287,13 @@ class Plan:
 
 def _check_channels(group: Group, channels: Sequence[int]) -> None:
     if len(channels) == 0:
-        raise Mismatch(f"the plan empties group '{group.name}': keep at least {group.min_width} of {group.width} channels")
+        raise Mismatch(
+            f"the plan empties group '{group.name}': keep at least {group.min_width} of {group.width} channels"
+        )
     if list(channels) != sorted(set(channels)) or channels[0] < 0 or channels[-1] >= group.width:
-        raise Mismatch(f"group '{group.name}': kept channels must ascend, without repetition, within 0..{group.width - 1}")
+        raise Mismatch(
+            f"group '{group.name}': kept channels must ascend, without repetition, within 0..{group.width - 1}"
+        )
     if group.frozen and len(channels) != group.width:
         raise Mismatch(f"the plan cuts group '{group.name}', which is frozen: {group.frozen}")
 

@@ -9,6 +9,7 @@ Each stage leaves its files in its own folder, stamped with a hash of what it de
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,10 @@ def run(
             "09_quantized", _dump(config.quantize), lambda here: stages.quantize(job, at, here), ("08_pruned",)
         )
         engines.append("09_quantized")
-    for wanted in candidates.wanted(config):
-        engines.append(f"10_{wanted.slug}")
-        folder.stage(engines[-1], _dump(config.finetune), lambda here, point=wanted: candidates.make(job, at, point, here),
-                     ("03_scores", "05_table"))  # fmt: skip
+    for point in candidates.wanted(config):
+        engines.append(f"10_{point.slug}")
+        make = partial(candidates.make, job, at, point)
+        folder.stage(engines[-1], _dump(config.finetune), make, ("03_scores", "05_table"))
     folder.stage("11_profile", {}, lambda here: summary.measure_all(job, at, here), tuple(engines))
     return summary.write_report(job, at, folder.seconds, command)
 

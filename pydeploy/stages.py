@@ -67,12 +67,14 @@ def model_of(job: Job, weights: Path | None = None) -> nn.Module:
     return load(weights, model) if weights else model
 
 
-def fit(job: Job, model: nn.Module, section: TrainSection, here: Path, *, teacher: Teacher | None = None, title: str) -> None:
+def fit(
+    job: Job, model: nn.Module, section: TrainSection, here: Path, *, teacher: Teacher | None = None, title: str
+) -> None:
     """Train `model` by the settings of `section`; resumes from `here` and leaves ``model.safetensors`` there."""
     from pydeploy.prune.io import save
     from pydeploy.train.distill import DistillSettings
-    from pydeploy.train.loop import FitSettings
     from pydeploy.train.loop import fit as train
+    from pydeploy.train.settings import FitSettings
 
     given = section.model_dump(exclude={"weights", "distill"})
     distill = DistillSettings(**section.distill.model_dump()) if section.distill is not None else None
@@ -111,7 +113,7 @@ def score_channels(job: Job, model: nn.Module, graph: Graph, path: Path) -> None
     data = ((batch.inputs, batch) for _, batch in zip(range(settings.batches), batches, strict=False))
     scores = score(model, graph, settings.criterion, data=data, loss=job.task.loss, seed=job.seed)
     with replacing(path) as partial, partial.open("wb") as stream:
-        np.savez(stream, allow_pickle=False, **{name: values for name, values in scores.items()})
+        np.savez(stream, allow_pickle=False, **dict(scores))
 
 
 def read_scores(path: Path) -> dict[str, NDArray[np.float32]]:

@@ -90,14 +90,18 @@ def test_imports_point_down(path: Path) -> None:
         if not module.startswith("pydeploy") or own == "pydeploy":
             continue
         package = ".".join(own.split(".")[:2])
-        same_package = (PACKAGE / package.removeprefix("pydeploy.")).is_dir() and (module + ".").startswith(package + ".")
-        assert same_package or rank(module) < rank(own), f"{own} (layer {rank(own)}) imports {module} (layer {rank(module)})"
+        same_package = (PACKAGE / package.removeprefix("pydeploy.")).is_dir() and (module + ".").startswith(
+            package + "."
+        )
+        assert same_package or rank(module) < rank(own), (
+            f"{own} (layer {rank(own)}) imports {module} (layer {rank(module)})"
+        )
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_torch_stays_in_its_rooms(path: Path) -> None:
     own = name_of(path).split(".")
-    if own[1:2] and own[1] in TORCH or own[1:] == ["export"]:
+    if (own[1:2] and own[1] in TORCH) or own[1:] == ["export"]:
         return
     heavy = [m for m, outer in imports(path) if outer and m.split(".")[0] in ("torch", "torchvision", "accelerate")]
     assert not heavy
@@ -125,7 +129,9 @@ def test_no_cycles_between_modules() -> None:
         visit(module, ())
 
 
-FORBIDDEN = re.compile(r"\bimport pickle|\bpickle\.\w|\beval\(|\bexec\(|yaml\.load\(|shell=True|weights_only=False|os\.system\(")
+FORBIDDEN = re.compile(
+    r"\bimport pickle|\bpickle\.\w|\beval\(|\bexec\(|yaml\.load\(|shell=True|weights_only=False|os\.system\("
+)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

@@ -35,9 +35,15 @@ def test_shipped_manifests_load(path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "text"),
     [
-        ({**SMALL, "prune": {"budget": 0.5, "criterium": "l1"}}, "unknown key 'prune.criterium' .did you mean 'criterion'"),
+        (
+            {**SMALL, "prune": {"budget": 0.5, "criterium": "l1"}},
+            "unknown key 'prune.criterium' .did you mean 'criterion'",
+        ),
         ({**SMALL, "modle": {}}, "unknown key 'modle' .did you mean 'model'"),
-        ({**SMALL, "finetune": {"distill": {"temperatur": 3}}}, "'finetune.distill.temperatur' .did you mean 'temperature'"),
+        (
+            {**SMALL, "finetune": {"distill": {"temperatur": 3}}},
+            "'finetune.distill.temperatur' .did you mean 'temperature'",
+        ),
         ({"prune": {"budget": 0.5}}, "key 'model' is required"),
         ({**SMALL, "prune": {}}, "exactly one of 'budget'"),
         ({**SMALL, "prune": {"budget": 0.5, "budget_us": 9}}, "exactly one of 'budget'"),
@@ -59,14 +65,22 @@ def test_overrides(tmp_path: Path) -> None:
     config = load(path, ["prune.budget=0.25", "train.epochs=1", "quantize.observer=mse", "target.backend=null"])
     assert (config.prune.budget, config.train.epochs, config.quantize.observer) == (0.25, 1, "mse")
     assert config.target.backend == "null"
-    for wrong, text in [("prune.budget", "section.key=value"), ("prune.budgit=1", "did you mean 'budget'"), ("model.name.x=1", "is a value")]:
+    for wrong, text in [
+        ("prune.budget", "section.key=value"),
+        ("prune.budgit=1", "did you mean 'budget'"),
+        ("model.name.x=1", "is a value"),
+    ]:
         with pytest.raises(ConfigError, match=text):
             load(path, [wrong])
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("- 1\n- 2\n", "must hold a mapping"), ("a: [1\n", "not readable YAML"), ("!!python/object/apply:os.getcwd []", "not readable YAML")],
+    [
+        ("- 1\n- 2\n", "must hold a mapping"),
+        ("a: [1\n", "not readable YAML"),
+        ("!!python/object/apply:os.getcwd []", "not readable YAML"),
+    ],
 )
 def test_broken_files(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "c.yaml"

@@ -29,7 +29,9 @@ def test_target_side_needs_no_torch() -> None:
 
 
 def test_importing_the_package_is_light() -> None:
-    done = run_python("import sys, pydeploy\nprint([m for m in ('torch', 'onnx', 'numpy', 'pydantic') if m in sys.modules])")
+    done = run_python(
+        "import sys, pydeploy\nprint([m for m in ('torch', 'onnx', 'numpy', 'pydantic') if m in sys.modules])"
+    )
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 

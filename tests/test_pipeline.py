@@ -122,9 +122,16 @@ def test_a_run_killed_in_any_stage_ends_like_an_undisturbed_one(finished: Path, 
 
 def test_a_second_target_reuses_the_trained_model(finished: Path, tmp_path: Path) -> None:
     console = Quiet()
-    run(settings(target={"backend": "null", "threads": 1, "precision": "bf16"}), tmp_path / "bf16", console, reuse=finished)
+    run(
+        settings(target={"backend": "null", "threads": 1, "precision": "bf16"}),
+        tmp_path / "bf16",
+        console,
+        reuse=finished,
+    )
     assert "01_train: finished earlier, kept" in console.lines
-    assert (tmp_path / "bf16" / "01_train" / "model.safetensors").read_bytes() == (finished / "01_train" / "model.safetensors").read_bytes()
+    assert (tmp_path / "bf16" / "01_train" / "model.safetensors").read_bytes() == (
+        finished / "01_train" / "model.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -153,7 +160,7 @@ def test_nan_in_the_weights_is_named(finished: Path, tmp_path: Path) -> None:
     tensors["fc.weight"][0, 0] = float("nan")
     save_file(tensors, tmp_path / "nan.safetensors", metadata={"format": "pydeploy"})
     train = {"epochs": 1, "weights": str(tmp_path / "nan.safetensors")}
-    with pytest.raises(DataError, match="'fc.weight'.*NaN"):
+    with pytest.raises(DataError, match=r"'fc.weight'.*NaN"):
         run(settings(train=train), tmp_path / "out", Quiet())
 
 

@@ -4,6 +4,9 @@ import copy
 import dataclasses
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -149,6 +152,42 @@ def test_checkpoints_hold_json_and_tensors_alone(tmp_path: Path) -> None:
     assert header["identity"]["settings"]["lr"] == 0.05
     parameters = {name for name, _ in fresh().named_parameters()}
     assert names == {f"model.{n}" for n in fresh().state_dict()} | {f"momentum.{n}" for n in parameters}
+
+
+TWO_PROCESSES = """
+import json, os, sys
+from pathlib import Path
+import torch
+from pydeploy.train import checkpoint
+from pydeploy.train.data import synthetic
+from pydeploy.train.loop import fit
+from pydeploy.train.settings import FitSettings
+from train_helpers import TinyTask
+
+task = TinyTask("tiny", synthetic(train_size=96, test_size=64, size=8, noise=20.0))
+torch.manual_seed(0)
+settings = FitSettings(epochs=2, batch_size=8, lr=0.05, amp="off")
+result = fit(task.build_model(), task, settings, out=Path(sys.argv[1]), resume=True)
+facts = {"weights": checkpoint.weights_digest(result.model), "loss": result.history[-1].loss}
+facts["resumed"] = result.resumed_epochs
+Path(sys.argv[1], os.environ["RANK"] + ".json").write_text(json.dumps(facts))
+"""
+
+
+@pytest.mark.slow
+def test_processes_under_torchrun_share_one_model_and_split_the_batches(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(TWO_PROCESSES)
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for resumed in (0, 2):
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        subprocess.run([*command, str(tmp_path / "train.py"), str(tmp_path)], env=environment, check=True, timeout=300)
+        ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+        assert ranks[0]["weights"] == ranks[1]["weights"]
+        assert [rank["resumed"] for rank in ranks] == [resumed, resumed]
+        if not resumed:
+            assert ranks[0]["loss"] != ranks[1]["loss"]  # each saw its own half
 
 
 # ---- NaN and wrong settings

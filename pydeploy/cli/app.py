@@ -19,7 +19,7 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:  # noqa: FBT001 (typer's signature)
+def _version(wanted: bool) -> None:
     if wanted:
         from pydeploy.version import __version__
 
@@ -29,7 +29,9 @@ def _version(wanted: bool) -> None:  # noqa: FBT001 (typer's signature)
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,  # noqa: FBT002
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """A CNN, a device and a latency budget in; an engine measured to meet the budget out."""
 

@@ -50,7 +50,9 @@ def _options(texts: Sequence[str]) -> dict[str, Any]:
 
 def _from_library(home: str, name: str) -> Any:
     if home not in ("torchvision", "timm"):
-        raise ConfigError(f"unknown model source '{home}'{nearest(home, ('pydeploy', 'torchvision', 'timm'))}; or FILE.py:FACTORY")
+        raise ConfigError(
+            f"unknown model source '{home}'{nearest(home, ('pydeploy', 'torchvision', 'timm'))}; or FILE.py:FACTORY"
+        )
     if importlib.util.find_spec(home) is None:
         raise BackendUnavailable(f"'{home}:{name}' needs the package '{home}': pip install {home}")
     if home == "timm":
@@ -61,7 +63,9 @@ def _from_library(home: str, name: str) -> Any:
 
     if name not in models.list_models():
         raise ConfigError(f"torchvision has no model '{name}'{nearest(name, models.list_models())}")
-    return lambda **options: models.get_model(name, weights=None, **({"weights_backbone": None} if "/" in name else {}), **options)
+    return lambda **options: models.get_model(
+        name, weights=None, **({"weights_backbone": None} if "/" in name else {}), **options
+    )
 
 
 def _from_file(path: Path, name: str) -> Any:

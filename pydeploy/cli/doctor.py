@@ -11,7 +11,18 @@ from pydeploy.errors import BackendUnavailable, DataError
 from pydeploy.version import __version__
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
-PACKAGES = ("torch", "torchvision", "onnx", "onnx-graphsurgeon", "onnxruntime", "openvino", "tensorrt", "pycuda", "torch-pruning", "ray")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnx-graphsurgeon",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "pycuda",
+    "torch-pruning",
+    "ray",
+)
 EXTRAS = {"openvino": "openvino", "tensorrt": "tensorrt", "pycuda": "tensorrt", "torch-pruning": "bench", "ray": "ray"}
 
 
@@ -38,14 +49,18 @@ def _core() -> str:
 
 
 def _backend(name: str) -> str:
-    able, why = [], ""
-    for precision in PRECISIONS:
-        try:
-            open_backend(name, precision=precision)
-            able.append(precision)
-        except BackendUnavailable as error:
-            why = str(error)
-    return f"ready: {', '.join(able)}" if able else why
+    refusals = {precision: _refusal(name, precision) for precision in PRECISIONS}
+    able = [precision for precision, why in refusals.items() if not why]
+    return f"ready: {', '.join(able)}" if able else refusals[PRECISIONS[0]]
+
+
+def _refusal(name: str, precision: str) -> str:
+    """Why the backend cannot be used at this precision; '' when it can."""
+    try:
+        open_backend(name, precision=precision)
+    except BackendUnavailable as error:
+        return str(error)
+    return ""
 
 
 def _package(name: str) -> str:

@@ -20,7 +20,7 @@ def calibrate(
     out: Annotated[Path, typer.Option(help="Ranges file (JSON).")],
     data: Annotated[Path, typer.Option(help="Calibration manifest.")] = Path("calib/fashion_mnist.yaml"),
     observer: Annotated[str, typer.Option(help="entropy, percentile, mse or minmax.")] = "entropy",
-    style: Annotated[Optional[str], typer.Option(help="onnxruntime, openvino or tensorrt.")] = None,  # noqa: UP045 (typer on 3.10)
+    style: Annotated[Optional[str], typer.Option(help="onnxruntime, openvino or tensorrt.")] = None,
 ) -> None:
     """Find the range of every tensor that INT8 needs, by running the calibration images.
 
@@ -57,8 +57,8 @@ def quantize(
     ranges: Annotated[Path, typer.Option(help="Ranges file written by 'pydeploy calibrate'.")],
     out: Annotated[Path, typer.Option(help="ONNX file with Q/DQ.")],
     style: Annotated[str, typer.Option(help="onnxruntime, openvino or tensorrt.")] = "onnxruntime",
-    exclude: Annotated[Optional[list[str]], typer.Option(help="Layer that stays in float; repeat for several.")] = None,  # noqa: UP045
-    json: Json = False,  # noqa: FBT002
+    exclude: Annotated[Optional[list[str]], typer.Option(help="Layer that stays in float; repeat for several.")] = None,
+    json: Json = False,
 ) -> None:
     """Insert quantize/dequantize pairs the way a runtime likes them.
 
@@ -100,8 +100,8 @@ def profile(
     engine: Annotated[Path, typer.Argument(help="Engine file written by 'pydeploy build' or a run.")],
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of measurement.")] = 10,
     runs: Annotated[int, typer.Option(min=1, help="Runs in a round.")] = 20,
-    onnx: Annotated[Optional[Path], typer.Option(help="Refuse the engine unless it was built from this file.")] = None,  # noqa: UP045
-    json: Json = False,  # noqa: FBT002
+    onnx: Annotated[Optional[Path], typer.Option(help="Refuse the engine unless it was built from this file.")] = None,
+    json: Json = False,
 ) -> None:
     """Measure an engine: the whole network and every layer, with the machine's condition.
 
@@ -119,7 +119,9 @@ def profile(
         show_json(found.to_json())
         return
     sys.stdout.write(f"{found.target}\nwhole network: {found.whole}\n\n")
-    rows = [(name, round(t.median_us, 1), round(t.p10_us, 1), round(t.p90_us, 1), t.n) for name, t in found.layers.items()]
+    rows = [
+        (name, round(t.median_us, 1), round(t.p10_us, 1), round(t.p90_us, 1), t.n) for name, t in found.layers.items()
+    ]
     show_table(("layer", "median_us", "p10_us", "p90_us", "n"), rows)
 
 
@@ -127,7 +129,7 @@ def compare(
     reference: Annotated[Path, typer.Argument(help="Engine file.")],
     other: Annotated[Path, typer.Argument(help="Engine file with the same inputs and outputs.")],
     feeds: Annotated[int, typer.Option(min=1, help="Random inputs to compare on.")] = 8,
-    json: Json = False,  # noqa: FBT002
+    json: Json = False,
 ) -> None:
     """Compare two engines: outputs on the same inputs, and latency measured in turns.
 
@@ -141,9 +143,15 @@ def compare(
     (one, first), (two, second) = backend_of(reference), backend_of(other)
     with one.open(first) as a, two.open(second) as b:
         result = judge(a, b, [random_feeds(a.inputs, seed) for seed in range(feeds)])
-    times = {name: samples.timing for name, samples in time_engines({"reference": (one, first), "other": (two, second)}).items()}
+    times = {
+        name: samples.timing
+        for name, samples in time_engines({"reference": (one, first), "other": (two, second)}).items()
+    }
     if json:
-        data: dict[str, Any] = {**result.to_json(), "latency": {name: timing.to_json() for name, timing in times.items()}}
+        data: dict[str, Any] = {
+            **result.to_json(),
+            "latency": {name: timing.to_json() for name, timing in times.items()},
+        }
         show_json(data)
         return
     rows = [(d.output, f"{d.max_abs:.3g}", f"{d.relative_l2:.3g}", f"{d.cosine:.6f}") for d in result.outputs]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from pydeploy.cli.arguments import INPUT_HELP, MODEL_HELP, OPTION_HELP, TARGET_HELP
+from pydeploy.cli.arguments import INPUT_HELP, MODEL_HELP, OPTION_HELP
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from pydeploy.graph import Graph, Plan
 
 Model = Annotated[str, typer.Argument(help=MODEL_HELP)]
-Inputs = Annotated[Optional[list[str]], typer.Option("--input", help=INPUT_HELP)]  # noqa: UP045 (typer on 3.10)
-Options = Annotated[Optional[list[str]], typer.Option("--option", "-o", help=OPTION_HELP)]  # noqa: UP045
-Weights = Annotated[Optional[Path], typer.Option(help="safetensors file of this model, dense or cut.")]  # noqa: UP045
+Inputs = Annotated[Optional[list[str]], typer.Option("--input", help=INPUT_HELP)]
+Options = Annotated[Optional[list[str]], typer.Option("--option", "-o", help=OPTION_HELP)]
+Weights = Annotated[Optional[Path], typer.Option(help="safetensors file of this model, dense or cut.")]
 
 
 def trace(
     model: Model,
-    input: Inputs = None,  # noqa: A002 (the option's name)
+    input: Inputs = None,
     option: Options = None,
     weights: Weights = None,
-    out: Annotated[Optional[Path], typer.Option(help="Write the graph here as JSON.")] = None,  # noqa: UP045
-    json: Annotated[bool, typer.Option("--json", help="Print the graph as JSON.")] = False,  # noqa: FBT002
+    out: Annotated[Optional[Path], typer.Option(help="Write the graph here as JSON.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the graph as JSON.")] = False,
 ) -> None:
     """Show which channels can be pruned, which cannot and why, parameters and MACs.
 
@@ -43,7 +43,10 @@ def trace(
     if json:
         show_json(graph.to_json())
         return
-    show_table(("group", "width", "places", "frozen because"), [(g.name, g.width, len(g.slices), g.frozen) for g in graph.groups])
+    show_table(
+        ("group", "width", "places", "frozen because"),
+        [(g.name, g.width, len(g.slices), g.frozen) for g in graph.groups],
+    )
     channels = sum(g.width for g in graph.prunable)
     sys.stdout.write(f"\n{len(graph.prunable)} of {len(graph.groups)} groups prunable ({channels} channels), "
                      f"{graph.learnable:,} parameters, {graph.macs():,} MACs (multiply-accumulates, no bias, no norm)\n")  # fmt: skip
@@ -52,17 +55,23 @@ def trace(
 def prune(
     model: Model,
     out: Annotated[Path, typer.Option(help="The cut model (safetensors, the plan in its metadata).")],
-    input: Inputs = None,  # noqa: A002
+    input: Inputs = None,
     option: Options = None,
     weights: Weights = None,
     criterion: Annotated[str, typer.Option(help="random, l1, l2, bn_scale or taylor.")] = "l1",
-    config: Annotated[Optional[Path], typer.Option(help="Config whose task gives batches and loss (taylor needs them).")] = None,  # noqa: UP045
-    budget_us: Annotated[Optional[float], typer.Option(help="Latency budget; needs --table.")] = None,  # noqa: UP045
-    table: Annotated[Optional[Path], typer.Option(help="Latency table of the target ('pydeploy table measure').")] = None,  # noqa: UP045
-    ratio: Annotated[Optional[float], typer.Option(help="Share of channels to remove from every group, without a table.")] = None,  # noqa: UP045
+    config: Annotated[
+        Optional[Path], typer.Option(help="Config whose task gives batches and loss (taylor needs them).")
+    ] = None,
+    budget_us: Annotated[Optional[float], typer.Option(help="Latency budget; needs --table.")] = None,
+    table: Annotated[
+        Optional[Path], typer.Option(help="Latency table of the target ('pydeploy table measure').")
+    ] = None,
+    ratio: Annotated[
+        Optional[float], typer.Option(help="Share of channels to remove from every group, without a table.")
+    ] = None,
     align: Annotated[int, typer.Option(help="Width multiple for --ratio.")] = 8,
     min_width: Annotated[int, typer.Option(help="Fewest channels a group may keep.")] = 1,
-    plan: Annotated[Optional[Path], typer.Option(help="Also write the plan here as JSON.")] = None,  # noqa: UP045
+    plan: Annotated[Optional[Path], typer.Option(help="Also write the plan here as JSON.")] = None,
 ) -> None:
     """Cut a model to a latency budget (with a table) or by a ratio (without).
 
@@ -82,9 +91,13 @@ def prune(
     if plan is not None:
         chosen.save(plan)
     after = find(small, example)
-    sys.stdout.write(f"{out}: {graph.learnable:,} -> {after.learnable:,} parameters, {graph.macs():,} -> {after.macs():,} MACs")
+    sys.stdout.write(
+        f"{out}: {graph.learnable:,} -> {after.learnable:,} parameters, {graph.macs():,} -> {after.macs():,} MACs"
+    )
     if budget_us is not None:
-        sys.stdout.write(f", predicted {chosen.latency_us:.0f} us, at most {chosen.gap:.3%} below the best score possible")
+        sys.stdout.write(
+            f", predicted {chosen.latency_us:.0f} us, at most {chosen.gap:.3%} below the best score possible"
+        )
     sys.stdout.write("\n")
 
 
@@ -94,7 +107,9 @@ def _scores(net: nn.Module, graph: Graph, criterion: str, config: Path | None) -
 
     if config is None:
         if criterion == "taylor":
-            raise ConfigError("criterion 'taylor' needs labelled batches: pass --config with the task, or use l1, l2, bn_scale")
+            raise ConfigError(
+                "criterion 'taylor' needs labelled batches: pass --config with the task, or use l1, l2, bn_scale"
+            )
         return score(net, graph, criterion)
     from pydeploy import stages
     from pydeploy.config import load
@@ -125,7 +140,7 @@ def _plan(graph: Graph, scores: Any, budget_us: float | None, table: Path | None
 def export(
     model: Model,
     out: Annotated[Path, typer.Option(help="ONNX file.")],
-    input: Inputs = None,  # noqa: A002
+    input: Inputs = None,
     option: Options = None,
     weights: Weights = None,
     batch: Annotated[int, typer.Option(help="Batch size of the file.")] = 1,

@@ -9,15 +9,15 @@ from typing import Annotated, Optional
 import typer
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file, e.g. one under configs/.")]
-Override = Annotated[Optional[list[str]], typer.Option("--set", help="section.key=value; repeat for several.")]  # noqa: UP045 (typer on 3.10)
+Override = Annotated[Optional[list[str]], typer.Option("--set", help="section.key=value; repeat for several.")]
 
 
 def run(
     config: ConfigFile,
     out: Annotated[Path, typer.Option(help="Run directory; the report lies in it.")],
     set_: Override = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep finished stages, go on where it stopped.")] = False,  # noqa: FBT002
-    reuse: Annotated[Optional[Path], typer.Option(help="Take finished stages with equal inputs from this run.")] = None,  # noqa: UP045
+    resume: Annotated[bool, typer.Option("--resume", help="Keep finished stages, go on where it stopped.")] = False,
+    reuse: Annotated[Optional[Path], typer.Option(help="Take finished stages with equal inputs from this run.")] = None,
 ) -> None:
     """The whole job: train, prune to the budget on the target, fine-tune, quantize, report.
 
@@ -81,7 +81,7 @@ def finetune(
 
 def report(
     folder: Annotated[Path, typer.Argument(help="Run directory, or a folder with a report.json.")],
-    json: Annotated[bool, typer.Option("--json", help="Print report.json instead of a summary.")] = False,  # noqa: FBT002
+    json: Annotated[bool, typer.Option("--json", help="Print report.json instead of a summary.")] = False,
 ) -> None:
     """Render report.md, report.html and the charts again from report.json.
 
@@ -98,7 +98,7 @@ def report(
         sys.stdout.write(f"{headline(loaded)}\n{markdown}\n{page}\n")
 
 
-def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:  # noqa: FBT002
+def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """What this machine offers: device, backends with their precisions, data, and what is missing.
 
     Example: pydeploy doctor

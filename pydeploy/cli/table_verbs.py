@@ -26,9 +26,9 @@ def measure(
     model: Annotated[str, typer.Argument(help=f"{MODEL_HELP[:-1]}; or MODEL.onnx together with --graph.")],
     target: Annotated[str, typer.Option(help=TARGET_HELP)],
     db: Database,
-    input: Annotated[Optional[list[str]], typer.Option("--input", help=INPUT_HELP)] = None,  # noqa: A002, UP045 (typer on 3.10)
-    option: Annotated[Optional[list[str]], typer.Option("--option", "-o", help=OPTION_HELP)] = None,  # noqa: UP045
-    graph: Annotated[Optional[Path], typer.Option(help="Graph JSON of an ONNX model ('pydeploy trace --out').")] = None,  # noqa: UP045
+    input: Annotated[Optional[list[str]], typer.Option("--input", help=INPUT_HELP)] = None,
+    option: Annotated[Optional[list[str]], typer.Option("--option", "-o", help=OPTION_HELP)] = None,
+    graph: Annotated[Optional[Path], typer.Option(help="Graph JSON of an ONNX model ('pydeploy trace --out').")] = None,
     points: Annotated[int, typer.Option(min=2, max=31, help="Most widths measured for one group.")] = 7,
     align: Annotated[int, typer.Option(min=1, help="Widths are multiples of this.")] = 8,
     batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 1,
@@ -57,14 +57,18 @@ def measure(
 
 
 @contextmanager
-def _dense(model: str, inputs: list[str], options: list[str], graph: Path | None, batch: int) -> Iterator[tuple[Graph, Path]]:
+def _dense(
+    model: str, inputs: list[str], options: list[str], graph: Path | None, batch: int
+) -> Iterator[tuple[Graph, Path]]:
     """Graph and ONNX file of the dense model; made from the model, or given as files (then torch is not needed)."""
     from pydeploy.errors import ConfigError
     from pydeploy.graph import Graph
 
     if model.endswith(".onnx"):
         if graph is None:
-            raise ConfigError("an ONNX model needs --graph with its structure: write it with 'pydeploy trace MODEL --out graph.json'")
+            raise ConfigError(
+                "an ONNX model needs --graph with its structure: write it with 'pydeploy trace MODEL --out graph.json'"
+            )
         yield Graph.load(graph), Path(model)
         return
     from pydeploy.cli import arguments
@@ -80,7 +84,7 @@ def _dense(model: str, inputs: list[str], options: list[str], graph: Path | None
 def show(
     db: Database,
     layer: Annotated[str, typer.Option(help="Only layers whose description contains this text.")] = "",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,  # noqa: FBT002
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List a table's layers with n and spread.
 
@@ -97,7 +101,10 @@ def show(
         show_json({"target": table.target.to_json(), "layers": rows})
         return
     sys.stdout.write(f"{table.target}\n")
-    show_table(("layer", "latency_us", "n", "spread"), [(str(k), round(f.latency_us, 2), f.n, f"{f.spread:.1%}") for k, f in found])
+    show_table(
+        ("layer", "latency_us", "n", "spread"),
+        [(str(k), round(f.latency_us, 2), f.n, f"{f.spread:.1%}") for k, f in found],
+    )
 
 
 @app.command("export")
@@ -139,5 +146,7 @@ def import_(
     elif file.suffix == ".json":
         table = Table.open(db, Target.from_json(read_json(file).get("target", {})))
     else:
-        raise ConfigError(f"{db} does not exist, and a CSV file does not say its target; import the JSON export instead")
+        raise ConfigError(
+            f"{db} does not exist, and a CSV file does not say its target; import the JSON export instead"
+        )
     sys.stdout.write(f"{table.import_file(file)} sample sets added to {db}\n")

@@ -40,7 +40,7 @@ def assemble(atoms: Atoms, ops: Sequence[RawOp], params: Mapping[str, tuple[int,
     home: dict[int, str] = {}
     names: Counter[str] = Counter()
     for roots, positions in _members(atoms):
-        slices = _slices(roots, positions)
+        slices = _slices(positions)
         reason = atoms.reason.get(roots[0], "") or ("" if slices else "channels lie in an irregular pattern")
         layer = maker.get(roots[0], "parameters")
         names[layer] += 1
@@ -70,7 +70,7 @@ def _members(atoms: Atoms) -> list[tuple[list[int], list[Positions]]]:
     return [(roots, [positions[root] for root in roots]) for roots in families.values()]
 
 
-def _slices(roots: Sequence[int], positions: Sequence[Positions]) -> tuple[Slice, ...] | None:
+def _slices(positions: Sequence[Positions]) -> tuple[Slice, ...] | None:
     """Where the atoms of one group lie, or None when the pattern is not offset + i*step + repeat."""
     result: list[Slice] = []
     for param, dim in positions[0]:

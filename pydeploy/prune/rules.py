@@ -70,9 +70,10 @@ def _meet_constant(tracer: Tracer, labels: Labels, operand: Tensor) -> None:
     if own < 0 or operand.shape[own] == 1:
         return
     view = tracer.param_view(operand)
-    if view is None or view.dims[own] is None:
+    dim = view.dims[own] if view is not None else None
+    if view is None or dim is None:
         raise Unknown("combined with a tensor that has no channels of its own")
-    tracer.atoms.place(view.name, view.dims[own], labels.ravel())
+    tracer.atoms.place(view.name, dim, labels.ravel())
 
 
 def convolution(tracer: Tracer, args: Sequence[Any], out: Tensor) -> Labels:

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -74,12 +73,11 @@ class Tracer:
             rule = RULES.get(op)
             if rule is None:
                 raise Unknown("no rule for this operator")
-            labels = self._view_of_param(op, args, out) or rule(self, args, out)
+            if not self._view_of_param(op, args, out):
+                first = out[0] if isinstance(out, tuple | list) else out
+                self.layouts[id(first)] = rule(self, args, out)
         except (Unknown, ValueError, IndexError, TypeError) as error:
-            labels = self._give_up(op, args, out, str(error))
-        if isinstance(labels, np.ndarray):
-            first = out[0] if isinstance(out, (tuple, list)) else out
-            self.layouts[id(first)] = labels
+            self._give_up(op, args, out, str(error))
         self.alive += [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         if len(self.ops) == count and self.ops and op not in _HIDDEN:
             self.ops[-1].tail.append(op)
@@ -104,16 +102,16 @@ class Tracer:
         self.views[id(out)] = ParamView(view.name, dims)
         return True
 
-    def _give_up(self, op: str, args: Sequence[Any], out: Any, why: str) -> Labels | None:
-        where = self.stack[-1] if self.stack else "the model's forward"
+    def _give_up(self, op: str, args: Sequence[Any], out: Any, why: str) -> None:
+        """Freeze every channel that went in; what came out carries none."""
+        reason = f"{op} at {(self.stack[-1] if self.stack else '') or 'the model'}: {why}"
         for leaf in tree_leaves(list(args)):
             if isinstance(leaf, Tensor):
-                self.atoms.freeze(self.labels(leaf), f"{op} at {where or 'the model'}: {why}")
-                self._freeze_param(leaf, f"{op} at {where or 'the model'}: {why}")
+                self.atoms.freeze(self.labels(leaf), reason)
+                self._freeze_param(leaf, reason)
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self.layouts.pop(id(leaf), None)
-        return None
 
     def _freeze_param(self, tensor: Tensor, why: str) -> None:
         """A parameter used in an unknown way: whatever channels lie in it now or later must stay."""
@@ -127,9 +125,9 @@ class Tracer:
             self.atoms.place(view.name, dim, atoms)
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its base untyped
     def __init__(self, tracer: Tracer) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.tracer = tracer
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

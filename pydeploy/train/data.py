@@ -66,7 +66,7 @@ def fashion_mnist() -> ImageSet:
 
     Source: Xiao, Rasul and Vollgraf, 2017. Raises `DataError` naming the remedy when it is nowhere to be found.
     """
-    folder = _find_fashion_mnist()
+    folder = find_fashion_mnist()
     parts: list[NDArray[np.uint8]] = []
     for part, count in (("train", 60000), ("t10k", 10000)):
         parts.append(read_idx(_file(folder, f"{part}-images-idx3-ubyte"), (count, 28, 28))[:, None])
@@ -77,14 +77,25 @@ def fashion_mnist() -> ImageSet:
                     mean, std)  # fmt: skip
 
 
-def _find_fashion_mnist() -> Path:
+def find_fashion_mnist(*, download: bool = True) -> Path:
+    """Folder with the four files; raises `DataError` that says what to install when there is none."""
     if root := os.environ.get("PYDEPLOY_DATA"):
         for folder in (Path(root), Path(root) / "fashion-mnist", Path(root) / "FashionMNIST" / "raw"):
             if _complete(folder):
                 return folder
     if _complete(DEBIAN_FOLDER):
         return DEBIAN_FOLDER
-    return _download()
+    if download or _complete(_cache() / "FashionMNIST" / "raw"):
+        return _download()
+    raise DataError(f"Fashion-MNIST is not in {_looked()}; {REMEDY}")
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pydeploy"
+
+
+def _looked() -> str:
+    return f"PYDEPLOY_DATA={os.environ.get('PYDEPLOY_DATA', '')!r} and {DEBIAN_FOLDER}"
 
 
 def _complete(folder: Path) -> bool:
@@ -99,15 +110,13 @@ def _file(folder: Path, name: str) -> Path:
 def _download() -> Path:
     import torchvision
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pydeploy"
-    folder = cache / "FashionMNIST" / "raw"
+    folder = _cache() / "FashionMNIST" / "raw"
     if _complete(folder):
         return folder
-    looked = f"PYDEPLOY_DATA={os.environ.get('PYDEPLOY_DATA', '')!r} and {DEBIAN_FOLDER}"
     try:
-        torchvision.datasets.FashionMNIST(str(cache), download=True)
+        torchvision.datasets.FashionMNIST(str(_cache()), download=True)
     except (OSError, RuntimeError) as error:
-        raise DataError(f"Fashion-MNIST is not in {looked}, and the download failed ({error}); {REMEDY}") from None
+        raise DataError(f"Fashion-MNIST is not in {_looked()}, and the download failed ({error}); {REMEDY}") from None
     return folder
 
 

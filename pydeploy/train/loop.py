@@ -15,9 +15,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import convert_to_fp32, send_to_device
+from accelerate.utils import broadcast, convert_to_fp32, send_to_device
 from torch import Tensor, nn
 
 from pydeploy.errors import ConfigError, DataError
@@ -74,7 +75,8 @@ def fit(
     Raises `DataError` for NaN in weights, batches or loss (naming epoch and step), `ConfigError` for settings that do
     not fit the task, `Mismatch` when the checkpoint is from another run.
     """
-    accelerator = Accelerator()
+    # Without an accelerator device it must be told so, or it ignores torchrun and trains every process alone.
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     _require_finite(model, "before training")
     run = _Run(accelerator, task, settings, teacher, copy.deepcopy(model))
     path = Path(out) / "checkpoint.safetensors"
@@ -121,7 +123,8 @@ class _Run:
         """Train for one epoch. Everything random follows from (seed, epoch), so an epoch can be repeated exactly."""
         settings, accelerator = self.settings, self.accelerator
         began, total = time.perf_counter(), 0.0
-        torch.manual_seed(settings.seed * 1_000_003 + epoch)  # for dropout and the like
+        seed = np.random.SeedSequence([settings.seed, epoch, accelerator.process_index])
+        torch.manual_seed(int(seed.generate_state(1)[0]))  # for dropout and the like
         batches = self.task.train_batches(epoch, settings.batch_size, settings.seed)
         mine = islice(batches, accelerator.process_index, None, accelerator.num_processes)
         for step, batch in enumerate(islice(mine, self.steps)):
@@ -142,6 +145,8 @@ class _Run:
             total += value
             if progress is not None:
                 progress(done + 1, settings.epochs * self.steps, value)
+        for buffer in self.student.buffers():  # each process has its own running statistics: take the first one's
+            buffer.copy_(broadcast(buffer))
         return EpochRecord(epoch, total / self.steps, rate, time.perf_counter() - began)
 
     def on_device(self, batch: Batch, epoch: int, step: int) -> Batch:
