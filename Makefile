@@ -4,7 +4,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= runs
 SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.hpp)
-STEP = $(BIN)/python -m pydeploy.cli.step
 
 .PHONY: help setup demo demo-openvino data test lint types unit package sanitize bench format clean
 
@@ -24,7 +23,7 @@ $(VENV)/.ready: pyproject.toml CMakeLists.txt $(SOURCES)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "Python >= 3.10 is needed: make PYTHON=python3.11 ..."; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'scikit-build-core>=0.10' 'pybind11>=2.13' 'cmake>=3.26' 'ninja>=1.11'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[dev,bench,openvino]'
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[dev,bench,openvino]'
 	@touch $@
 
 # Fashion-MNIST: $PYDEPLOY_DATA, Debian's package, or torchvision's download; the package is installed where that is allowed.
@@ -72,8 +71,16 @@ package: setup
 	@cd build/package && venv/bin/python -c "import pydeploy.graph, pydeploy._core as c; assert 'build/package' in pydeploy.graph.__file__ and 'build/package' in c.__file__"
 	@echo "package: $$(ls build/package/*.whl build/package/*.tar.gz | xargs -n1 basename | tr '\n' ' ')"
 
+# `-S` keeps the editable install out, so that the instrumented module is the one that is loaded.
 sanitize: setup
-	@echo "sanitize: not built yet" && exit 1
+	@echo "== sanitize: the C++ core under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --upgrade \
+		--target build/sanitize/site -C build-dir=build/sanitize/cmake -C cmake.build-type=RelWithDebInfo \
+		-C cmake.define.PYDEPLOY_SANITIZE=ON -C cmake.define.PYDEPLOY_WERROR=ON .
+	@LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
+		UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+		PYTHONPATH="build/sanitize/site:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+		$(BIN)/python -S $(BIN)/pytest -q -p no:cacheprovider tests/test_core_*.py
 
 bench: setup
 	@$(BIN)/python -m pytest bench --benchmark-enable --benchmark-autosave --benchmark-group-by=group --benchmark-columns=median,iqr,rounds
