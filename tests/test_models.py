@@ -7,13 +7,11 @@ from torch import nn
 from pydeploy.errors import ConfigError
 from pydeploy.models import MODELS, build
 
-NARROW = {"resnet20": 4, "resnet56": 4, "vgg11_bn": 4, "mobilenet_small": 4}
-
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(("height", "width"), [(28, 28), (8, 8), (33, 17)], ids=["28x28", "8x8", "33x17"])
 def test_every_model_takes_any_view_size(name: str, height: int, width: int) -> None:
-    model = build(name, num_classes=7, in_channels=2, width=NARROW[name]).eval()
+    model = build(name, num_classes=7, in_channels=2, width=4).eval()
     logits = model(torch.randn(3, 2, height, width))
     assert logits.shape == (3, 7)
     assert torch.isfinite(logits).all()
