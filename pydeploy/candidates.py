@@ -14,7 +14,7 @@ from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import Engine
 from pydeploy.config import Config
 from pydeploy.errors import Infeasible
-from pydeploy.files import read_json, write_json
+from pydeploy.files import write_json
 from pydeploy.graph import Graph, Plan
 from pydeploy.latency.probe import resize
 from pydeploy.search import Budget, best_round, search
@@ -76,8 +76,7 @@ def make(job: Job, at: Artefacts, point: Wanted, here: Path) -> None:
 def _joint(job: Job, at: Artefacts, share: float, here: Path) -> Plan:
     rounds = here / "search"
     rounds.mkdir(exist_ok=True)
-    dense_us = read_json(at.dense / "facts.json")["latency"]["median_us"]
-    return best_round(search(job, at, Budget(dense_us, share), rounds)).plan
+    return best_round(search(job, at, Budget(share), rounds)).plan
 
 
 def _uniform(job: Job, at: Artefacts, share: float, here: Path) -> Plan:

@@ -90,7 +90,7 @@ class TableSection(_Section):
     """How much is measured for the latency table."""
 
     points: Annotated[int, Field(ge=2, le=31)] = 7
-    align: Positive = 8
+    align: Positive = 16
     rounds: Positive = 5
     runs: Positive = 20
 

@@ -131,7 +131,7 @@ def budget_of(job: Job, at: Artefacts) -> Budget:
             f"budget {settings.budget_us:g} us is not below the dense engine, measured at {dense_us:.0f} us: "
             "the dense model already meets it; lower prune.budget_us"
         )
-    return Budget(dense_us, settings.budget, settings.budget_us)
+    return Budget(settings.budget, settings.budget_us)
 
 
 def finetune(job: Job, at: Artefacts, here: Path) -> None:

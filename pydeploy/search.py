@@ -17,43 +17,50 @@ from pydeploy.graph import Graph, Plan
 from pydeploy.latency.table import Table
 from pydeploy.solve import solve
 from pydeploy.stages import Job, build_engine, layer_profile, measure_engines, model_of, read_scores
-from pydeploy.timing import Profile
+from pydeploy.timing import Profile, Timing
 
 SLACK = 0.03
 """A plan this share below the budget is good enough; a slower, better one is looked for otherwise."""
 
 
 @dataclass(frozen=True)
+class Budget:
+    """An absolute latency, or a share of the dense engine's latency; exactly one of the two.
+
+    Computers run faster in one minute than in another. A share is therefore taken of the dense engine measured in turns
+    with the plan, and the table is read relative to its own dense network.
+    """
+
+    share: float | None = None
+    absolute_us: float | None = None
+
+    def table_us(self, table_dense_us: float) -> float:
+        """The budget in the table's terms, where the dense network takes `table_dense_us`."""
+        return self.absolute_us if self.absolute_us is not None else (self.share or 1.0) * table_dense_us
+
+    def limit_us(self, dense_now_us: float) -> float:
+        """The budget for an engine that was measured in turns with the dense one."""
+        return self.absolute_us if self.absolute_us is not None else (self.share or 1.0) * dense_now_us
+
+
+@dataclass(frozen=True)
 class RoundResult:
-    """One pass of solve, cut, build and measure; `limit_us` is the budget at the dense engine's speed of that minute."""
+    """One pass of solve, cut, build and measure.
+
+    `speed` is how long the dense engine took in that minute over what the table says of it (1 for an absolute budget);
+    `predicted_us` is the table's prediction at that speed, `limit_us` the budget.
+    """
 
     plan: Plan
     predicted_us: float
     measured_us: float
     limit_us: float
+    speed: float
     profile: Profile
 
     @property
     def met(self) -> bool:
         return self.measured_us <= self.limit_us
-
-
-@dataclass(frozen=True)
-class Budget:
-    """An absolute latency, or a share of the dense engine's; `dense_us` is the dense engine when the table was made."""
-
-    dense_us: float
-    share: float | None = None
-    absolute_us: float | None = None
-
-    @property
-    def table_us(self) -> float:
-        """The budget in the table's terms."""
-        return self.absolute_us if self.absolute_us is not None else (self.share or 1.0) * self.dense_us
-
-    def limit_us(self, dense_now_us: float) -> float:
-        """The budget now: a share follows the dense engine measured in the same minute."""
-        return self.absolute_us if self.absolute_us is not None else (self.share or 1.0) * dense_now_us
 
 
 def search(job: Job, at: Artefacts, budget: Budget, here: Path) -> list[RoundResult]:
@@ -80,7 +87,7 @@ def search(job: Job, at: Artefacts, budget: Budget, here: Path) -> list[RoundRes
                         f"budget {result.limit_us:.0f} us: {'met' if result.met else 'missed'}")  # fmt: skip
         if result.met and result.measured_us >= result.limit_us * (1 - SLACK - job.config.prune.headroom):
             break
-        table = table.corrected(bench.graph, result.plan.widths, result.profile)
+        table = table.corrected(bench.graph, result.plan.widths, _slowed(result.profile, 1 / result.speed))
     if not any(result.met for result in rounds):
         closest = min(result.measured_us / result.limit_us for result in rounds) - 1
         raise Infeasible(
@@ -100,6 +107,7 @@ class _Bench:
         self.table = Table.open(at.table, job.backend.target())
         self.model = model_of(job, at.dense_weights)
         self.dense = Engine.load(at.dense / "model.engine")
+        self.table_dense_us = self.table.predict_us(self.graph, self.graph.widths)
 
 
 def best_round(rounds: Sequence[RoundResult]) -> RoundResult:
@@ -111,8 +119,8 @@ def _next_plan(bench: _Bench, table: Table, rounds: Sequence[RoundResult]) -> Pl
     """The best plan by what is known now; None when it was tried already or nothing fits any more."""
     settings = bench.job.config.prune
     try:
-        plan = solve(bench.graph, bench.scores, table, budget_us=bench.budget.table_us * (1 - settings.headroom),
-                     min_width=settings.min_width)  # fmt: skip
+        aim = bench.budget.table_us(bench.table_dense_us) * (1 - settings.headroom)
+        plan = solve(bench.graph, bench.scores, table, budget_us=aim, min_width=settings.min_width)
     except Infeasible:
         if not rounds:
             raise
@@ -129,8 +137,22 @@ def _try(bench: _Bench, plan: Plan, here: Path) -> RoundResult:
     engine = build_engine(bench.job, apply(bench.model, bench.graph, plan), here)
     times = measure_engines({"dense": (backend, bench.dense), "plan": (backend, engine)})
     inside = layer_profile(bench.job, engine, bench.graph)
-    limit = bench.budget.limit_us(times["dense"].median_us)
-    return RoundResult(plan, plan.latency_us, times["plan"].median_us, limit, replace(inside, whole=times["plan"]))
+    dense_us, plan_us = times["dense"].median_us, times["plan"].median_us
+    speed = 1.0 if bench.budget.share is None else dense_us / bench.table_dense_us
+    limit = bench.budget.limit_us(dense_us)
+    return RoundResult(plan, plan.latency_us * speed, plan_us, limit, speed, replace(inside, whole=times["plan"]))
+
+
+def _slowed(profile: Profile, factor: float) -> Profile:
+    """The profile as it would be on a computer that takes `factor` times as long for everything."""
+
+    def slow(timing: Timing) -> Timing:
+        return replace(
+            timing, median_us=timing.median_us * factor, p10_us=timing.p10_us * factor, p90_us=timing.p90_us * factor
+        )
+
+    layers = {name: slow(timing) for name, timing in profile.layers.items()}
+    return replace(profile, whole=slow(profile.whole), layers=layers)
 
 
 def read_rounds(here: Path) -> list[RoundResult]:
@@ -141,13 +163,13 @@ def read_rounds(here: Path) -> list[RoundResult]:
 
 def _write_round(path: Path, result: RoundResult) -> None:
     write_json(path, {"plan": result.plan.to_json(), "predicted_us": result.predicted_us, "measured_us": result.measured_us,
-                      "limit_us": result.limit_us, "profile": result.profile.to_json()})  # fmt: skip
+                      "limit_us": result.limit_us, "speed": result.speed, "profile": result.profile.to_json()})  # fmt: skip
 
 
 def _read_round(path: Path) -> RoundResult:
     data = read_json(path)
     try:
-        return RoundResult(Plan.from_json(data["plan"]), data["predicted_us"], data["measured_us"], data["limit_us"],
+        return RoundResult(Plan.from_json(data["plan"]), data["predicted_us"], data["measured_us"], data["limit_us"], data["speed"],
                            Profile.from_json(data["profile"]))  # fmt: skip
     except (KeyError, TypeError) as error:
         raise DataError(f"{path} is not a finished round ({error!r}); delete it and run again with --resume") from None

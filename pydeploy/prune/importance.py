@@ -93,7 +93,7 @@ class _no_side_effects:  # noqa: N801 (used as a context manager function)
         for p, _, _ in self.params:
             p.grad = None
             if p.is_floating_point():
-                p.requires_grad_(requires_grad=True)
+                p.requires_grad_()
 
     def __exit__(self, *_: object) -> None:
         for module, training in self.modes:
