@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= runs
 SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.hpp)
 
-.PHONY: help setup demo demo-openvino data test lint types unit package sanitize bench format clean
+.PHONY: help setup demo demo-openvino data test lint types unit package sanitize bench figures format clean
 
 help:
 	@echo "make setup          prepare $(VENV) with everything below (a few minutes, mostly PyTorch)"
@@ -84,6 +84,12 @@ sanitize: setup
 
 bench: setup
 	@$(BIN)/python -m pytest bench --benchmark-enable --benchmark-autosave --benchmark-group-by=group --benchmark-columns=median,iqr,rounds
+
+# The pictures and numbers of the README, from the last demo.
+figures:
+	@mkdir -p docs/demo docs/openvino
+	@for run in demo openvino; do if [ -f $(OUT)/$$run/report.json ]; then cp $(OUT)/$$run/*.svg $(OUT)/$$run/report.md $(OUT)/$$run/report.json docs/$$run/; fi; done
+	@ls docs/demo docs/openvino
 
 format: setup
 	@$(BIN)/ruff format --quiet . && $(BIN)/ruff check --fix --quiet . && $(BIN)/clang-format -i $(SOURCES)

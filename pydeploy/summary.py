@@ -72,11 +72,16 @@ def _report(job: Job, at: Artefacts, seconds: dict[str, float], command: str) ->
     results = {name: _result(job, folder, times[name]) for name, folder in folders(job, at).items()}
     models = Models(dense=results["dense"], pruned=results["pruned"], quantized=results.get("quantized"))
     graph, plan = Graph.load(at.graph), Plan.load(at.plan)
-    budget_us = config.prune.budget_us or (config.prune.budget or 1.0) * models.dense.latency_us.median
+    dense_us = (
+        models.dense.latency_us.median
+        if config.prune.budget
+        else read_json(at.dense / "facts.json")["latency"]["median_us"]
+    )
+    budget_us = config.prune.budget_us or (config.prune.budget or 1.0) * dense_us
     return Report(
         pydeploy_version=__version__, created=datetime.now(timezone.utc).isoformat(timespec="seconds"), command=command,
         config=read_json(at.config), seed=config.seed, task=job.task.name, metric=job.task.metric, model=config.model.name,
-        target=target, budget_us=budget_us, dense_us=read_json(at.dense / "facts.json")["latency"]["median_us"],
+        target=target, budget_us=budget_us, dense_us=dense_us,
         met=models.pruned.latency_us.median <= budget_us, models=models,
         recommendation=recommend(models, limit_points=config.compare.limit, measured=target.measured),
         candidates=tuple(_candidate(at, point, results[point.slug]) for point in candidates.wanted(config)),

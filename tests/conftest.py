@@ -1,0 +1,9 @@
+"""Settings for all tests."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+# A slow example says that the machine is busy, not that the code is wrong; speed is measured in bench/.
+settings.register_profile("pydeploy", deadline=None, print_blob=True)
+settings.load_profile("pydeploy")
