@@ -15,9 +15,14 @@ from pydeploy.files import read_json, replacing, sha256, write_json, write_text
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"old": 1})
-    with pytest.raises(ValueError, match="half way"), replacing(path) as partial:
-        partial.write_text("{half")
-        raise ValueError("half way")
+
+    def write_half() -> None:
+        with replacing(path) as partial:
+            partial.write_text("{half")
+            raise ValueError("half way")
+
+    with pytest.raises(ValueError, match="half way"):
+        write_half()
     assert read_json(path) == {"old": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
