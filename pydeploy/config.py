@@ -61,6 +61,12 @@ class TrainSection(_Section):
     """Take the tensors of this file instead of training."""
     distill: DistillSection | None = None
 
+    @field_validator("amp", mode="before")
+    @classmethod
+    def _off_is_a_name(cls, value: object) -> object:
+        """YAML reads a bare ``off`` as false."""
+        return "off" if value is False else value
+
 
 class FinetuneSection(TrainSection):
     """Recovery of the cut model, with distillation from the dense one."""

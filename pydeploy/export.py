@@ -23,7 +23,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from pydeploy.errors import DataError, Mismatch
+from pydeploy.errors import DataError, Mismatch, TraceError
 from pydeploy.files import replacing
 
 OPSET = 20
@@ -59,9 +59,13 @@ def export(model: nn.Module, example: Tensor | tuple[Tensor, ...], path: Path | 
 def _export(
     model: nn.Module, inputs: tuple[Tensor, ...], input_names: Sequence[str], output_names: Sequence[str]
 ) -> onnx.ModelProto:
-    with _quiet():
-        program = torch.onnx.export(model, inputs, dynamo=True, opset_version=OPSET, verbose=False,
-                                    input_names=list(input_names), output_names=list(output_names))  # fmt: skip
+    try:
+        with _quiet():
+            program = torch.onnx.export(model, inputs, dynamo=True, opset_version=OPSET, verbose=False,
+                                        input_names=list(input_names), output_names=list(output_names))  # fmt: skip
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise TraceError(f"torch cannot export the model: {reason[0]}; its forward may branch on values") from error
     assert program is not None
     proto: onnx.ModelProto = program.model_proto
     # The exporter notes source paths of this machine in every node; they make files differ from place to place.

@@ -40,7 +40,7 @@ def profile(
 ) -> Profile:
     """The engine's latency and the times of its layers, each from `rounds` rounds of `runs` runs.
 
-    Layers are named by the model's operators in `ops` (see `attribute`), or as the runtime calls them without `ops`.
+    Layers are named by the model's operators in `ops` (see `attribute`), or by their ONNX nodes without `ops`.
     Both are measured with other load watched for; `Timing.disturbed` says when it could not be avoided.
     """
     target = backend.target()
@@ -95,7 +95,12 @@ def attribute(layers: Sequence[LayerTime], ops: Sequence[str]) -> dict[str, NDAr
 
 
 def _by_name(layers: Sequence[LayerTime]) -> dict[str, NDArray[np.float64]]:
-    return {layer.name: layer.samples_us for layer in layers}
+    """By the first node of the model that a layer came from; what the runtime inserted by the runtime's own name."""
+    found: dict[str, NDArray[np.float64]] = {}
+    for layer in layers:
+        name = layer.origins[0] if layer.origins else layer.name
+        found[name] = found[name] + layer.samples_us if name in found else layer.samples_us
+    return found
 
 
 def _joined(rounds: Sequence[Mapping[str, NDArray[np.float64]]]) -> dict[str, NDArray[np.float64]]:

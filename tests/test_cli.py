@@ -60,6 +60,7 @@ def fails(done: Done, text: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+SHAPE = ("--input", "1x3x16x16", "-o", "width=32")
 VERBS = ["run", "train", "trace", "prune", "finetune", "export", "calibrate", "quantize", "build", "profile", "compare", "report",
          "doctor", "table"]  # fmt: skip
 
@@ -84,13 +85,13 @@ def test_wrong_usage() -> None:
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what a user makes step by step: graph, table, cut model, ONNX, engine."""
     here = tmp_path_factory.mktemp("cli")
-    model, shape = "pydeploy:resnet8", ("--input", "1x3x16x16")
+    model, shape = "pydeploy:resnet8", SHAPE
     steps = [
         ("trace", model, *shape, "--out", here / "graph.json"),
         ("export", model, *shape, "--out", here / "dense.onnx"),
         ("table", "measure", here / "dense.onnx", "--graph", here / "graph.json", "--target", "null:fp32", "--db", here / "t.sqlite",
-         "--points", 3, "--align", 16, "--rounds", 1, "--runs", 2),
-        ("prune", model, *shape, "--table", here / "t.sqlite", "--budget-us", 80, "--out", here / "small.safetensors",
+         "--points", 2, "--align", 16, "--rounds", 1, "--runs", 2),
+        ("prune", model, *shape, "--table", here / "t.sqlite", "--budget-us", 250, "--out", here / "small.safetensors",
          "--plan", here / "plan.json"),
         ("export", model, *shape, "--weights", here / "small.safetensors", "--out", here / "small.onnx"),
         ("build", here / "dense.onnx", "--target", "onnxruntime:fp32", "--out", here / "dense.engine", "--threads", 1),
@@ -103,14 +104,12 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_trace_prints_a_table_and_json(work: Path) -> None:
-    done = pydeploy("trace", "pydeploy:resnet8", "--input", "1x3x16x16")
+    done = pydeploy("trace", "pydeploy:resnet8", *SHAPE)
     assert "6 of 7 groups prunable" in done.stdout
     assert "model output" in done.stdout
-    data = json.loads(pydeploy("trace", "pydeploy:resnet8", "--input", "1x3x16x16", "--json").stdout)
+    data = json.loads(pydeploy("trace", "pydeploy:resnet8", *SHAPE, "--json").stdout)
     assert data == json.loads((work / "graph.json").read_text())
-    cut = pydeploy(
-        "trace", "pydeploy:resnet8", "--input", "1x3x16x16", "--weights", work / "small.safetensors", "--json"
-    )
+    cut = pydeploy("trace", "pydeploy:resnet8", *SHAPE, "--weights", work / "small.safetensors", "--json")
     widths = {g["name"]: g["width"] for g in json.loads(cut.stdout)["groups"]}
     plan = json.loads((work / "plan.json").read_text())["kept"]
     assert all(widths[name] == len(kept) for name, kept in plan.items())
@@ -136,7 +135,7 @@ def test_table_show_export_import(work: Path) -> None:
     ]
     assert both[0] == both[1]
     again = pydeploy("table", "measure", work / "dense.onnx", "--graph", work / "graph.json", "--target", "null:fp32",
-                     "--db", work / "t.sqlite", "--points", 3, "--align", 16)  # fmt: skip
+                     "--db", work / "t.sqlite", "--points", 2, "--align", 16)  # fmt: skip
     assert "0 networks measured" in again.stdout
 
 
@@ -147,7 +146,7 @@ def test_doctor() -> None:
 
 
 def test_bad_input(work: Path, tmp_path: Path) -> None:
-    shape = ("--input", "1x3x16x16")
+    shape = SHAPE
     fails(pydeploy("trace", "resnet8", *shape), "a model is given as")
     fails(pydeploy("trace", "pydeploy:resnet9", *shape), "did you mean 'resnet8'")
     fails(pydeploy("trace", "pydeploy:resnet8", "--input", "1x3xAx16"), "numbers joined by 'x'")
@@ -181,7 +180,7 @@ def test_bad_input(work: Path, tmp_path: Path) -> None:
 
 
 def test_a_corrupt_or_foreign_table_is_refused(work: Path, tmp_path: Path) -> None:
-    shape = ("--input", "1x3x16x16", "--budget-us", 80, "--out", tmp_path / "x")
+    shape = (*SHAPE, "--budget-us", 250, "--out", tmp_path / "x")
     (tmp_path / "bad.sqlite").write_bytes((work / "t.sqlite").read_bytes()[:3000])
     fails(pydeploy("prune", "pydeploy:resnet8", *shape, "--table", tmp_path / "bad.sqlite"), "bad.sqlite")
     done = pydeploy(
@@ -228,6 +227,7 @@ def test_interrupting_a_run_is_one_line(tmp_path: Path) -> None:
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "01_train").exists():
         assert time.monotonic() < deadline
+        assert victim.poll() is None, victim.communicate()[1]
         time.sleep(0.02)
     victim.send_signal(signal.SIGINT)
     _, errors = victim.communicate(timeout=120)

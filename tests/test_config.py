@@ -65,6 +65,7 @@ def test_overrides(tmp_path: Path) -> None:
     config = load(path, ["prune.budget=0.25", "train.epochs=1", "quantize.observer=mse", "target.backend=null"])
     assert (config.prune.budget, config.train.epochs, config.quantize.observer) == (0.25, 1, "mse")
     assert config.target.backend == "null"
+    assert load(path, ["train.amp=off"]).train.amp == "off"
     for wrong, text in [
         ("prune.budget", "section.key=value"),
         ("prune.budgit=1", "did you mean 'budget'"),

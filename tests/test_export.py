@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from pydeploy.errors import DataError, Mismatch
+from pydeploy.errors import DataError, Mismatch, TraceError
 from pydeploy.export import export
 from pydeploy.graph import Plan
 from pydeploy.prune.surgery import apply
@@ -79,20 +79,32 @@ def test_nan_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_that_computes_something_else_is_not_kept(tmp_path: Path) -> None:
-    class Moody(nn.Module):
-        """Depends on values, which the exported file cannot."""
+    class Noisy(nn.Module):
+        """Adds other random numbers at every call."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.calls = nn.Conv2d(3, 3, 1), 0
+            self.a = nn.Conv2d(3, 3, 1)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            self.calls += 1
-            return self.a(x) * float(self.calls)
+            return self.a(x) + torch.rand_like(x)
 
     with pytest.raises(Mismatch, match="differs from PyTorch by"):
-        export(Moody(), torch.zeros(SHAPE), tmp_path / "m.onnx")
+        export(Noisy(), torch.zeros(SHAPE), tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_torch_cannot_export_is_one_clear_error(tmp_path: Path) -> None:
+    class Choosy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.a(x) if x.sum() > 0 else x
+
+    with pytest.raises(TraceError, match="torch cannot export the model"):
+        export(Choosy(), torch.zeros(SHAPE), tmp_path / "m.onnx")
 
 
 def test_no_path_of_this_machine_is_in_the_file(tmp_path: Path) -> None:

@@ -85,10 +85,12 @@ def test_profile_has_whole_and_layers(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_profile_without_operators_uses_the_runtimes_names(name: str, tmp_path: Path) -> None:
+def test_profile_without_operators_uses_the_files_node_names(name: str, tmp_path: Path) -> None:
     backend, engine = built(name, tmp_path)
     with backend.open(engine) as session:
-        names = [one.name for one in session.layers(random_feeds(session.inputs), 1)]
+        layers = session.layers(random_feeds(session.inputs), 1)
+    names = list(dict.fromkeys(one.origins[0] if one.origins else one.name for one in layers))
+    assert {"stem"} < set(names)
     assert list(profile(backend, engine, rounds=1, runs=2).layers) == names
 
 

@@ -5,11 +5,29 @@ Exit codes: 0 done, 1 a check found something, 2 bad input or an interrupted run
 
 from __future__ import annotations
 
+import signal
 import sys
+from types import FrameType
+
+
+class _Interrupted(BaseException):
+    """Ctrl-C. Not KeyboardInterrupt, which the command line library would turn into a bare 'Aborted!'."""
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise _Interrupted
 
 
 def main() -> None:
     """Entry point of ``pydeploy``."""
+    before = signal.signal(signal.SIGINT, _interrupt)
+    try:
+        _run()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _run() -> None:
     from pydeploy.cli.app import app
     from pydeploy.errors import DeployError
 
@@ -17,7 +35,7 @@ def main() -> None:
         app()
     except DeployError as error:
         _fail(str(error))
-    except KeyboardInterrupt:
+    except (_Interrupted, KeyboardInterrupt):
         _fail("interrupted; finished stages and checkpoints are kept, 'pydeploy run ... --resume' goes on from there")
     except BrokenPipeError:
         sys.stderr.close()
