@@ -17,7 +17,7 @@ from pydeploy.errors import Infeasible
 from pydeploy.files import write_json
 from pydeploy.graph import Graph, Plan
 from pydeploy.latency.probe import resize
-from pydeploy.search import Budget, best_round, search
+from pydeploy.search import Budget, best_plan, search
 from pydeploy.solve import uniform
 from pydeploy.stages import Job
 
@@ -76,7 +76,8 @@ def make(job: Job, at: Artefacts, point: Wanted, here: Path) -> None:
 def _joint(job: Job, at: Artefacts, share: float, here: Path) -> Plan:
     rounds = here / "search"
     rounds.mkdir(exist_ok=True)
-    return best_round(search(job, at, Budget(share), rounds)).plan
+    budget = Budget(share)
+    return best_plan(job, at, budget, rounds, search(job, at, budget, rounds))
 
 
 def _uniform(job: Job, at: Artefacts, share: float, here: Path) -> Plan:

@@ -23,7 +23,7 @@ from pydeploy.errors import ConfigError, nearest
 from pydeploy.files import read_json, write_json
 from pydeploy.graph import Graph, Plan
 from pydeploy.rundir import Console, RunFolder
-from pydeploy.search import Budget, best_round, search
+from pydeploy.search import Budget, best_plan, search
 from pydeploy.stages import Job
 
 
@@ -118,8 +118,8 @@ def measure_table(job: Job, at: Artefacts, here: Path) -> None:
 
 def search_plan(job: Job, at: Artefacts, here: Path) -> None:
     """``round*.json`` and ``plan.json``: the best plan whose engine was measured to meet the budget."""
-    rounds = search(job, at, budget_of(job, at), here)
-    best_round(rounds).plan.save(here / "plan.json")
+    budget = budget_of(job, at)
+    best_plan(job, at, budget, here, search(job, at, budget, here)).save(here / "plan.json")
 
 
 def budget_of(job: Job, at: Artefacts) -> Budget:
