@@ -31,7 +31,7 @@ data: setup
 	@$(BIN)/python -m pydeploy.train.fetch
 
 demo: setup data
-	@echo "demo: about 15 minutes on two cores; progress below. An interrupted demo goes on with 'make demo'."
+	@echo "demo: about 15 minutes on two undisturbed cores; progress below. An interrupted demo goes on with 'make demo'."
 	@$(BIN)/pydeploy run configs/fashion_mnist_resnet20_cpu.yaml --out $(OUT)/demo --resume
 
 demo-openvino: setup data
