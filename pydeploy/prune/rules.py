@@ -224,13 +224,6 @@ def unsqueeze(tracer: Tracer, args: Sequence[Any], out: Tensor) -> Labels:
     return np.expand_dims(tracer.labels(args[0]), args[1] % out.dim())
 
 
-def squeeze(tracer: Tracer, args: Sequence[Any], out: Tensor) -> Labels:
-    labels = reshaped(tracer.labels(args[0]), tuple(args[0].shape), tuple(out.shape))
-    if labels is None:
-        raise Unknown("splits the channel axis")
-    return labels
-
-
 def expand(tracer: Tracer, args: Sequence[Any], out: Tensor) -> Labels:
     return _aligned(tracer.labels(args[0]), out.dim())
 
@@ -265,7 +258,7 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("add", "sub", "mul", "div", "maximum", "minimum", "pow", "rsub"), binary),
     **dict.fromkeys(("max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d"), spatial),
     **dict.fromkeys(("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d"), spatial),
-    **dict.fromkeys(("_unsafe_view", "view", "reshape"), view),
+    **dict.fromkeys(("_unsafe_view", "view", "reshape", "squeeze"), view),
     **dict.fromkeys(("mean", "sum", "amax", "amin"), mean),
     **dict.fromkeys(("empty", "zeros", "ones", "full", "arange"), constant),
     "convolution": convolution,
@@ -278,7 +271,6 @@ RULES: Mapping[str, Rule] = {
     "transpose": transpose,
     "t": matrix_transpose,
     "unsqueeze": unsqueeze,
-    "squeeze": squeeze,
     "expand": expand,
     "cat": cat,
 }
