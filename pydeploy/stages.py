@@ -104,14 +104,21 @@ def cut_and_finetune(job: Job, at: Artefacts, plan: Plan, here: Path, *, title: 
     finetune(job, at, small, here, title=title)
 
 
-def score_channels(job: Job, model: nn.Module, graph: Graph, path: Path) -> None:
-    """Write ``{group: (width,) float32}`` as an npz file."""
+def scores_of(
+    config: Config, task: Task, model: nn.Module, graph: Graph, criterion: str
+) -> dict[str, NDArray[np.float32]]:
+    """Importance of every channel by `criterion`, on the first training batches of `task`."""
     from pydeploy.prune.importance import score
 
-    settings = job.config.prune
-    batches = job.task.train_batches(0, settings.batch_size, job.seed)
+    settings = config.prune
+    batches = task.train_batches(0, settings.batch_size, config.seed)
     data = ((batch.inputs, batch) for _, batch in zip(range(settings.batches), batches, strict=False))
-    scores = score(model, graph, settings.criterion, data=data, loss=job.task.loss, seed=job.seed)
+    return score(model, graph, criterion, data=data, loss=task.loss, seed=config.seed)
+
+
+def score_channels(job: Job, model: nn.Module, graph: Graph, path: Path) -> None:
+    """Write ``{group: (width,) float32}`` as an npz file."""
+    scores = scores_of(job.config, job.task, model, graph, job.config.prune.criterion)
     with replacing(path) as partial, partial.open("wb") as stream:
         np.savez(stream, allow_pickle=False, **dict(scores))
 

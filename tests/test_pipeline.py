@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,22 +14,11 @@ from pydeploy.errors import BackendUnavailable, ConfigError, DataError, Infeasib
 from pydeploy.graph import Graph, Plan
 from pydeploy.pipeline import run
 from pydeploy.report import Report
+from quiet import Quiet
 
 ROOT = Path(__file__).parent.parent
 # torch's ONNX exporter and accelerate warn about their own internals.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-
-
-class Quiet:
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
-
-    @contextmanager
-    def bar(self, title: str):
-        yield lambda done, total: None
 
 
 def settings(**changes: object) -> Config:

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from pydeploy.errors import ConfigError, DataError
 from pydeploy.rundir import RunFolder
-
-
-class Quiet:
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
-
-    @contextmanager
-    def bar(self, title: str):
-        yield lambda done, total: None
+from quiet import Quiet
 
 
 class Maker:

@@ -115,10 +115,7 @@ def _scores(net: nn.Module, graph: Graph, criterion: str, config: Path | None) -
     from pydeploy.config import load
 
     settings = load(config)
-    task = stages.open_task(settings)
-    batches = task.train_batches(0, settings.prune.batch_size, settings.seed)
-    data = ((batch.inputs, batch) for _, batch in zip(range(settings.prune.batches), batches, strict=False))
-    return score(net, graph, criterion, data=data, loss=task.loss, seed=settings.seed)
+    return stages.scores_of(settings, stages.open_task(settings), net, graph, criterion)
 
 
 def _plan(graph: Graph, scores: Any, budget_us: float | None, table: Path | None, ratio: float | None, align: int,
