@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pydeploy.errors import ConfigError, DataError
-from pydeploy.train.augment import Augment, augment
+from pydeploy.train.augment import Augment, augment, augment_by
 from pydeploy.train.classification import Classification
 from pydeploy.train.data import synthetic
 from pydeploy.train.tasks import Task, build_task, predict_with
@@ -208,11 +208,18 @@ def test_cutout_clears_one_square() -> None:
     ("wrong", "text"),
     [
         ({"flip": "alternat"}, r"did you mean 'alternate'\?"),
-        ({"pad": -1}, "augment.pad must be 0 or more pixels, got -1"),
-        ({"cutout": -2}, "augment.cutout must be 0 or more"),
+        ({"pad": -1}, "augmentation.pad must be 0 or more pixels, got -1"),
+        ({"cutout": -2}, "augmentation.cutout must be 0 or more"),
+        ({"crop": 2}, "unknown key 'augmentation.crop'"),
+        ({"pad": "2"}, "augmentation.pad must be a whole number of pixels, got '2'"),
     ],
-    ids=["flip", "pad", "cutout"],
+    ids=["flip", "pad", "cutout", "unknown", "text"],
 )
 def test_wrong_augmentation_is_refused(wrong: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
-        Augment(**wrong)
+        augment_by(wrong)
+
+
+def test_augmentation_by_settings() -> None:
+    assert augment_by({}) == Augment()
+    assert augment_by({"pad": 0, "flip": "none"}) == Augment(pad=0, flip="none")

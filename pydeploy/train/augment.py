@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,10 +31,21 @@ class Augment:
 
     def __post_init__(self) -> None:
         if self.flip not in FLIPS:
-            raise ConfigError(f"unknown augment.flip '{self.flip}'{nearest(self.flip, FLIPS)}")
+            raise ConfigError(f"unknown augmentation.flip '{self.flip}'{nearest(self.flip, FLIPS)}")
         for key, value in (("pad", self.pad), ("cutout", self.cutout)):
             if value < 0:
-                raise ConfigError(f"augment.{key} must be 0 or more pixels, got {value}")
+                raise ConfigError(f"augmentation.{key} must be 0 or more pixels, got {value}")
+
+
+def augment_by(settings: Mapping[str, Any]) -> Augment:
+    """`Augment` from a mapping, as in a configuration; raises `ConfigError` for an unknown key or a wrong value."""
+    known = [field.name for field in fields(Augment)]
+    for key, value in settings.items():
+        if key not in known:
+            raise ConfigError(f"unknown key 'augmentation.{key}'{nearest(key, known)}")
+        if key != "flip" and type(value) is not int:
+            raise ConfigError(f"augmentation.{key} must be a whole number of pixels, got {value!r}")
+    return Augment(**settings)
 
 
 def augment(

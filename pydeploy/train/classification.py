@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pydeploy.errors import ConfigError, DataError, nearest
 from pydeploy.models import build
-from pydeploy.train.augment import Augment, augment
+from pydeploy.train.augment import Augment, augment, augment_by
 from pydeploy.train.data import ImageSet, load
 from pydeploy.train.distill import soft_divergence
 from pydeploy.train.tasks import Batch, Predict, Task, padded
@@ -114,11 +114,14 @@ def classification(
     data: str = "fashion_mnist",
     model_settings: Mapping[str, int] | None = None,
     data_settings: Mapping[str, int | float] | None = None,
-    augmentation: Augment | None = None,
+    augmentation: Mapping[str, Any] | None = None,
     label_smoothing: float = 0.0,
 ) -> Task:
-    """A classification task by names: a model of `models.MODELS` and an image set of `train.data.DATA`."""
+    """A classification task by names: a model of `models.MODELS` and an image set of `train.data.DATA`.
+
+    `augmentation` holds fields of `Augment`.
+    """
     images = load(data, **(data_settings or {}))
-    task = Classification(model, images, model_settings or {}, augmentation or Augment(), label_smoothing)
+    task = Classification(model, images, model_settings or {}, augment_by(augmentation or {}), label_smoothing)
     task.build_model()  # wrong settings are found now, not after minutes of other work
     return task

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from pydeploy.errors import ConfigError, DataError
 from pydeploy.train import checkpoint
 from pydeploy.train.distill import LOSSES, Teacher
+from pydeploy.train.memory import keep_freed_memory
 from pydeploy.train.settings import FitSettings, bf16_wanted, lr_at
 from pydeploy.train.tasks import Batch, Task
 
@@ -75,6 +76,7 @@ def fit(
     Raises `DataError` for NaN in weights, batches or loss (naming epoch and step), `ConfigError` for settings that do
     not fit the task, `Mismatch` when the checkpoint is from another run.
     """
+    keep_freed_memory()
     # Without an accelerator device it must be told so, or it ignores torchrun and trains every process alone.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     _require_finite(model, "before training")
