@@ -26,7 +26,7 @@ class TaskSection(_Section):
     """What is learned and on which data; `options` go to the task as they are."""
 
     name: str = "classification"
-    data: str = "fashion-mnist"
+    data: str = "fashion_mnist"
     options: dict[str, Any] = {}
 
 
