@@ -81,9 +81,11 @@ class TargetSection(_Section):
     """What the engine must be fast on."""
 
     backend: str = "onnxruntime"
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    precision: Literal["fp32", "tf32", "fp16", "bf16"] = "fp32"
     batch: Positive = 1
     threads: Annotated[int, Field(ge=0)] = 0
+    options: str = ""
+    """For TensorRT, such as ``sparse,dla_core=0``."""
 
     @field_validator("backend", mode="before")
     @classmethod

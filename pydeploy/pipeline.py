@@ -78,7 +78,8 @@ def open_job(config: Config, console: Console) -> Job:
             f"prune.criterion: unknown criterion '{config.prune.criterion}'{nearest(config.prune.criterion, CRITERIA)}"
         )
     target = config.target
-    backend = open_backend(target.backend, precision=target.precision, batch=target.batch, threads=target.threads)
+    backend = open_backend(target.backend, precision=target.precision, batch=target.batch, threads=target.threads,
+                           options=target.options)  # fmt: skip
     stages.check_calibration(config)
     return Job(config, stages.open_task(config), backend, console)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pydeploy.backends.base import Backend, Engine, Feeds, LayerTime, TensorSpec
+from pydeploy.backends.base import Backend, Conditioned, Engine, Feeds, LayerTime, TensorSpec
 from pydeploy.clock import Load, Samples, Timer, Watch, interleave, quiet_rounds, unwatched
 from pydeploy.timing import Profile, Timing
 
@@ -49,10 +50,12 @@ def profile(
         feeds = random_feeds(session.inputs) if feeds is None else feeds
         timers: dict[str, Timer] = {"": partial(session.time, feeds)}
         whole = interleave(timers, rounds=rounds, runs=runs, watch=watch, on_round=on_round)[""]
+        facts = session.condition() if isinstance(session, Conditioned) else {}
         inside = quiet_rounds(partial(session.layers, feeds, runs), rounds=rounds, retries=rounds, watch=watch)
     samples = _joined([_by_name(layers) if ops is None else attribute(layers, ops) for layers in inside.results])
     layers = {name: Timing.of(values, disturbed=inside.disturbed) for name, values in samples.items()}
-    return Profile(target, whole.timing, layers, whole.condition)
+    disturbed = whole.disturbed or facts.get("unstable", 0.0) > 0
+    return Profile(target, replace(whole.timing, disturbed=disturbed), layers, {**whole.condition, **facts})
 
 
 def time_engines(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pydeploy.artefacts import Artefacts
-from pydeploy.backends.base import Backend, Engine, open_backend
+from pydeploy.backends.base import Backend, Engine, reopen
 from pydeploy.config import Config, TrainSection
 from pydeploy.errors import DataError
 from pydeploy.files import read_json, replacing, write_json
@@ -215,7 +215,7 @@ def quantize(job: Job, at: Artefacts, here: Path) -> None:
     ranges.save(here / "ranges.json")
     inserted = insert(source, ranges, here / "model.onnx", style=style, exclude=settings.exclude)
     write_json(here / "quantized.json", asdict(inserted))
-    backend = open_backend(job.backend.name, precision="int8", batch=job.backend.batch, threads=job.backend.threads)
+    backend = reopen(replace(job.backend.target(), precision="int8"))
     engine = backend.build(here / "model.onnx", here / "model.engine")
     dense = read_json(at.pruned / "facts.json")
     write_facts(job, backend, engine, here, params=dense["params"], macs=dense["macs"])

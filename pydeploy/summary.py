@@ -9,7 +9,7 @@ from typing import Any
 
 from pydeploy import candidates, stages
 from pydeploy.artefacts import Artefacts
-from pydeploy.backends.base import Backend, Engine, open_backend
+from pydeploy.backends.base import Backend, Engine, reopen
 from pydeploy.files import read_json, write_json
 from pydeploy.graph import Graph, Plan
 from pydeploy.report import (
@@ -45,8 +45,7 @@ def measure_all(job: Job, at: Artefacts, here: Path) -> None:
     for name, folder in folders(job, at).items():
         engine = Engine.load(folder / "model.engine")
         precision = engine.target.precision
-        backend = job.backend if precision == job.backend.precision else open_backend(
-            job.backend.name, precision=precision, batch=job.backend.batch, threads=job.backend.threads)  # fmt: skip
+        backend = job.backend if precision == job.backend.precision else reopen(engine.target)
         engines[name] = (backend, engine)
     job.console.say(f"measure {len(engines)} engines in turns")
     times = stages.measure_engines(engines)

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pydeploy.errors import BackendUnavailable, DataError, Mismatch, nearest
+from pydeploy.errors import BackendUnavailable, ConfigError, DataError, Mismatch, nearest
 from pydeploy.files import read_json, sha256, write_json
 from pydeploy.timing import Target
 
@@ -27,9 +27,12 @@ Feeds = Mapping[str, NDArray[Any]]
 BACKENDS: Mapping[str, str] = {
     "onnxruntime": "pydeploy.backends.onnxruntime:OnnxRuntime",
     "openvino": "pydeploy.backends.openvino:OpenVino",
+    "tensorrt": "pydeploy.backends.tensorrt.backend:TensorRt",
     "null": "pydeploy.backends.null:Null",
 }
 """Where each backend lives; named by import path so that listing them imports nothing heavy."""
+
+WITH_OPTIONS = ("tensorrt",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,14 @@ class Session(Protocol):
 
     def layers(self, feeds: Feeds, n: int) -> Sequence[LayerTime]:
         """Per-layer times of `n` runs, in execution order, read from the running network."""
+
+
+@runtime_checkable
+class Conditioned(Protocol):
+    """A session that also tells the device's condition during its timed runs (clocks, temperature, flags 0 or 1)."""
+
+    def condition(self) -> Mapping[str, float]:
+        """Facts by name; ``unstable`` = 1 when the samples show that the device's speed changed."""
 
 
 class Backend(Protocol):
@@ -135,9 +146,10 @@ def _facts_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def open_backend(name: str, *, precision: str = "fp32", batch: int = 1, threads: int = 0) -> Backend:
+def open_backend(name: str, *, precision: str = "fp32", batch: int = 1, threads: int = 0, options: str = "") -> Backend:
     """The named backend; ``threads=0`` means all cores this process may use.
 
+    `options` are for backends that have any (`WITH_OPTIONS`), such as ``sparse,dla_core=0`` for TensorRT.
     Raises `BackendUnavailable` when its package is not installed or it lacks the precision.
     """
     if name not in BACKENDS:
@@ -151,8 +163,19 @@ def open_backend(name: str, *, precision: str = "fp32", batch: int = 1, threads:
         raise BackendUnavailable(
             f"backend '{name}' needs the package '{error.name}': pip install 'pydeploy[{name}]'"
         ) from None
-    backend: Backend = factory(precision=precision, batch=batch, threads=threads)
+    if options and name not in WITH_OPTIONS:
+        raise ConfigError(f"backend '{name}' has no options, got '{options}'; only {', '.join(WITH_OPTIONS)} has")
+    chosen = {"options": options} if options else {}
+    backend: Backend = factory(precision=precision, batch=batch, threads=threads, **chosen)
     return backend
+
+
+def reopen(target: Target) -> Backend:
+    """The backend that `target` states, its options included."""
+    options = target.facts.get("options", "")
+    return open_backend(
+        target.backend, precision=target.precision, batch=target.batch, threads=target.threads, options=options
+    )
 
 
 def check_feeds(feeds: Feeds, inputs: Sequence[TensorSpec]) -> None:

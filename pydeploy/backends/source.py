@@ -1,6 +1,7 @@
 """The ONNX file that an engine is built from: read and checked once, for every backend alike.
 
-* Shapes are static and the first dimension of each input is the batch: a latency belongs to one shape.
+* Shapes are static and the first dimension of each input is the batch: a latency belongs to one shape. Where the
+  backend can, that first dimension may be dynamic.
 * Precision lives in the file: int8 means Q/DQ nodes, any other precision means none.
 * Weights lie inside the file, so that one hash says all.
 """
@@ -19,8 +20,11 @@ from pydeploy.errors import DataError
 QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
-def read_source(path: Path, *, precision: str, batch: int) -> onnx.ModelProto:
-    """The model in `path`; raises `DataError` unless it can be built at `precision` and `batch`."""
+def read_source(path: Path, *, precision: str, batch: int, dynamic_batch: bool = False) -> onnx.ModelProto:
+    """The model in `path`; raises `DataError` unless it can be built at `precision` and `batch`.
+
+    With `dynamic_batch` the first dimension of an input may be dynamic.
+    """
     try:
         model = onnx.load(path, load_external_data=False)
         _refuse_external(model, path)
@@ -29,7 +33,7 @@ def read_source(path: Path, *, precision: str, batch: int) -> onnx.ModelProto:
         raise DataError(f"{path} does not exist") from None
     except (OSError, DecodeError, onnx.checker.ValidationError) as error:
         raise DataError(f"{path} is not a valid ONNX file ({_first_line(error)}); export the model again") from None
-    for spec in input_specs(model, path):
+    for spec in input_specs(_with_batch(model, batch) if dynamic_batch else model, path):
         if not spec.shape or spec.shape[0] != batch:
             raise DataError(
                 f"{path}: input '{spec.name}' has shape {list(spec.shape)}, the backend is set to batch {batch}; "
@@ -37,6 +41,19 @@ def read_source(path: Path, *, precision: str, batch: int) -> onnx.ModelProto:
             )
     _check_precision(model, path, precision)
     return model
+
+
+def _with_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
+    """A copy without weights in which dynamic first dimensions of the inputs are `batch`."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [
+        type(value).FromString(value.SerializeToString()) for value in model.graph.input if value.name not in weights
+    ]
+    for value in inputs:
+        dims = value.type.tensor_type.shape.dim
+        if dims and not dims[0].dim_value:
+            dims[0].dim_value = batch
+    return onnx.helper.make_model(onnx.helper.make_graph([], model.graph.name, inputs, []))
 
 
 def _refuse_external(model: onnx.ModelProto, path: Path) -> None:

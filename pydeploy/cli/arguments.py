@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 MODEL_HELP = "pydeploy:NAME, torchvision:NAME, timm:NAME, or FILE.py:FACTORY."
 INPUT_HELP = "Shape of one input, e.g. 1x3x224x224; repeat for several."
 OPTION_HELP = "Argument of the model's factory as key=value; repeat for several."
-TARGET_HELP = "BACKEND:PRECISION, e.g. onnxruntime:fp32, openvino:bf16, openvino:int8."
+TARGET_HELP = (
+    "BACKEND:PRECISION, e.g. onnxruntime:fp32, openvino:bf16, tensorrt:int8; options follow: tensorrt:fp16,sparse."
+)
 EXAMPLE_HELP = "Batch size that the engine is built for."
 
 
@@ -108,17 +110,17 @@ def dense_or_cut(spec: str, options: Sequence[str], weights: Path | None) -> nn.
 
 
 def backend_named(target: str, *, batch: int = 1, threads: int = 0) -> Backend:
-    """The backend of ``BACKEND:PRECISION``."""
+    """The backend of ``BACKEND:PRECISION``, or of ``BACKEND:PRECISION,OPTION=VALUE,...``."""
     from pydeploy.backends.base import open_backend
 
-    name, _, precision = target.partition(":")
-    return open_backend(name, precision=precision or "fp32", batch=batch, threads=threads)
+    name, _, rest = target.partition(":")
+    precision, _, options = rest.partition(",")
+    return open_backend(name, precision=precision or "fp32", batch=batch, threads=threads, options=options)
 
 
 def backend_of(engine: Path) -> tuple[Backend, Any]:
     """The backend that a built engine is for, and its record."""
-    from pydeploy.backends.base import Engine, open_backend
+    from pydeploy.backends.base import Engine, reopen
 
     record = Engine.load(engine)
-    target = record.target
-    return open_backend(record.backend, precision=target.precision, batch=target.batch, threads=target.threads), record
+    return reopen(record.target), record

@@ -1,0 +1,121 @@
+"""The `Backend` for TensorRT: one precision, one batch size, the first visible GPU.
+
+* An engine file is TensorRT's plan as it is, so that ``trtexec --loadEngine`` reads it too; ``<engine>.build.json``
+  tells how it was built. A plan runs only with the version and device that built it, and is executable code: load
+  only what you built or trust.
+* fp16 and bf16 take a float file: where the version asks for typed networks, types are written into a copy of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+
+from pydeploy.backends.base import Engine
+from pydeploy.backends.source import read_source
+from pydeploy.backends.tensorrt import compat
+from pydeploy.backends.tensorrt.build import Source, build
+from pydeploy.backends.tensorrt.cuda import Stream
+from pydeploy.backends.tensorrt.driver import probe
+from pydeploy.backends.tensorrt.options import Options
+from pydeploy.backends.tensorrt.session import TensorRtSession
+from pydeploy.errors import BackendUnavailable
+from pydeploy.files import replacing, sha256, write_json
+from pydeploy.timing import Target
+
+_HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+
+
+class TensorRt:
+    """TensorRT bound to one precision and batch size. There are no threads: one stream of one GPU."""
+
+    name = "tensorrt"
+    threads = 1
+
+    def __init__(self, precision: str = "fp32", batch: int = 1, threads: int = 0, options: str = "") -> None:
+        if threads > 1:
+            raise BackendUnavailable(
+                f"backend 'tensorrt' times one stream; {threads} threads were asked for, leave it 0"
+            )
+        self._gpu = probe()  # first: without a driver TensorRT itself must not be touched
+        self._trt = compat.load()
+        compat.check_precision(compat.version(self._trt), precision, self._gpu.capability)
+        self.precision = precision
+        self.batch = batch
+        self.options = Options.parse(options)
+
+    @property
+    def align(self) -> int:
+        """Channel multiple at which the search for good widths starts."""
+        return self.options.align(self.precision)
+
+    def target(self) -> Target:
+        chosen = {"options": str(self.options)} if str(self.options) else {}
+        facts = {**self._gpu.facts, **chosen}
+        return Target(self._gpu.name, self.name, self._trt.__version__, self.precision, self.batch, self.threads, facts)
+
+    def build(self, onnx: Path, out: Path) -> Engine:
+        onnx, out = Path(onnx), Path(out)
+        source = self._source(onnx)
+        cache = self.options.cache_file(self._trt.__version__, self._gpu.name, self._gpu.capability)
+        built = build(self._trt, source, self.precision, self.options, cache)
+        with replacing(out) as partial:
+            partial.write_bytes(built.plan)
+        facts = {"schema": 1, "seconds": built.seconds, "strongly_typed": built.typed, "gpu_fallback": list(built.gpu_fallback),
+                 "timing_cache": str(cache), "options": str(self.options)}  # fmt: skip
+        write_json(out.with_name(out.name + ".build.json"), facts)
+        return Engine(out, self.name, self.target(), sha256(onnx)).save()
+
+    def _source(self, path: Path) -> Source:
+        implicit = bool(self.options.calibration) and self.precision == "int8"
+        model = read_source(
+            path, precision="fp32" if implicit else self.precision, batch=self.batch, dynamic_batch=True
+        )
+        shapes = dynamic_inputs(model, self.batch)
+        typed = any(tensor.data_type in _HALF for tensor in model.graph.initializer)
+        source = Source(path, model, typed, shapes)
+        wants_half = self.precision in ("fp16", "bf16", "int8") and not typed
+        if wants_half and compat.is_typed(compat.version(self._trt), typed_file=False):
+            return replace(source, model=typed_copy(model, self.precision), typed=True)
+        return source
+
+    @contextmanager
+    def open(self, engine: Engine) -> Iterator[TensorRtSession]:
+        engine.require(self.target())
+        stream = Stream()
+        try:
+            session = TensorRtSession(self._trt, engine.path, self.batch, stream)
+            try:
+                yield session
+            finally:
+                session.close()
+        finally:
+            stream.close()
+
+
+def typed_copy(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+    """The model with fp16 (or bf16) tensors and float inputs and outputs; Q/DQ nodes keep working."""
+    try:
+        half = importlib.import_module("pydeploy.quant.half")
+    except ImportError:
+        raise BackendUnavailable(
+            f"this version of TensorRT takes {precision} from the file's own types; convert the ONNX file to {precision} first"
+        ) from None
+    typed: onnx.ModelProto = half.to_half(model, "bf16" if precision == "bf16" else "fp16")
+    return typed
+
+
+def dynamic_inputs(model: onnx.ModelProto, batch: int) -> dict[str, tuple[int, ...]]:
+    """Full shape at `batch` of every input whose first dimension is dynamic."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    found = {}
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if value.name not in weights and dims and not dims[0].dim_value:
+            found[value.name] = (batch, *(dim.dim_value for dim in dims[1:]))
+    return found

@@ -1,0 +1,176 @@
+"""ONNX file -> serialized engine. The caller has made sure that there is a GPU."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from logging import getLogger
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any
+
+import onnx
+
+from pydeploy.backends.origins import node_name
+from pydeploy.backends.tensorrt import compat, timing_cache
+from pydeploy.backends.tensorrt.calibration import cache_reader
+from pydeploy.backends.tensorrt.logger import make_logger
+from pydeploy.backends.tensorrt.options import Options
+from pydeploy.errors import DataError
+
+log = getLogger(__name__)
+
+AVG_TIMING_ITERATIONS = 8  # trtexec's; the API's default of 1 makes the choice of kernels noisier
+PROGRESS_S = 10.0  # between two lines about a running build
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What is built: the model as it goes to TensorRT, and the file that it came from (for messages)."""
+
+    path: Path
+    model: onnx.ModelProto
+    typed: bool
+    """The file itself states half precision (fp16 or bf16 tensors)."""
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Full shape of every input whose batch dimension is dynamic."""
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A serialized engine and facts of its build."""
+
+    plan: bytes
+    seconds: float
+    typed: bool
+    gpu_fallback: tuple[str, ...]
+    """Layers that the DLA cannot run."""
+
+
+def build(trt: ModuleType, source: Source, precision: str, options: Options, cache: Path) -> Built:
+    """Raises `DataError` with TensorRT's own reasons when the file cannot be parsed or no engine comes out."""
+    began = time.monotonic()
+    messages = make_logger(trt)
+    builder = trt.Builder(messages)
+    typed = compat.is_typed(compat.version(trt), typed_file=source.typed)
+    network = builder.create_network(compat.network_flags(trt, typed=typed))
+    parser = trt.OnnxParser(network, messages)
+    _parse(parser, source)
+    config = _config(trt, builder, options)
+    compat.set_precision(trt, config, precision, typed=typed)
+    calibrator = cache_reader(trt, Path(options.calibration)) if options.calibration else None
+    if calibrator is not None:
+        compat.set_calibrator(trt, config, calibrator)
+    _add_profile(builder, config, network, source)
+    fallback = _use_dla(trt, config, network, options.dla_core) if options.dla_core >= 0 else ()
+    timing_cache.attach(config, cache)
+    plan = _serialized(trt, builder, network, config)
+    if plan is None:
+        raise DataError(f"TensorRT cannot build {source.path}: {messages.reason()}{_advice(messages.reason())}")
+    timing_cache.store(config, cache)
+    return Built(bytes(memoryview(plan)), time.monotonic() - began, typed, fallback)
+
+
+def _parse(parser: Any, source: Source) -> None:
+    if parser.parse(source.model.SerializeToString(), str(source.path)):
+        return
+    names = [node_name(node) for node in source.model.graph.node]
+    lines = [compat.parser_error(parser.get_error(index), names) for index in range(parser.num_errors)]
+    shown = "\n  ".join(lines) or "no reason was given"
+    raise DataError(f"TensorRT cannot read {source.path}:\n  {shown}")
+
+
+def _config(trt: ModuleType, builder: Any, options: Options) -> Any:
+    config = builder.create_builder_config()
+    if options.workspace_mib:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.avg_timing_iterations = AVG_TIMING_ITERATIONS
+    config.builder_optimization_level = options.optimization_level
+    config.max_aux_streams = 0  # layers run one after the other, so that their times add up
+    if options.sparse:
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
+    return config
+
+
+def _add_profile(builder: Any, config: Any, network: Any, source: Source) -> None:
+    """One optimisation profile for files with a dynamic batch: any batch up to the target's, tuned for the target's."""
+    if not source.shapes:
+        return
+    profile = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        name = network.get_input(index).name
+        if name in source.shapes:
+            full = source.shapes[name]
+            _set_shape(profile, name, full, source.path)
+    if config.add_optimization_profile(profile) < 0:
+        raise DataError(f"TensorRT refuses the input shapes {dict(source.shapes)} for {source.path}")
+
+
+def _set_shape(profile: Any, name: str, full: tuple[int, ...], path: Path) -> None:
+    try:
+        profile.set_shape(name, (1, *full[1:]), full, full)
+    except ValueError as error:
+        raise DataError(f"TensorRT refuses shape {list(full)} for input '{name}' of {path}: {error}") from None
+
+
+def _use_dla(trt: ModuleType, config: Any, network: Any, core: int) -> tuple[str, ...]:
+    """Everything on the DLA that it can run; returns the layers that fall back to the GPU."""
+    config.default_device_type = trt.DeviceType.DLA
+    config.DLA_core = core
+    config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    fallback = tuple(layer.name for layer in layers if not config.can_run_on_DLA(layer))
+    if fallback:
+        log.warning("%d of %d layers cannot run on the DLA and fall back to the GPU: %s", len(fallback), len(layers),
+                    ", ".join(fallback))  # fmt: skip
+    return fallback
+
+
+def _serialized(trt: ModuleType, builder: Any, network: Any, config: Any) -> Any:
+    """The plan, or None. Ctrl-C stops the build at its next step instead of waiting for its end."""
+    with held_interrupts() as asked:
+        compat.watch_progress(trt, config, _reporter(asked))
+        return builder.build_serialized_network(network, config)
+
+
+def _reporter(asked: Sequence[object]) -> Callable[[str, int, int], bool]:
+    """Tells about the build now and then, and ends it when `asked` holds anything."""
+    last = [time.monotonic()]
+
+    def step(phase: str, done: int, total: int) -> bool:
+        if time.monotonic() - last[0] >= PROGRESS_S:
+            last[0] = time.monotonic()
+            log.info("TensorRT build: %s, %d of %d", phase, done, total)
+        return not asked
+
+    return step
+
+
+@contextmanager
+def held_interrupts() -> Iterator[list[tuple[int, FrameType | None]]]:
+    """Collects Ctrl-C, which must not be raised through TensorRT's own code, and acts on it at the end."""
+    asked: list[tuple[int, FrameType | None]] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.signal(signal.SIGINT, lambda number, frame: asked.append((number, frame)))
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if asked and callable(before):
+            before(*asked[0])
+
+
+def _advice(reason: str) -> str:
+    text = reason.lower()
+    if "out of memory" in text or "outofmemory" in text or "cudaerrormemoryallocation" in text:
+        return "; free memory on the device, or set workspace_mib lower"
+    if "could not find any implementation" in text:
+        return "; raise workspace_mib, or leave the layer in float (sm 7.5 and older lack some int8 kernels)"
+    return ""

@@ -1,0 +1,173 @@
+"""Every difference between TensorRT 8.6, 10 and 11 that this package knows. No other module asks for the version.
+
+* 8.6: networks need EXPLICIT_BATCH; precision is asked for by flags (FP16, INT8 beside Q/DQ nodes or a calibrator).
+* 10.0 to 10.11: the same flags still work; STRONGLY_TYPED networks take their types from the file instead.
+* 10.12 on: flags are deprecated, so networks are strongly typed here.
+* 11: flags, calibrators and EXPLICIT_BATCH are gone, every network is strongly typed. The *value* of STRONGLY_TYPED
+  moved from 1 to 0, and 1 means something else now: flags are used by name only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+from pydeploy.errors import BackendUnavailable, ConfigError
+
+OLDEST = (8, 6)
+TYPED_SINCE = (10, 12)
+ONLY_TYPED_SINCE = (11, 0)
+
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
+"""int8: what the Q/DQ nodes do not cover runs in fp16."""
+
+NUMPY_NAMES: Mapping[str, str] = {
+    "FLOAT": "float32", "HALF": "float16", "INT8": "int8", "INT32": "int32", "INT64": "int64", "BOOL": "bool",
+    "UINT8": "uint8",
+}  # fmt: skip
+"""NumPy dtype of a `DataType` by its name; TensorRT's own `nptype` raises for the others."""
+
+INSTALL = (
+    "pip install 'pydeploy[tensorrt]' (TensorRT's libraries come from NVIDIA's package index: add "
+    "'--extra-index-url https://pypi.nvidia.com'); on a Jetson use JetPack's TensorRT: python3 -m venv --system-site-packages"
+)
+
+Version = tuple[int, int]
+
+
+def load() -> ModuleType:
+    """The module `tensorrt`; `BackendUnavailable` where it is missing, incomplete or too old."""
+    try:
+        trt = importlib.import_module("tensorrt")
+    except ImportError as error:  # ModuleNotFoundError, or a library of its own that it cannot find
+        raise BackendUnavailable(f"backend 'tensorrt' needs the package 'tensorrt' ({error}): {INSTALL}") from None
+    if version(trt) < OLDEST:
+        raise BackendUnavailable(f"TensorRT {trt.__version__} is too old, 8.6 or newer is needed: {INSTALL}")
+    return trt
+
+
+def version(trt: ModuleType) -> Version:
+    """Major and minor number."""
+    return parse_version(trt.__version__)
+
+
+def parse_version(text: str) -> Version:
+    """``10.3.0`` -> ``(10, 3)``."""
+    match = re.match(r"(\d+)\.(\d+)", text)
+    if match is None:
+        raise ConfigError(f"a TensorRT version looks like 10.3, got '{text}'")
+    return int(match[1]), int(match[2])
+
+
+def is_typed(version: Version, *, typed_file: bool) -> bool:
+    """Whether a network is built strongly typed: its types come from the file and from nothing else."""
+    return version >= TYPED_SINCE or (typed_file and version >= (10, 0))
+
+
+def check_precision(version: Version, precision: str, capability: Version) -> None:
+    """Raise `BackendUnavailable` unless this version on a GPU of this compute capability has the precision."""
+    if precision not in PRECISIONS:
+        raise BackendUnavailable(f"backend 'tensorrt' runs {', '.join(PRECISIONS)}; '{precision}' was asked for")
+    if precision == "bf16" and version < (10, 0):
+        raise BackendUnavailable(f"bf16 needs TensorRT 10 or newer, this is {version[0]}.{version[1]}; use fp16")
+    if precision in ("bf16", "tf32") and capability < (8, 0):
+        raise BackendUnavailable(
+            f"{precision} needs compute capability 8.0 (Ampere) or newer, this GPU has {capability[0]}.{capability[1]}; "
+            "use fp16"
+        )
+
+
+def network_flags(trt: ModuleType, *, typed: bool) -> int:
+    """Argument of `Builder.create_network`."""
+    creation = trt.NetworkDefinitionCreationFlag
+    if version(trt) >= ONLY_TYPED_SINCE:
+        return 0
+    bits = 1 << int(creation.EXPLICIT_BATCH)
+    return bits | 1 << int(creation.STRONGLY_TYPED) if typed else bits
+
+
+def set_precision(trt: ModuleType, config: Any, precision: str, *, typed: bool) -> None:
+    """Flags for `precision`. A strongly typed network takes none of them but TF32, which is on by default."""
+    flag = trt.BuilderFlag
+    if precision == "fp32":
+        config.clear_flag(flag.TF32)
+    if typed:
+        return
+    if precision in ("fp16", "int8"):
+        config.set_flag(flag.FP16)
+    if precision == "bf16":
+        config.set_flag(flag.BF16)
+    if precision == "int8":
+        config.set_flag(flag.INT8)
+
+
+def set_calibrator(trt: ModuleType, config: Any, calibrator: Any) -> None:
+    """Implicit quantization by a calibrator; `ConfigError` where this version has none."""
+    if version(trt) >= ONLY_TYPED_SINCE:
+        raise ConfigError(
+            f"TensorRT {trt.__version__} has no calibrators any more; quantize the ONNX file instead ('pydeploy quantize')"
+        )
+    config.int8_calibrator = calibrator
+
+
+def watch_progress(trt: ModuleType, config: Any, step: Callable[[str, int, int], bool]) -> None:
+    """Have `step` (phase, steps done, steps in all) -> go on? called during the build, where the version can."""
+    if not hasattr(trt, "IProgressMonitor"):
+        return
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.sizes: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:  # noqa: ARG002
+            self.sizes[phase_name] = num_steps
+
+        def step_complete(self, phase_name: str, step_: int) -> bool:
+            return step(phase_name, step_ + 1, self.sizes.get(phase_name, 0))
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.sizes.pop(phase_name, None)
+
+    config.progress_monitor = Monitor()
+
+
+def parser_error(error: Any, names: list[str]) -> str:
+    """One line of an `OnnxParser`'s error with the node it is about; `names` are the file's nodes in order."""
+    index = error.node()
+    place = f"node {index}"
+    if 0 <= index < len(names):
+        place = f"node '{names[index]}'"
+    if hasattr(error, "node_operator"):  # 10.0 on
+        place += f" ({error.node_operator()})" if error.node_operator() else ""
+    return f"{place}: {' '.join(error.desc().split())}"
+
+
+def numpy_name(dtype: Any) -> str | None:
+    """NumPy's name of a `DataType`; None where NumPy has no such type."""
+    return NUMPY_NAMES.get(dtype.name)
+
+
+def trtexec_switches(version: Version, precision: str, *, typed_file: bool) -> list[str]:
+    """Options of trtexec that differ between versions: precision, and the defaults that 11 turned round."""
+    switches = ["--noTF32"] if precision == "fp32" else []
+    if version >= ONLY_TYPED_SINCE:  # CUDA graph, spin wait, no transfers and a separate profile run are the default
+        return switches
+    switches += ["--noDataTransfers", "--useCudaGraph", "--useSpinWait", "--separateProfileRun"]
+    if is_typed(version, typed_file=typed_file):
+        return ["--stronglyTyped", *switches]
+    flags = {"fp16": ["--fp16"], "bf16": ["--bf16"], "int8": ["--fp16", "--int8"]}
+    return [*flags.get(precision, []), *switches]
+
+
+def trtexec_version(banner: str) -> Version | None:
+    """The version in ``[TensorRT v100300]`` or ``[TensorRT v8601]``, the first line of trtexec's output."""
+    match = re.search(r"TensorRT v(\d{4,6})", banner)
+    if match is None:
+        return None
+    number = int(match[1])
+    # Up to 8 and 9 there was one digit for the minor number, since 10 there are two.
+    return (number // 1000, number // 100 % 10) if number < 10000 else (number // 10000, number // 100 % 100)

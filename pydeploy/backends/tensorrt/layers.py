@@ -1,0 +1,97 @@
+"""Per-layer times: TensorRT's profiler joined with its inspector, and freed of what profiling adds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pydeploy.backends.base import LayerTime
+from pydeploy.backends.tensorrt.inspector import LayerInfo, origins_of
+from pydeploy.errors import DataError
+
+Row = tuple[str, float]
+"""Name and milliseconds, as a profiler reports them."""
+
+
+def make_profiler(trt: ModuleType) -> Any:
+    """An IProfiler whose `rows` hold what was reported since they were last cleared."""
+
+    class Rows(trt.IProfiler):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+            self.rows: list[Row] = []
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.rows.append((layer_name, ms))
+
+    return Rows()
+
+
+def samples_of(runs: Sequence[Sequence[Row]]) -> list[tuple[str, NDArray[np.float64]]]:
+    """``(name, (n,) microseconds)`` of every layer, in execution order. `DataError` when runs differ in layers."""
+    names = [name for name, _ in runs[0]] if runs else []
+    if not names:
+        raise DataError(
+            "TensorRT's profiler reported no layers: rebuild the engine with this version of pydeploy, which asks for "
+            "detailed profiling"
+        )
+    if any([name for name, _ in run] != names for run in runs):
+        raise DataError("TensorRT's profiler reported other layers from run to run; profile again")
+    times = np.array([[ms for _, ms in run] for run in runs], dtype=np.float64) * 1e3
+    return [(name, times[:, index]) for index, name in enumerate(names)]
+
+
+def join(
+    samples: Sequence[tuple[str, NDArray[np.float64]]], infos: Sequence[LayerInfo]
+) -> list[tuple[LayerInfo, NDArray[np.float64]]]:
+    """What the inspector says of each profiled layer.
+
+    By order where both list the same names in the same order, because names may occur twice; else by name. A layer
+    that the inspector does not list is described by its name alone.
+    """
+    if [name for name, _ in samples] == [info.name for info in infos]:
+        return [(info, times) for info, (_, times) in zip(infos, samples, strict=True)]
+    waiting: dict[str, list[LayerInfo]] = {}
+    for info in infos:
+        waiting.setdefault(info.name, []).append(info)
+    found = []
+    for name, times in samples:
+        same = waiting.get(name, [])
+        found.append((same.pop(0) if same else LayerInfo(name, "", origins_of(name, "")), times))
+    return found
+
+
+def without_overhead(
+    samples: Sequence[NDArray[np.float64]], whole_us: float
+) -> tuple[list[NDArray[np.float64]], float]:
+    """Layer samples less the constant that profiling adds to each layer, and that constant (0 or more, microseconds).
+
+    The events between layers make their sum exceed the network. The constant is what remains over, spread evenly over
+    the layers that take any time; no median goes below zero. Where the sum does not exceed `whole_us` nothing changes.
+    """
+    medians = np.array([np.median(times) for times in samples])
+    constant = _constant(medians, whole_us)
+    return [np.maximum(times - constant, 0.0) if np.median(times) > 0 else times for times in samples], constant
+
+
+def _constant(medians: NDArray[np.float64], whole_us: float) -> float:
+    """C >= 0 such that the sum of max(median - c, 0) is `whole_us`: found exactly, piece by piece."""
+    active = np.sort(medians[medians > 0])
+    while active.size and (active.sum() - whole_us) / active.size > active[0]:
+        active = active[1:]
+    return max(0.0, float((active.sum() - whole_us) / active.size)) if active.size else 0.0
+
+
+def layer_times(joined: Sequence[tuple[LayerInfo, NDArray[np.float64]]]) -> list[LayerTime]:
+    """`LayerTime`s with names made unique."""
+    seen: dict[str, int] = {}
+    found = []
+    for info, times in joined:
+        count = seen[info.name] = seen.get(info.name, 0) + 1
+        name = info.name if count == 1 else f"{info.name} #{count}"
+        found.append(LayerTime(name, info.origins, times))
+    return found

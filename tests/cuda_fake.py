@@ -1,0 +1,159 @@
+"""pycuda, cuda-python and the driver as the backend meets them, on the clock and memory of a `trt_fake.World`."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from trt_fake import LAUNCH_US, STREAM, World
+
+
+def pycuda(world: World) -> types.ModuleType:
+    """The module `pycuda.driver`, as far as the real one has what is here (checked by `make trt-contract`)."""
+    fake = types.ModuleType("pycuda.driver")
+    taken: Iterator[int] = iter(range(0x1000, 1 << 40, 0x1000))
+
+    class OutOfMemory(Exception):
+        pass
+
+    class Allocation:
+        def __init__(self, size: int) -> None:
+            self.address = next(taken)
+            world.memory[self.address] = bytearray(size)
+
+        def __int__(self) -> int:
+            return self.address
+
+        __index__ = __int__
+
+        def free(self) -> None:
+            del world.memory[self.address]
+
+    class Stream:
+        handle = STREAM
+
+        def synchronize(self) -> None:
+            world.host_us = max(world.host_us, world.gpu_us)
+
+    class Event:
+        at: float | None = None
+
+        def record(self, stream: Stream) -> None:
+            assert isinstance(stream, Stream)
+            assert world.capturing is None, "events do not belong into the captured graph"
+            world.gpu_us = max(world.gpu_us, world.host_us)
+            self.at = world.gpu_us
+
+        def synchronize(self) -> None:
+            assert self.at is not None, "waits for an event that was recorded"
+            world.host_us = max(world.host_us, self.at)
+
+        def time_since(self, start: Event) -> float:
+            assert self.at is not None
+            assert start.at is not None
+            assert self.at <= world.host_us, "read only after it was waited for"
+            return (self.at - start.at) / 1e3
+
+    class Context:
+        def push(self) -> None:
+            world.calls.append("push")
+
+        def pop(self) -> None:
+            world.calls.append("pop")
+
+    class Device:
+        def __init__(self, index: int) -> None:
+            assert index == 0
+
+        def retain_primary_context(self) -> Context:
+            return Context()
+
+    def mem_alloc(size: int) -> Allocation:
+        if "allocate" in world.fail:
+            raise OutOfMemory("cuMemAlloc failed: out of memory")
+        return Allocation(size)
+
+    def memcpy_htod_async(address: int, array: np.ndarray, stream: Stream) -> None:
+        assert array.flags.c_contiguous
+        assert len(world.memory[address]) == array.nbytes
+        world.memory[address][:] = array.tobytes()
+
+    def memcpy_dtoh_async(array: np.ndarray, address: int, stream: Stream) -> None:
+        array[...] = np.frombuffer(world.memory[address], array.dtype).reshape(array.shape)
+
+    def memset_d8_async(address: int, value: int, count: int, stream: Stream) -> None:
+        world.memory[address][:count] = bytes([value]) * count
+
+    for thing in (Stream, Event, Device, mem_alloc, memcpy_htod_async, memcpy_dtoh_async, memset_d8_async):
+        setattr(fake, thing.__name__, thing)
+    fake.MemoryError = OutOfMemory  # type: ignore[attr-defined]
+    fake.init = lambda: None  # type: ignore[attr-defined]
+    return fake
+
+
+def cuda_python(world: World) -> types.ModuleType:
+    """The module `cuda.bindings.driver`: graphs only."""
+    fake = types.ModuleType("cuda.bindings.driver")
+
+    def begin(stream: Any, mode: str) -> tuple[int]:
+        assert int(stream) == STREAM
+        assert mode == "thread local"
+        world.capturing = []
+        return (0,)
+
+    def end(stream: Any) -> tuple[int, Any]:
+        graph, world.capturing = world.capturing, None
+        return (900, None) if "capture" in world.fail else (0, graph)
+
+    def launch(graph: list[Callable[[], None]], stream: Any) -> tuple[int]:
+        world.host_us += LAUNCH_US
+        if "graph-launch" in world.fail:
+            return (719,)
+        for compute in graph:
+            compute()
+        return (0,)
+
+    fake.CUstream = int  # type: ignore[attr-defined]
+    fake.CUstreamCaptureMode = types.SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL="thread local")  # type: ignore[attr-defined]
+    fake.cuStreamBeginCapture, fake.cuStreamEndCapture = begin, end  # type: ignore[attr-defined]
+    fake.cuGraphInstantiate = lambda graph, flags: (801, None) if "instantiate" in world.fail else (0, graph)  # type: ignore[attr-defined]
+    fake.cuGraphLaunch = launch  # type: ignore[attr-defined]
+    fake.cuGraphDestroy = fake.cuGraphExecDestroy = lambda graph: (0,)  # type: ignore[attr-defined]
+    return fake
+
+
+class Driver:
+    """libcuda as ctypes sees it: one A100."""
+
+    def __init__(self, init: int = 0, count: int = 1, name: bytes = b"NVIDIA A100-SXM4-40GB") -> None:
+        self.init, self.count, self.name = init, count, name
+
+    def cuInit(self, flags: int) -> int:  # noqa: N802
+        return self.init
+
+    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
+        count._obj.value = self.count
+        return 0
+
+    def cuDeviceGet(self, device: Any, index: int) -> int:  # noqa: N802
+        device._obj.value = index
+        return 0
+
+    def cuDeviceGetName(self, buffer: Any, size: int, device: Any) -> int:  # noqa: N802
+        buffer.value = self.name
+        return 0
+
+    def cuDeviceTotalMem_v2(self, size: Any, device: Any) -> int:  # noqa: N802
+        size._obj.value = 40 << 30
+        return 0
+
+    def cuDriverGetVersion(self, version: Any) -> int:  # noqa: N802
+        version._obj.value = 12040
+        return 0
+
+    def cuDeviceGetAttribute(self, value: Any, number: int, device: Any) -> int:  # noqa: N802
+        value._obj.value = {16: 108, 75: 8, 76: 0, 18: 0}[number]
+        return 0

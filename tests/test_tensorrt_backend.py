@@ -1,0 +1,531 @@
+"""The TensorRT backend on every version's names, with an analytic device behind them. No GPU is involved anywhere."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+import trt_fake
+from cuda_fake import Driver
+from onnx_nets import RESIDUAL_OPS, residual
+from pydeploy.backends.base import Backend, Engine, open_backend, reopen
+from pydeploy.backends.tensorrt import driver
+from pydeploy.errors import BackendUnavailable, ConfigError, DataError, Mismatch
+from pydeploy.profile import attribute, profile, random_feeds
+from trt_bench import VERSIONS, machine
+from trt_fake import PROFILE_US, World
+
+NEWEST = VERSIONS[-1]
+
+
+def opened(precision: str = "fp32", options: str = "", batch: int = 1) -> Backend:
+    return open_backend("tensorrt", precision=precision, batch=batch, options=options)
+
+
+def built(folder: Path, precision: str = "fp32", options: str = "", batch: int = 1) -> tuple[Backend, Engine]:
+    backend = opened(precision, options, batch)
+    source = residual(folder / "net.onnx", qdq=precision == "int8", batch=batch)
+    return backend, backend.build(source, folder / "net.engine")
+
+
+def typed_by_default(world: World) -> bool:
+    return tuple(map(int, world.surface.version.split(".")[:2])) >= (10, 12)
+
+
+# ---------------------------------------------------------------- build
+
+
+def test_build_asks_for_what_a_comparable_engine_needs(world: World, tmp_path: Path) -> None:
+    built(tmp_path, options="workspace_mib=64,optimization_level=5,sparse")
+    config = world.config
+    assert config.avg_timing_iterations == 8
+    assert config.max_aux_streams == 0
+    assert config.builder_optimization_level == 5
+    assert config.profiling_verbosity.name == "DETAILED"
+    assert trt_fake.core_of(config).pools == {"WORKSPACE": 64 << 20}
+    assert world.flags == {"SPARSE_WEIGHTS"}, "true fp32: TF32, on by default, is off"
+
+
+def test_no_limit_means_no_call(world: World, tmp_path: Path) -> None:
+    built(tmp_path)
+    assert trt_fake.core_of(world.config).pools == {}
+    assert "IBuilderConfig.set_memory_pool_limit" not in world.calls
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp16", "bf16", "int8"])
+def test_precision_flags_by_version(world: World, precision: str, tmp_path: Path, monkeypatch: Any) -> None:
+    if precision == "bf16" and world.major < 10:
+        with pytest.raises(BackendUnavailable, match="bf16 needs TensorRT 10"):
+            opened(precision)
+        return
+    built(tmp_path, precision)
+    weak: dict[str, set[str]] = {"tf32": set(), "fp16": {"FP16"}, "bf16": {"BF16"}, "int8": {"FP16", "INT8"}}
+    expected = set() if typed_by_default(world) else weak[precision]
+    assert world.flags == {"TF32"} | expected
+    facts = json.loads((tmp_path / "net.engine.build.json").read_text())
+    assert facts["strongly_typed"] == typed_by_default(world)
+
+
+def test_network_flags_by_version(world: World, tmp_path: Path) -> None:
+    built(tmp_path)
+    explicit_batch, strongly_typed = 1, 2
+    expected = {"8": explicit_batch, "11": 0}.get(world.surface.version.split(".")[0], explicit_batch)
+    if world.major == 10 and typed_by_default(world):
+        expected |= strongly_typed
+    assert world.network_flags == expected
+
+
+def test_a_typed_file_makes_a_typed_network_where_the_version_can(world: World, tmp_path: Path) -> None:
+    source = residual(tmp_path / "net.onnx")
+    model = onnx.load(source)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(1, np.float16), "unused"))
+    onnx.save(model, source)
+    opened("fp16").build(source, tmp_path / "net.engine")
+    facts = json.loads((tmp_path / "net.engine.build.json").read_text())
+    assert facts["strongly_typed"] == (world.major >= 10)
+
+
+def test_parser_errors_name_their_nodes(world: World, tmp_path: Path) -> None:
+    world.fail.add("parse")
+    with pytest.raises(DataError, match=r"node 'stem'.*Unsupported operator 0 \(see the log\)\n.*node 'stem_out.relu'"):
+        built(tmp_path)
+    assert not (tmp_path / "net.engine").exists()
+
+
+@pytest.mark.parametrize(
+    ("failure", "text"),
+    [("build", "Could not find any implementation for node conv1.*leave the layer in float"),
+     ("memory", "OutOfMemory.*set workspace_mib lower")],
+)  # fmt: skip
+def test_a_failed_build_says_why(world: World, failure: str, text: str, tmp_path: Path) -> None:
+    world.fail.add(failure)
+    with pytest.raises(DataError, match=text):
+        built(tmp_path)
+    assert not list(tmp_path.glob("net.engine*")), "nothing half-written"
+
+
+def test_dynamic_batch_gets_a_profile(world: World, tmp_path: Path) -> None:
+    backend = opened(batch=4)
+    engine = backend.build(residual(tmp_path / "net.onnx", batch="N"), tmp_path / "net.engine")
+    with backend.open(engine) as session:
+        assert session.inputs[0].shape == (4, 3, 12, 12)
+        assert session.outputs[0].shape == (4, 10)
+        assert session.time(random_feeds(session.inputs), 3).shape == (3,)
+
+
+@pytest.mark.parametrize("failure", ["profile", "shape"])
+def test_a_refused_shape_is_one_sentence(world: World, failure: str, tmp_path: Path) -> None:
+    world.fail.add(failure)
+    with pytest.raises(DataError, match="TensorRT refuses"):
+        opened(batch=4).build(residual(tmp_path / "net.onnx", batch="N"), tmp_path / "net.engine")
+
+
+def test_other_dynamic_dimensions_are_refused(world: World, tmp_path: Path) -> None:
+    source = residual(tmp_path / "net.onnx")
+    model = onnx.load(source)
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "H"
+    onnx.save(model, source)
+    with pytest.raises(DataError, match=r"dynamic shape \[1, 3, H, 12\]"):
+        opened().build(source, tmp_path / "net.engine")
+
+
+def test_dla_falls_back_and_says_so(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    built(tmp_path, "fp16", "dla_core=1")
+    assert world.config.DLA_core == 1
+    assert world.config.default_device_type.name == "DLA"
+    assert "GPU_FALLBACK" in world.flags
+    facts = json.loads((tmp_path / "net.engine.build.json").read_text())
+    assert {"layer1.0.add", "pool", "flatten", "fc"} <= set(facts["gpu_fallback"])
+    assert not {"stem", "layer1.0.conv1"} & set(facts["gpu_fallback"])
+    assert "cannot run on the DLA and fall back to the GPU" in caplog.text
+
+
+def test_calibration_cache_where_the_version_has_calibrators(world: World, tmp_path: Path) -> None:
+    cache = tmp_path / "calibration.cache"
+    cache.write_bytes(b"TRT-8601-EntropyCalibration2\nimage: 3c010a14\n")
+    backend = opened("int8", f"calibration={cache}")
+    source = residual(tmp_path / "net.onnx")
+    if world.major >= 11:
+        with pytest.raises(ConfigError, match="no calibrators any more; quantize the ONNX file instead"):
+            backend.build(source, tmp_path / "net.engine")
+        return
+    backend.build(source, tmp_path / "net.engine")
+    calibrator = world.config.int8_calibrator
+    assert calibrator.read_calibration_cache() == cache.read_bytes()
+    assert calibrator.get_batch(["image"]) is None
+    cache.write_bytes(b"something else")
+    with pytest.raises(DataError, match="not a TensorRT calibration cache"):
+        backend.build(source, tmp_path / "net.engine")
+
+
+def test_progress_is_told_where_the_version_can(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pydeploy.backends.tensorrt.build.PROGRESS_S", 0.0)
+    with caplog.at_level(logging.INFO):
+        built(tmp_path)
+    assert ("TensorRT build: Building engine, 3 of 3" in caplog.text) == (world.major >= 10)
+
+
+def test_ctrl_c_ends_the_build_cleanly(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if world.major < 10:
+        pytest.skip("8.6 has no progress monitor: Ctrl-C acts when the build has returned")
+    steps: list[int] = []
+    parse = trt_fake.ParserCore.parse
+
+    def interrupt(self: Any, *args: Any) -> bool:
+        steps.append(1)
+        return parse(self, *args)
+
+    build = trt_fake.BuilderCore.build_serialized_network
+
+    def stopped(self: Any, *args: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return build(self, *args)
+
+    monkeypatch.setattr(trt_fake.BuilderCore, "build_serialized_network", stopped)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        built(tmp_path)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not (tmp_path / "net.engine").exists()
+
+
+# ---------------------------------------------------------------- the timing cache
+
+
+def cache_of(tmp_path: Path) -> Path:
+    (found,) = (tmp_path / "cache" / "pydeploy").glob("*.timing")
+    return found
+
+
+def test_builds_share_a_timing_cache(world: World, tmp_path: Path) -> None:
+    built(tmp_path)
+    first = cache_of(tmp_path).read_bytes()
+    built(tmp_path)
+    second = cache_of(tmp_path).read_bytes()
+    assert second.startswith(first)
+    assert len(second) > len(first)
+    name = cache_of(tmp_path).name
+    assert name.startswith(f"tensorrt-{world.surface.version}-NVIDIA-A100")
+    assert name.endswith("-sm80.timing")
+
+
+def test_what_another_process_learned_meanwhile_is_kept(world: World, tmp_path: Path, monkeypatch: Any) -> None:
+    built(tmp_path)
+    build = trt_fake.BuilderCore.build_serialized_network
+
+    def meanwhile(self: Any, *args: Any) -> Any:
+        path = cache_of(tmp_path)
+        path.write_bytes(path.read_bytes() + b"from elsewhere\n")
+        return build(self, *args)
+
+    monkeypatch.setattr(trt_fake.BuilderCore, "build_serialized_network", meanwhile)
+    built(tmp_path)
+    assert b"from elsewhere\n" in cache_of(tmp_path).read_bytes()
+    assert cache_of(tmp_path).read_bytes().count(b"build") == 2
+
+
+@pytest.mark.parametrize("content", [b"trt 1.0\nbuild 0\n", b"\x00garbage"])
+def test_a_foreign_timing_cache_is_replaced(
+    world: World, content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "mine.timing"
+    path.write_bytes(content)
+    built(tmp_path, options=f"timing_cache={path}")
+    assert "starting a new one" in caplog.text
+    assert path.read_bytes().startswith(f"trt {world.surface.version}".encode())
+
+
+def test_a_timing_cache_that_cannot_be_read_is_replaced(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.fail.add("cache-garbage")
+    path = tmp_path / "mine.timing"
+    path.write_bytes(b"garbage")
+    built(tmp_path, options=f"timing_cache={path}")
+    assert "starting a new one" in caplog.text
+
+
+def test_an_unwritable_timing_cache_does_not_stop_a_build(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    _, engine = built(tmp_path, options=f"timing_cache={tmp_path / 'file' / 'cache.timing'}")
+    assert engine.path.exists()
+    assert "cannot be written" in caplog.text
+
+
+# ---------------------------------------------------------------- engines
+
+
+def test_engine_record_and_other_targets(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, engine = built(tmp_path, options="sparse")
+    loaded = Engine.load(engine.path)
+    assert loaded.target == backend.target()
+    assert loaded.target.facts["options"] == "sparse"
+    assert loaded.target.facts["compute_capability"] == "8.0"
+    assert loaded.target.device == "NVIDIA A100-SXM4-40GB"
+    assert reopen(loaded.target).target() == loaded.target
+    with pytest.raises(Mismatch, match="facts"), opened().open(loaded):
+        pass
+    machine(monkeypatch, world.table, tmp_path, gpu=Driver(name=b"NVIDIA RTX A2000"))
+    with pytest.raises(Mismatch, match="device: 'NVIDIA RTX A2000' against 'NVIDIA A100-SXM4-40GB'"):
+        reopen(loaded.target).open(loaded).__enter__()
+
+
+def test_an_engine_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if len(VERSIONS) < 2:
+        pytest.skip("needs two versions in one process")
+    machine(monkeypatch, "10.3.0", tmp_path)
+    _, engine = built(tmp_path)
+    machine(monkeypatch, "10.16.1", tmp_path)
+    with pytest.raises(Mismatch, match=r"backend_version: '10.16.1.*' against '10.3.0'"), opened().open(engine):
+        pass
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x93" * 40, b'{"version": "1.0"}'])
+def test_a_damaged_engine_is_refused(world: World, damage: bytes, tmp_path: Path) -> None:
+    backend, engine = built(tmp_path)
+    engine.path.write_bytes(damage)
+    with pytest.raises(DataError, match="build the engine again"), backend.open(engine):
+        pass
+    with pytest.raises(DataError, match=r"magicTagRead failed.*build the engine again"):
+        backend.open(replace(engine, sha256="")).__enter__()
+    assert world.memory == {}, "nothing is left on the device"
+
+
+def test_a_full_device_is_one_sentence(world: World, tmp_path: Path) -> None:
+    backend, engine = built(tmp_path)
+    for failure, text in (
+        ("allocate", "no .* left for the engine's inputs"),
+        ("context", "open fewer engines at once"),
+    ):
+        world.fail = {failure}
+        with pytest.raises(DataError, match=text):
+            backend.open(engine).__enter__()
+    assert world.memory == {}
+    assert world.calls.count("push") == world.calls.count("pop")
+
+
+# ---------------------------------------------------------------- run and time
+
+
+def test_outputs_come_back(world: World, tmp_path: Path) -> None:
+    world.numeric = True
+    backend, engine = built(tmp_path, batch=2)
+    with backend.open(engine) as session:
+        feeds = random_feeds(session.inputs)
+        outputs = session.run({"image": np.asfortranarray(feeds["image"])})
+    (reference,) = ReferenceEvaluator(str(tmp_path / "net.onnx")).run(None, feeds)
+    np.testing.assert_allclose(outputs["logits"], reference, rtol=1e-4, atol=1e-5)
+    assert world.memory == {}
+
+
+def test_wrong_feeds_are_refused(world: World, tmp_path: Path) -> None:
+    backend, engine = built(tmp_path)
+    with backend.open(engine) as session, pytest.raises(DataError, match="image"):
+        session.run({"image": np.zeros((1, 3, 12, 12), np.float64)})
+
+
+def layers_us(engine: Engine) -> list[float]:
+    return [layer["us"] for layer in json.loads(engine.path.read_text())["layers"]]
+
+
+def test_time_is_the_gpus_own(world: World, tmp_path: Path) -> None:
+    """With a CUDA graph a launch is cheap, and the next query is queued before the last one ends."""
+    backend, engine = built(tmp_path)
+    with backend.open(engine) as session:
+        samples = session.time(random_feeds(session.inputs), 6)
+        condition = session.condition()
+    np.testing.assert_allclose(samples[1:], sum(layers_us(engine)), rtol=1e-9)
+    assert condition["cuda_graph"] == 1.0
+    assert condition["unstable"] == 0.0
+    assert condition["enqueue_bound"] == 0.0
+
+
+def test_two_queries_are_in_flight(world: World, tmp_path: Path) -> None:
+    """The host enqueues the next query before it waits for the one before; only so are launches hidden."""
+    backend, engine = built(tmp_path)
+    events: list[str] = []
+    with backend.open(engine) as session:
+        stream = session._stream
+        feeds = random_feeds(session.inputs)
+        session.time(feeds, 1)
+        launch, elapsed = session._launch, stream.elapsed_us
+        session._launch = lambda: events.append("launch") or launch()
+        stream.elapsed_us = lambda *pair: events.append("wait") or elapsed(*pair)
+        session.time(feeds, 4)
+    assert events == ["launch", "launch", "wait", "launch", "wait", "launch", "wait", "wait"]
+
+
+def test_without_graphs_it_still_measures(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
+    monkeypatch.setitem(sys.modules, "cuda.cuda", None)
+    backend, engine = built(tmp_path)
+    with caplog.at_level(logging.INFO), backend.open(engine) as session:
+        samples = session.time(random_feeds(session.inputs), 5)
+        assert session.condition()["cuda_graph"] == 0.0
+    assert samples.shape == (5,)
+    assert "no CUDA graphs without the package cuda-python" in caplog.text
+
+
+@pytest.mark.parametrize("failure", ["capture", "instantiate"])
+def test_an_engine_that_cannot_be_captured_runs_without_a_graph(
+    world: World, failure: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.fail.add(failure)
+    backend, engine = built(tmp_path)
+    with backend.open(engine) as session:
+        samples = session.time(random_feeds(session.inputs), 5)
+        condition = session.condition()
+    assert (samples > 0).all()
+    assert condition["cuda_graph"] == 0.0
+    assert "latencies include launching" in caplog.text
+
+
+@pytest.mark.parametrize("failure", ["enqueue", "graph-launch"])
+def test_a_query_that_fails_is_an_error(world: World, failure: str, tmp_path: Path) -> None:
+    backend, engine = built(tmp_path)
+    with backend.open(engine) as session:
+        world.fail.add(failure)
+        with pytest.raises(DataError, match="TensorRT cannot run"):
+            session.time(random_feeds(session.inputs), 3)
+
+
+def test_unstable_clocks_are_flagged(world: World, tmp_path: Path) -> None:
+    backend, engine = built(tmp_path)
+    with backend.open(engine) as session:
+        world.noise = 0.1
+        session.time(random_feeds(session.inputs), 40)
+        condition = session.condition()
+    assert condition["variation"] > 0.025
+    assert condition["unstable"] == 1.0
+
+
+def test_enqueue_bound_runs_are_flagged(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.fail.add("capture")
+    monkeypatch.setattr(trt_fake, "LAUNCH_US", 50.0)
+    backend, engine = built(tmp_path)
+    with backend.open(engine) as session:
+        session.time(random_feeds(session.inputs), 5)
+        assert session.condition()["enqueue_bound"] == 1.0
+
+
+def test_layers_are_the_operators_without_the_profilers_share(world: World, tmp_path: Path) -> None:
+    backend, engine = built(tmp_path)
+    with backend.open(engine) as session:
+        layers = session.layers(random_feeds(session.inputs), 4)
+    expected = layers_us(engine)
+    assert PROFILE_US > 0
+    np.testing.assert_allclose([np.median(layer.samples_us) for layer in layers], expected, rtol=1e-6)
+    assert [layer.origins[0] for layer in layers] == list(RESIDUAL_OPS)
+    assert layers[0].origins == ("stem", "stem.relu")
+    assert set(attribute(layers, RESIDUAL_OPS)) == set(RESIDUAL_OPS)
+
+
+@pytest.mark.parametrize(
+    ("precision", "multiple", "dtype"), [("fp32", 1, "float32"), ("fp16", 8, "float16"), ("int8", 32, "int8")]
+)
+def test_padding_is_read_from_the_formats(
+    world: World, precision: str, multiple: int, dtype: str, tmp_path: Path
+) -> None:
+    backend, engine = built(tmp_path, precision)
+    with backend.open(engine) as session:
+        first = session.describe()[0]
+    assert (first.multiple, first.inputs[0].dtype) == (multiple, dtype)
+    assert first.tactic == "sm80_xmma_fprop"
+
+
+def test_profile_tells_the_condition(world: World, tmp_path: Path) -> None:
+    backend, engine = built(tmp_path)
+    found = profile(backend, engine, RESIDUAL_OPS, rounds=2, runs=5)
+    assert set(found.layers) == set(RESIDUAL_OPS)
+    assert found.condition["cuda_graph"] == 1.0
+    assert found.target.measured
+
+
+# ---------------------------------------------------------------- settings and refusals
+
+
+def test_options_are_checked(world: World) -> None:
+    with pytest.raises(ConfigError, match=r"no option 'sparze' \(did you mean 'sparse'"):
+        opened(options="sparze")
+    with pytest.raises(ConfigError, match="'dla_core' is a number, got 'x'"):
+        opened(options="dla_core=x")
+    with pytest.raises(ConfigError, match="0 to 5"):
+        opened(options="optimization_level=9")
+    with pytest.raises(ConfigError, match="'sparse' is true or false"):
+        opened(options="sparse=maybe")
+
+
+def test_align_starts_at_the_tensor_cores_multiple(world: World) -> None:
+    assert [opened(p).align for p in ("fp32", "tf32", "fp16", "int8")] == [4, 4, 8, 32]
+    assert opened("fp16", "sparse").align == 16
+
+
+def test_threads_and_precisions_are_checked(world: World) -> None:
+    with pytest.raises(BackendUnavailable, match="one stream"):
+        open_backend("tensorrt", threads=2)
+    with pytest.raises(BackendUnavailable, match=r"fp32.*'fp4' was asked for"):
+        opened("fp4")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "text"),
+    [(Driver(init=100), "finds no GPU"), (Driver(count=0), "finds no GPU"), (Driver(init=803), "cuInit returned 803")],
+)
+def test_without_a_gpu_tensorrt_is_not_touched(
+    gpu: Driver, text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    world = machine(monkeypatch, NEWEST, tmp_path, gpu=gpu)
+    with pytest.raises(BackendUnavailable, match=text):
+        opened()
+    assert world.calls == []
+
+
+def test_without_a_driver_it_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine(monkeypatch, NEWEST, tmp_path)
+    monkeypatch.setattr(driver, "load_driver", lambda: None)
+    with pytest.raises(BackendUnavailable, match=r"no NVIDIA driver on this machine") as caught:
+        opened()
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_packages_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine(monkeypatch, NEWEST, tmp_path)
+    backend, engine = built(tmp_path)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    with pytest.raises(BackendUnavailable, match=r"pip install 'pydeploy\[tensorrt\]'"), backend.open(engine):
+        pass
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(BackendUnavailable, match=r"needs the package 'tensorrt'.*JetPack"):
+        opened()
+
+
+def test_old_versions_and_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine(monkeypatch, NEWEST, tmp_path)
+    monkeypatch.setattr(sys.modules["tensorrt"], "__version__", "8.5.2")
+    with pytest.raises(BackendUnavailable, match=r"8\.5\.2 is too old"):
+        opened()
+    monkeypatch.undo()
+    turing = Driver()
+    turing.cuDeviceGetAttribute = lambda value, number, device: (
+        setattr(value._obj, "value", {75: 7, 76: 5}.get(number, 1)) or 0
+    )  # type: ignore[method-assign]
+    machine(monkeypatch, NEWEST, tmp_path, gpu=turing)
+    with pytest.raises(BackendUnavailable, match=r"compute capability 8\.0"):
+        opened("bf16")

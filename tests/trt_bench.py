@@ -1,0 +1,64 @@
+"""A machine with a GPU, for tests: `machine` puts the fake TensorRT, pycuda, cuda-python and driver in place."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import cuda_fake
+import trt_fake
+import trt_surface
+from pydeploy.backends.tensorrt import driver
+from trt_fake import World
+
+VERSIONS = [os.environ["PYDEPLOY_TRT_VERSION"]] if "PYDEPLOY_TRT_VERSION" in os.environ else list(trt_surface.VERSIONS)
+"""All versions from their tables; in `make trt-contract` the one whose real bindings are loaded."""
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, version: str, folder: Path, *, gpu: Any = None) -> World:
+    """Installs the fakes for `version`; returns the world they share."""
+    world = World(trt_surface.load(version), version)
+    modules = {
+        "tensorrt": tensorrt_module(world),
+        "pycuda.driver": cuda_fake.pycuda(world),
+        "cuda.bindings.driver": cuda_fake.cuda_python(world),
+        "pynvml": None,
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(driver, "load_driver", lambda: gpu or cuda_fake.Driver())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    driver.probe.cache_clear()
+    monkeypatch.setattr("pydeploy.backends.tensorrt.session.perf_counter_ns", lambda: int(world.host_us * 1e3))
+    monkeypatch.setattr("pydeploy.backends.tensorrt.backend.typed_copy", half_weights)
+    return world
+
+
+def half_weights(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+    """A file that says it is typed; the fake device does not look closer."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    copy.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(1, np.float16), "typed"))
+    return copy
+
+
+def tensorrt_module(world: World) -> Any:
+    if "PYDEPLOY_TRT_VERSION" in os.environ:
+        import trt_contract
+
+        return trt_contract.module(world)
+    return trt_fake.module(world)
+
+
+@pytest.fixture(params=VERSIONS)
+def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[World]:
+    """A machine with one GPU, once for every version."""
+    yield machine(monkeypatch, request.param, tmp_path)
+    driver.probe.cache_clear()
