@@ -201,12 +201,13 @@ def check_calibration(config: Config) -> Manifest | None:
 def quantize(job: Job, at: Artefacts, here: Path) -> None:
     """Calibrate the pruned engine's ONNX, insert Q/DQ, build the INT8 engine; ``facts.json`` as everywhere."""
     from pydeploy.quant.calibrate import calibrate
+    from pydeploy.quant.placement import style_for
     from pydeploy.quant.qdq import quantize as insert
 
     settings, manifest = job.config.quantize, check_calibration(job.config)
     assert settings is not None
     assert manifest is not None
-    source, style = at.pruned / "model.onnx", job.backend.name
+    source, style = at.pruned / "model.onnx", style_for(job.backend.name)
     samples = calibration_samples(job.task, manifest)
     manifest.require(samples[:1])
     with job.console.bar("calibrate") as tick:

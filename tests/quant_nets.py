@@ -91,17 +91,17 @@ def random_feeds(path: Path, count: int = 16, seed: int = 0, batch: int = 1) -> 
 
 def run(path: Path, feeds: list[dict[str, Array]], optimise: bool = True) -> Array:
     """The first output of every batch on ONNX Runtime, joined."""
-    session = _session(path, None, optimise=optimise)
-    return np.concatenate([session.run(None, feed)[0] for feed in feeds])
+    loaded = session(path, None, optimise=optimise)
+    return np.concatenate([loaded.run(None, feed)[0] for feed in feeds])
 
 
 def executed(path: Path, scratch: Path) -> collections.Counter[str]:
     """How many nodes of each type ONNX Runtime executes."""
-    _session(path, scratch / "executed.onnx", optimise=True)
+    session(path, scratch / "executed.onnx", optimise=True)
     return collections.Counter(node.op_type for node in onnx.load(scratch / "executed.onnx").graph.node)
 
 
-def _session(path: Path, optimised: Path | None, *, optimise: bool) -> ort.InferenceSession:
+def session(path: Path, optimised: Path | None = None, *, optimise: bool = True) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3

@@ -61,7 +61,7 @@ def fails(done: Done, text: str) -> None:
 
 
 SHAPE = ("--input", "1x3x16x16", "-o", "width=32")
-VERBS = ["run", "train", "trace", "prune", "finetune", "export", "calibrate", "quantize", "build", "profile", "compare", "report",
+VERBS = ["run", "train", "trace", "prune", "finetune", "export", "calibrate", "quantize", "lint", "build", "profile", "compare", "report",
          "doctor", "table"]  # fmt: skip
 
 
@@ -137,6 +137,34 @@ def test_table_show_export_import(work: Path) -> None:
     again = pydeploy("table", "measure", work / "dense.onnx", "--graph", work / "graph.json", "--target", "null:fp32",
                      "--db", work / "t.sqlite", "--points", 2, "--align", 16)  # fmt: skip
     assert "0 networks measured" in again.stdout
+
+
+def test_quantize_and_lint(work: Path, tmp_path: Path) -> None:
+    import quant_nets
+    from pydeploy.quant.calibrate import calibrate
+
+    model, ranges = work / "dense.onnx", tmp_path / "ranges.json"
+    calibrate(model, quant_nets.random_feeds(model, count=4)).save(ranges)
+    for style in ("tensorrt", "null"):
+        done = pydeploy("quantize", model, "--ranges", ranges, "--style", style, "--out", tmp_path / f"{style}.onnx")
+        assert "layers int8, 0 in float\nchecked: no findings" in done.stdout, done.stderr
+    assert (tmp_path / "null.onnx").read_bytes() == (tmp_path / "tensorrt.onnx").read_bytes()
+    assert pydeploy("lint", tmp_path / "tensorrt.onnx").returncode == 0
+    data = json.loads(pydeploy("quantize", model, "--ranges", ranges, "--out", tmp_path / "ort.onnx", "--float-ends", "first",
+                               "--json").stdout)  # fmt: skip
+    assert data["skipped"] == {"conv1": "first layer with weights, kept in float by policy"}
+    done = pydeploy("lint", tmp_path / "ort.onnx")
+    assert done.returncode == 1
+    assert "TensorRT takes int8" in done.stdout
+    fails(pydeploy("quantize", tmp_path / "ort.onnx", "--ranges", ranges, "--out", tmp_path / "x"), "already quantised")
+    fails(
+        pydeploy("quantize", work / "small.onnx", "--ranges", ranges, "--out", tmp_path / "x"),
+        "calibrated on another file",
+    )
+    fails(
+        pydeploy("quantize", model, "--ranges", ranges, "--style", "onxruntime", "--out", tmp_path / "x"),
+        "did you mean",
+    )
 
 
 def test_doctor() -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pydeploy.cli import engine_verbs, model_verbs, run_verbs, table_verbs
+from pydeploy.cli import engine_verbs, model_verbs, quant_verbs, run_verbs, table_verbs
 
 app = typer.Typer(
     name="pydeploy",
@@ -44,7 +44,8 @@ for _verb in (
     run_verbs.finetune,
     model_verbs.export,
     engine_verbs.calibrate,
-    engine_verbs.quantize,
+    quant_verbs.quantize,
+    quant_verbs.lint,
     engine_verbs.build,
     engine_verbs.profile,
     engine_verbs.compare,

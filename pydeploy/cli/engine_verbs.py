@@ -1,4 +1,4 @@
-"""Verbs on ONNX files and engines: calibrate, quantize, build, profile, compare. None of them needs torch but calibrate."""
+"""Verbs on ONNX files and engines: calibrate, build, profile, compare. None of them needs torch but calibrate."""
 
 from __future__ import annotations
 
@@ -46,37 +46,10 @@ def _batch_of(path: Path) -> int:
     """Static batch size of an ONNX file's first input."""
     import onnx
 
-    from pydeploy.quant.qdq import read_float_model
+    from pydeploy.quant.model import read_float_model
 
     model: onnx.ModelProto = read_float_model(path)
     return int(model.graph.input[0].type.tensor_type.shape.dim[0].dim_value) or 1
-
-
-def quantize(
-    model: Annotated[Path, typer.Argument(help="ONNX file (float).")],
-    ranges: Annotated[Path, typer.Option(help="Ranges file written by 'pydeploy calibrate'.")],
-    out: Annotated[Path, typer.Option(help="ONNX file with Q/DQ.")],
-    style: Annotated[str, typer.Option(help="onnxruntime, openvino or tensorrt.")] = "onnxruntime",
-    exclude: Annotated[Optional[list[str]], typer.Option(help="Layer that stays in float; repeat for several.")] = None,
-    json: Json = False,
-) -> None:
-    """Insert quantize/dequantize pairs the way a runtime likes them.
-
-    Example: pydeploy quantize model.onnx --ranges ranges.json --style openvino --out model.int8.onnx
-    """
-    from dataclasses import asdict
-
-    from pydeploy.cli.console import show_json, show_table
-    from pydeploy.quant.observe import Ranges
-    from pydeploy.quant.qdq import quantize as insert
-
-    done = insert(model, Ranges.load(ranges), out, style=style, exclude=exclude or [])
-    if json:
-        show_json(asdict(done))
-        return
-    sys.stdout.write(f"{out}: {len(done.quantized)} layers int8, {len(done.skipped)} in float\n")
-    if done.skipped:
-        show_table(("layer in float", "because"), list(done.skipped.items()))
 
 
 def build(

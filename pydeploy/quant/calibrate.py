@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 from pydeploy import _core
 from pydeploy.backends.base import Feeds
 from pydeploy.errors import DataError, nearest
-from pydeploy.files import sha256
+from pydeploy.quant.model import model_hash, prepare, read_float_model
 from pydeploy.quant.observe import Ranges, check_observer, observe
 from pydeploy.quant.placement import STYLES, plan, style_named
-from pydeploy.quant.qdq import prepare, read_float_model
 
 
 def calibrate(
@@ -67,7 +66,7 @@ def calibrate(
     unsigned = style is not None and style_named(style).scheme == "asymmetric"
     found = {name: observe(histogram, observer, unsigned=unsigned) for name, histogram in histograms.items()}
     data = hashlib.sha256(b"".join(sorted(samples))).hexdigest()
-    return Ranges(found, observer, sha256(onnx_path), data, len(samples), unsigned)
+    return Ranges(found, observer, model_hash(onnx_path), data, len(samples), unsigned)
 
 
 def measured_tensors(graph: gs.Graph, style: str | None = None) -> tuple[str, ...]:

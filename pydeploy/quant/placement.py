@@ -34,7 +34,7 @@ from pydeploy.errors import ConfigError, nearest
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _MOVES_VALUES = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Slice",
                            "Split", "DepthToSpace", "SpaceToDepth"})  # fmt: skip
-_ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Sigmoid", "HardSigmoid", "HardSwish", "Gelu",
+ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Sigmoid", "HardSigmoid", "HardSwish", "Gelu",
                           "Tanh"})  # fmt: skip
 
 
@@ -63,6 +63,8 @@ class Style:
     """Whether all inputs of Concat get one scale."""
     min_channels: int = 1
     """Layers with fewer channels than this on both sides stay in float."""
+    tensor_cores: bool = False
+    """Whether layers whose shape integer tensor cores cannot use stay in float (`_awkward`)."""
 
 
 STYLES: Mapping[str, Style] = {
@@ -83,7 +85,7 @@ STYLES: Mapping[str, Style] = {
         weights="int8",
         bias="float",
         weighted=WEIGHTED,
-        fused=_ACTIVATIONS,
+        fused=ACTIVATIONS,
         moved_inputs=True,
     ),
     "tensorrt": Style(
@@ -92,11 +94,21 @@ STYLES: Mapping[str, Style] = {
         weights="float",
         bias="float",
         weighted=WEIGHTED,
-        fused=_ACTIVATIONS,
+        fused=ACTIVATIONS,
         skip_inputs=True,
         min_channels=16,
+        tensor_cores=True,
     ),
 }
+
+
+_ANALYTIC = "tensorrt"
+"""The style of the backend 'null': its analytic device has channels in steps of 16, as tensor cores do."""
+
+
+def style_for(backend: str) -> str:
+    """The style whose patterns a backend runs on integers."""
+    return _ANALYTIC if backend == "null" else backend
 
 
 def style_named(name: str) -> Style:
@@ -123,18 +135,28 @@ def label(node: gs.Node) -> str:
     return str(node.name or node.outputs[0].name)
 
 
-def plan(graph: gs.Graph, style: Style, *, exclude: Sequence[str] = (), min_channels: int | None = None) -> Placement:
+def plan(
+    graph: gs.Graph,
+    style: Style,
+    *,
+    exclude: Sequence[str] = (),
+    min_channels: int | None = None,
+    float_ends: Sequence[str] = (),
+) -> Placement:
     """Decide what is quantised; `graph` is not changed and its nodes must be in execution order.
 
-    Raises `ConfigError` when `exclude` names a layer that the model lacks.
+    `float_ends` may hold 'first' and 'last': layers with weights that have none before or behind them stay in float.
+    Raises `ConfigError` when `exclude` names a layer that the model lacks, or for an unknown end.
     """
     _check_excluded(graph, exclude)
     least = style.min_channels if min_channels is None else min_channels
     ends = frozenset(tensor.name for tensor in graph.outputs)
+    kept = _kept_ends(graph, float_ends)
     nodes, skipped = [], {}
     for node in graph.nodes:
         if node.op in WEIGHTED:
-            reason = "excluded by name" if label(node) in exclude else _obstacle(node, style, least, ends)
+            reason = "excluded by name" if label(node) in exclude else kept.get(id(node), "")
+            reason = reason or _obstacle(node, style, least, ends)
             if reason:
                 skipped[label(node)] = reason
             else:
@@ -160,6 +182,23 @@ def _check_excluded(graph: gs.Graph, exclude: Iterable[str]) -> None:
             raise ConfigError(f"cannot exclude '{name}': the model has no such layer{nearest(name, layers)}")
 
 
+def _kept_ends(graph: gs.Graph, float_ends: Sequence[str]) -> dict[int, str]:
+    """By node id, why the first and last layers with weights stay in float, for the ends asked for."""
+    if unknown := sorted(set(float_ends) - {"first", "last"}):
+        raise ConfigError(f"unknown end '{unknown[0]}' of the network{nearest(unknown[0], ('first', 'last'))}")
+    found: dict[int, str] = {}
+    for end, nodes in (("first", graph.nodes), ("last", list(reversed(graph.nodes)))):
+        behind: set[str] = set()  # tensors with a layer with weights between them and this end
+        for node in nodes if end in float_ends else ():
+            given = node.inputs if end == "first" else node.outputs
+            reached = not behind.isdisjoint(tensor.name for tensor in given)
+            if node.op in WEIGHTED and not reached:
+                found[id(node)] = f"{end} layer with weights, kept in float by policy"
+            if node.op in WEIGHTED or reached:
+                behind.update(tensor.name for tensor in (node.outputs if end == "first" else node.inputs))
+    return found
+
+
 def _obstacle(node: gs.Node, style: Style, min_channels: int, ends: frozenset[str]) -> str:
     """Why this weighted layer cannot be an integer layer; '' where it can."""
     weight = node.inputs[1]
@@ -178,9 +217,34 @@ def _obstacle(node: gs.Node, style: Style, min_channels: int, ends: frozenset[st
         return (
             f"{channels(node)[0]} input and {channels(node)[1]} output channels, fewer than min_channels={min_channels}"
         )
+    if style.tensor_cores and min_channels > 1 and (reason := _awkward(node)):
+        return reason
     if style.placement == "outputs-too" and node.op == "Conv" and _end(node, style, ends).name in ends:
         return "its output is an output of the model and must stay float"
     return ""
+
+
+def _awkward(node: gs.Node) -> str:
+    """Why integer tensor cores gain nothing on a convolution ('' = they do).
+
+    The rule of NVIDIA's Model Optimizer (``find_nodes_from_convs_to_exclude``): what is neither wide nor a multiple of 8
+    is padded, and depthwise kernels below 3x3 have no integer form.
+    """
+    if node.op != "Conv":
+        return ""
+    cin, cout = channels(node)
+    groups, kernel = node.attrs.get("group", 1), node.inputs[1].shape[2:]
+    if cout >= 16 and cin // groups >= 16:
+        return ""
+    if groups > 1:
+        return (
+            ""
+            if cout % 8 == 0 and min(kernel) >= 3
+            else f"{groups} groups, {cout} output channels, kernel {list(kernel)}: no integer kernel for tensor cores"
+        )
+    if cin % 8 and cout % 8:
+        return f"{cin} input and {cout} output channels: neither is a multiple of 8"
+    return "" if len(set(kernel)) == 1 else f"kernel {list(kernel)} is not square and it has fewer than 16 channels"
 
 
 def channel_axis(node: gs.Node) -> int:

@@ -9,7 +9,7 @@ Rules (where the pairs go is `pydeploy.quant.placement`, per runtime):
 * Biases: float, or int32 with the scale ``input scale * weight scale`` that the integer sum has anyway; a weight scale
   is raised where the bias would not fit into 30 bits, which leaves room for the sum. (ONNX Runtime 1.31 makes int32
   of float biases by itself and does not look whether they fit.)
-* No batch normalisation may follow a convolution: it is folded before the weights' scales are chosen.
+* Batch normalisation is folded before the weights' scales are chosen (`pydeploy.quant.model`).
 * Node and tensor names stay; only spatial means become GlobalAveragePool (the node keeps its name).
 
 Sources: Jacob et al., arXiv 1712.05877; Wu et al., arXiv 2004.09602; Krishnamoorthi, arXiv 1806.08342.
@@ -17,24 +17,19 @@ Sources: Jacob et al., arXiv 1712.05877; Wu et al., arXiv 2004.09602; Krishnamoo
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it ships no types
 from numpy.typing import NDArray
 
 from pydeploy.errors import DataError, Mismatch
-from pydeploy.files import replacing, sha256
+from pydeploy.quant.model import model_hash, prepare, read_float_model, save_graph
 from pydeploy.quant.observe import Range, Ranges
-from pydeploy.quant.placement import WEIGHTED, Placement, Style, channel_axis, label, plan, style_named
+from pydeploy.quant.placement import Placement, Style, channel_axis, label, plan, style_named
 
-MIN_OPSET = 13
-"""The first opset with scales per channel."""
 _SMALLEST_SCALE = 1e-30
 _BIAS_LIMIT = 2.0**30
 
@@ -60,84 +55,29 @@ def quantize(
     style: str = "onnxruntime",
     exclude: Sequence[str] = (),
     min_channels: int | None = None,
+    float_ends: Sequence[str] = (),
 ) -> QuantizeReport:
     """Write the int8 form of a float model to `out` and say which layers are int8.
 
     `exclude` names layers that keep float weights; where such a layer shares its input with an int8 layer, it reads
-    the rounded values. `min_channels` overrides the style's. The same input gives the same bytes.
+    the rounded values. `float_ends` keeps the 'first' and 'last' layers in float. `min_channels` overrides the style's
+    (1: every layer). The same input gives the same bytes.
     Raises `DataError` for a model that cannot be quantised, `Mismatch` where `ranges` are another model's,
     `ConfigError` for an unknown style or layer name.
     """
     onnx_path, rules = Path(onnx_path), style_named(style)
     model = read_float_model(onnx_path)
-    if ranges.model != sha256(onnx_path):
+    if ranges.model != model_hash(onnx_path):
         raise Mismatch(f"the ranges were calibrated on another file than {onnx_path}; calibrate this model")
     graph = prepare(model)
-    placement = plan(graph, rules, exclude=exclude, min_channels=min_channels)
+    placement = plan(graph, rules, exclude=exclude, min_channels=min_channels, float_ends=float_ends)
     if not placement.nodes:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in placement.skipped.items())
         raise DataError(f"no layer of {onnx_path} can be int8 ({reasons or 'it has no layer with weights'})")
     _insert(_Editor(graph), placement, rules, ranges)
-    _save(graph, model, Path(out))
+    save_graph(graph, model, Path(out))
     names = tuple(label(node) for node in placement.nodes)
     return QuantizeReport(style, names, dict(placement.skipped), tuple(placement.sources))
-
-
-def read_float_model(path: Path) -> onnx.ModelProto:
-    """The ONNX model in `path`; raises `DataError` unless it is valid, unquantised and of opset 13 or later."""
-    try:
-        model = onnx.load(path)
-        onnx.checker.check_model(model)
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
-    except (OSError, DecodeError, onnx.checker.ValidationError) as error:
-        fact = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path} is not a valid ONNX file ({fact}); export the model again") from None
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    if opset < MIN_OPSET:
-        raise DataError(f"{path} has opset {opset}, int8 needs {MIN_OPSET} or later; export with a newer opset")
-    for node in model.graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger"):
-            raise DataError(f"{path} is already quantised ({node.op_type} '{node.name}'); start from the float model")
-    return model
-
-
-def prepare(model: onnx.ModelProto) -> gs.Graph:
-    """An editable copy of `model`, with spatial means as GlobalAveragePool (same values up to summation order)."""
-    # Exporting a graph writes into the tensors that it was imported from, hence the copy.
-    inferred = onnx.shape_inference.infer_shapes(copy.deepcopy(model))
-    graph = gs.import_onnx(inferred)
-    nodes: list[gs.Node] = []
-    for node in graph.nodes:
-        nodes.append(node)
-        if _is_spatial_mean(node):
-            nodes.extend(_as_pooling(node))
-        if node.op == "BatchNormalization" and any(before.op in WEIGHTED for before in node.inputs[0].inputs):
-            raise DataError(f"batch normalisation '{label(node)}' follows a layer with weights; fold it first")
-    graph.nodes = nodes
-    return graph
-
-
-def _is_spatial_mean(node: gs.Node) -> bool:
-    shape = node.inputs[0].shape if node.inputs else None
-    if node.op != "ReduceMean" or shape is None or len(shape) != 4:
-        return False
-    axes = node.attrs.get("axes")
-    if axes is None and len(node.inputs) > 1 and isinstance(node.inputs[1], gs.Constant):
-        axes = node.inputs[1].values.ravel().tolist()
-    return axes is not None and sorted(axis % 4 for axis in axes) == [2, 3]
-
-
-def _as_pooling(node: gs.Node) -> list[gs.Node]:
-    """Turn a mean over height and width into GlobalAveragePool; returns the Flatten that has to follow, if any."""
-    keep = node.attrs.get("keepdims", 1)
-    node.op, node.attrs, node.inputs = "GlobalAveragePool", {}, node.inputs[:1]
-    if keep:
-        return []
-    result = node.outputs[0]
-    pooled = gs.Variable(f"{result.name}_pooled", dtype=result.dtype)
-    node.outputs = [pooled]
-    return [gs.Node("Flatten", f"{label(node)}_flatten", {"axis": 1}, [pooled], [result])]
 
 
 @dataclass
@@ -267,14 +207,3 @@ def _quantize_bias(editor: _Editor, bias: gs.Constant, scales: NDArray[np.float3
     ]
     restorer = editor.node("DequantizeLinear", bias.name, inputs, 0, np.float32)
     return restorer.outputs[0], restorer
-
-
-def _save(graph: gs.Graph, source: onnx.ModelProto, out: Path) -> None:
-    graph.cleanup(remove_unused_graph_inputs=False)
-    model = gs.export_onnx(graph)
-    # graphsurgeon drops the metadata and, left alone, writes the newest IR version, which older runtimes refuse.
-    model.ir_version = source.ir_version
-    model.metadata_props.extend(source.metadata_props)
-    onnx.checker.check_model(model)
-    with replacing(out) as partial:
-        partial.write_bytes(model.SerializeToString(deterministic=True))

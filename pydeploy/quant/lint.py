@@ -1,0 +1,263 @@
+"""Checks of a Q/DQ model on the CPU: what TensorRT's parser refuses, and what costs speed without an error anywhere.
+
+Refused (errors; onnx-tensorrt ``onnxOpImporters.cpp``, QuantDequantLinearHelper, and its operator list), style 'tensorrt':
+
+* activations in uint8, a zero point other than 0, of another type than int8, or of another size than the scale;
+* a scale that is computed, empty, zero, negative or not finite;
+* one scale per channel on an activation, or as many scales as the weight has no channels;
+* int32 behind DequantizeLinear (a quantised bias), ConvInteger, QLinearConv and the like;
+* an axis below opset 13, float16 or bfloat16 scales below opset 19.
+
+Slow or inaccurate (warnings; TensorRT developer guide, "Q/DQ layer-placement recommendations"):
+
+* a layer with weights of which only some inputs carry a pair: it runs in float, and the pair only costs time;
+* a pair between a layer and the activation or normalisation that would be fused into it;
+* a residual addition without a pair on its skip input, or with one on the convolution that it is fused into;
+* inputs of a Concat, or one tensor, with different scales; two pairs in a row;
+* batch normalisation behind a layer with weights; weights with one scale for all channels;
+* float32 scales in a half-precision network: what is not int8 then runs in float32.
+
+For the other styles, whose runtimes accept uint8 and int32 and want pairs elsewhere, only what holds for all is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import TensorProto
+
+from pydeploy.quant.model import import_graph, opset_of, read_model
+from pydeploy.quant.placement import ACTIVATIONS, WEIGHTED, Style, channel_axis, label, style_named
+
+QUANTIZE, RESTORE = "QuantizeLinear", "DequantizeLinear"
+_REFUSED = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"})
+_HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong at one layer."""
+
+    severity: Literal["error", "warning"]
+    layer: str
+    """Name of the ONNX node."""
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.severity}: '{self.layer}': {self.text}"
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What the checks read."""
+
+    graph: gs.Graph
+    opset: int
+    style: Style
+    types: Mapping[str, int]
+    """Element types of tensors, as far as known."""
+
+    def producer(self, tensor: gs.Tensor, op: str = "") -> gs.Node | None:
+        """The node that computes `tensor`, if there is one (of type `op`)."""
+        node = tensor.inputs[0] if len(tensor.inputs) == 1 else None
+        return node if node is not None and op in ("", node.op) else None
+
+    def pair_behind(self, tensor: gs.Tensor) -> gs.Node | None:
+        """The QuantizeLinear whose restored values `tensor` holds."""
+        restorer = self.producer(tensor, RESTORE)
+        return None if restorer is None else self.producer(restorer.inputs[0], QUANTIZE)
+
+
+def lint(path: Path, style: str = "tensorrt") -> tuple[Finding, ...]:
+    """All findings for the Q/DQ model in `path`, errors first, then in graph order.
+
+    Raises `DataError` for a file that is no valid ONNX model, `ConfigError` for an unknown style.
+    """
+    rules, proto = style_named(style), read_model(Path(path))
+    model = _Model(import_graph(proto), opset_of(proto), rules, _element_types(proto))
+    checks = (*_COMMON, *_TENSORRT) if style == "tensorrt" else _COMMON
+    found = [finding for node in model.graph.nodes for check in checks for finding in check(model, node)]
+    return tuple(sorted(found, key=lambda finding: finding.severity != "error"))
+
+
+def _element_types(proto: onnx.ModelProto) -> dict[str, int]:
+    graph = onnx.shape_inference.infer_shapes(proto).graph
+    found = {value.name: value.type.tensor_type.elem_type for value in [*graph.input, *graph.value_info, *graph.output]}
+    return found | {tensor.name: tensor.data_type for tensor in graph.initializer}
+
+
+def _error(node: gs.Node, text: str) -> Finding:
+    return Finding("error", label(node), text)
+
+
+def _warning(node: gs.Node, text: str) -> Finding:
+    return Finding("warning", label(node), text)
+
+
+def _grid(model: _Model, node: gs.Node) -> Iterator[Finding]:
+    """Scales and zero points: stored, positive, of fitting sizes."""
+    if node.op not in (QUANTIZE, RESTORE):
+        return
+    scale = node.inputs[1]
+    if not isinstance(scale, gs.Constant):
+        yield _error(node, "its scale is computed; it must be stored in the model")
+        return
+    values = np.asarray(scale.values, dtype=np.float64)
+    if values.size == 0 or not np.isfinite(values).all() or (values <= 0).any():
+        shown = "empty" if values.size == 0 else f"{values.min():g}"
+        yield _error(node, f"its smallest scale is {shown}; all scales must be above 0 and finite")
+    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    if isinstance(zero, gs.Constant) and zero.values.size != values.size:
+        yield _error(node, f"it has {values.size} scales and {zero.values.size} zero points; expected equally many")
+    weight = _weight_of(model, node)
+    if values.size > 1 and weight is None:
+        yield _error(node, f"an activation has {values.size} scales; activations take one")
+    if values.size > 1 and weight is not None:
+        axis = node.attrs.get("axis", 1)
+        if model.opset < 13:
+            yield _error(node, f"scales per channel need opset 13, the model has {model.opset}")
+        if not -len(weight.shape) <= axis < len(weight.shape) or weight.shape[axis] != values.size:
+            yield _error(
+                node, f"it has {values.size} scales along axis {axis} of a weight of shape {list(weight.shape)}"
+            )
+    if model.types.get(scale.name) in _HALVES and model.opset < 19:
+        yield _error(node, f"half-precision scales need opset 19, the model has {model.opset}")
+
+
+def _weight_of(model: _Model, node: gs.Node) -> gs.Constant | None:
+    """The stored tensor that this Q or DQ node works on, if it does."""
+    data = node.inputs[0]
+    if not isinstance(data, gs.Constant) and node.op == RESTORE and (before := model.producer(data, QUANTIZE)):
+        data = before.inputs[0]
+    return data if isinstance(data, gs.Constant) else None
+
+
+def _parser(model: _Model, node: gs.Node) -> Iterator[Finding]:
+    """What TensorRT's parser has no import for."""
+    if node.op in _REFUSED:
+        yield _error(node, f"TensorRT has no {node.op}; use QuantizeLinear and DequantizeLinear around a float layer")
+    if node.op not in (QUANTIZE, RESTORE):
+        return
+    if node.op == RESTORE and model.types.get(node.inputs[0].name) == TensorProto.INT32:
+        yield _error(node, "it restores int32 (a quantised bias); TensorRT takes float biases only")
+        return
+    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    default = node.attrs.get("output_dtype", TensorProto.UINT8) if node.op == QUANTIZE else TensorProto.INT8
+    kind = default if zero is None else model.types.get(zero.name, TensorProto.INT8)
+    if kind != TensorProto.INT8:
+        yield _error(node, f"its integers are {TensorProto.DataType.Name(kind).lower()}; TensorRT takes int8")
+    elif isinstance(zero, gs.Constant) and np.asarray(zero.values).any():
+        yield _error(node, f"its zero point is {int(np.abs(zero.values).max())}; TensorRT takes 0 only (symmetric)")
+
+
+def _inputs(model: _Model, node: gs.Node) -> Iterator[Finding]:
+    """A layer with weights takes both its inputs through pairs, or neither; its weights have a scale per channel."""
+    if node.op not in WEIGHTED:
+        return
+    restorers = [model.producer(tensor, RESTORE) for tensor in node.inputs[:2]]
+    if restorers[0] is None and restorers[1] is not None:
+        yield _warning(node, "only one of its inputs carries a pair, the activation does not, so it runs in float")
+    if restorers[1] is None and restorers[0] is not None and model.style.placement == "inputs":
+        # A float layer may read what other layers need rounded; a pair for float layers alone is of no use.
+        readers = [
+            other
+            for other in node.inputs[0].outputs
+            if other.op not in WEIGHTED or model.producer(other.inputs[1], RESTORE)
+        ]
+        if not readers:
+            yield _warning(node, "only one of its inputs carries a pair, the weight does not, so it runs in float")
+    second = restorers[1]
+    if second is not None and (weight := _weight_of(model, second)) is not None:
+        wide = node.op != "MatMul" and weight.shape[channel_axis(node)] > 1
+        if wide and isinstance(second.inputs[1], gs.Constant) and second.inputs[1].values.size == 1:
+            yield _warning(node, "its weights have one scale for all output channels; one per channel is more accurate")
+
+
+def _fusion(model: _Model, node: gs.Node) -> Iterator[Finding]:
+    """Nothing stands between a layer with weights and what is fused into it."""
+    if node.op == "BatchNormalization" and (before := model.producer(node.inputs[0])) and before.op in WEIGHTED:
+        yield _warning(node, f"it follows '{label(before)}'; fold it, so that the scales of the weights hold for both")
+    if node.op in ACTIVATIONS or node.op == "BatchNormalization":
+        pair = model.pair_behind(node.inputs[0])
+        layer = None if pair is None else model.producer(pair.inputs[0])
+        if layer is not None and layer.op in WEIGHTED:
+            yield _warning(node, f"a pair stands between '{label(layer)}' and it, so the two are not fused")
+
+
+def _twice(model: _Model, node: gs.Node) -> Iterator[Finding]:
+    """No pair directly behind a pair; no tensor with several scales."""
+    if node.op != QUANTIZE:
+        return
+    if model.producer(node.inputs[0], RESTORE):
+        yield _warning(node, "it quantises what was just restored; one pair is enough")
+    others = [other for other in node.inputs[0].outputs if other.op == QUANTIZE and other is not node]
+    if (
+        others
+        and all(label(node) < label(other) for other in others)
+        and any(_scale(o) != _scale(node) for o in others)
+    ):
+        yield _warning(
+            node, f"'{node.inputs[0].name}' is quantised with different scales; give all its readers one pair"
+        )
+
+
+def _scale(node: gs.Node) -> float | None:
+    scale = node.inputs[1]
+    return float(np.asarray(scale.values).ravel()[0]) if isinstance(scale, gs.Constant) and scale.values.size else None
+
+
+def _concat(model: _Model, node: gs.Node) -> Iterator[Finding]:
+    """Inputs of a Concat share one scale."""
+    if node.op != "Concat":
+        return
+    restorers = [model.producer(tensor, RESTORE) for tensor in node.inputs]
+    scales = {_scale(restorer) for restorer in restorers if restorer is not None}
+    if len(scales) > 1 or (scales and any(restorer is None for restorer in restorers)):
+        yield _warning(
+            node, "its inputs have different scales or only some a pair, so they are requantised; share one scale"
+        )
+
+
+def _residual(model: _Model, node: gs.Node) -> Iterator[Finding]:
+    """The skip input of an addition behind an int8 convolution carries the pair, the convolution's output does not."""
+    if node.op != "Add" or len(node.inputs) != 2 or any(isinstance(tensor, gs.Constant) for tensor in node.inputs):
+        return
+
+    def integer(tensor: gs.Tensor) -> gs.Node | None:
+        layer = model.producer(tensor)
+        quantised = layer is not None and layer.op in WEIGHTED and model.producer(layer.inputs[0], RESTORE) is not None
+        return layer if quantised and len(tensor.outputs) == 1 else None
+
+    pairs = [model.pair_behind(tensor) for tensor in node.inputs]
+    mains = [integer(tensor) for tensor in node.inputs]
+    behind = [None if pair is None else integer(pair.inputs[0]) for pair in pairs]
+    if all(pairs) and any(behind) and not any(mains):
+        layer = next(layer for layer in behind if layer is not None)
+        yield _warning(
+            node,
+            f"a pair stands between '{label(layer)}' and it, so the addition is not fused; quantise the skip input only",
+        )
+    elif any(mains) and not any(pairs):
+        yield _warning(node, "its skip input carries no pair, so the addition runs in float")
+
+
+def _typed(model: _Model, node: gs.Node) -> Iterator[Finding]:
+    """In a half-precision network scales are half-precision as well."""
+    halves = any(kind in _HALVES for name, kind in model.types.items())
+    if node.op == RESTORE and halves and model.types.get(node.inputs[1].name) == TensorProto.FLOAT:
+        readers = {label(reader) for tensor in node.outputs for reader in tensor.outputs if reader.op in WEIGHTED}
+        if readers:
+            yield _warning(
+                node, f"its scale is float32 in a half-precision network: {', '.join(sorted(readers))} returns float32"
+            )
+
+
+Check = Callable[[_Model, gs.Node], Iterator[Finding]]
+_COMMON: tuple[Check, ...] = (_grid, _inputs, _twice)
+_TENSORRT: tuple[Check, ...] = (_parser, _fusion, _concat, _residual, _typed)
