@@ -9,6 +9,12 @@ __version__: str
 def gather_many(
     jobs: Sequence[tuple[NDArray[Any], Sequence[NDArray[np.int64] | None]]], threads: int = 0
 ) -> list[NDArray[Any]]: ...
+def kept_entries(
+    widths: NDArray[np.int64],
+    kept: Sequence[NDArray[np.int64]],
+    axis_sizes: NDArray[np.int64],
+    slices: NDArray[np.int64],
+) -> list[NDArray[np.int64]]: ...
 
 @final
 class Histogram:

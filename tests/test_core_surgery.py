@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as npst
 
 from pydeploy import _core
 
-DTYPES = ["bool", "int8", "float16", "float32", "float64", "int64", "complex64"]
+DTYPES = ["bool", "int8", "float16", "float32", "float64", "int64", "complex64", "complex128"]
 
 
 def gathered(array, entries):
@@ -51,7 +51,7 @@ def test_gather_equals_numpy_for_any_shape_dtype_and_entries(many, threads):
 @pytest.mark.parametrize("threads", [0, 1, 2, 7])
 @pytest.mark.parametrize(
     "shape",
-    [(300, 200, 3, 3), (2000, 1000), (100_003,), (64, 1, 7, 7), (8, 4, 5000), (3,) * 8],
+    [(300, 200, 3, 3), (90, 80, 5, 5), (90, 80, 7, 7), (2000, 1000), (100_003,), (64, 1, 7, 7), (8, 4, 5000), (3,) * 8],
     ids=lambda shape: "x".join(map(str, shape)),
 )
 def test_large_arrays_are_split_among_threads_without_a_seam(shape, threads):
@@ -82,7 +82,7 @@ BAD_VALUES = {
     "no entry": ([(ARRAY, [np.array([], np.int64), None])], "job 0, dim 0: the index is empty"),
     "wrong rank": ([(ARRAY, [None])], "job 0: expected one index .* 2 dimensions, got 1"),
     "strided": ([(ARRAY[:, ::2], [None, None])], "job 0: the array must be C-contiguous"),
-    "16-byte items": ([(ARRAY.astype(complex), [None, None])], "1, 2, 4 or 8 bytes, not 16"),
+    "12-byte items": ([(ARRAY.astype("S12"), [None, None])], "1, 2, 4, 8 or 16 bytes, not 12"),
     "9 dimensions": ([(np.zeros((1,) * 9), [None] * 9)], "at most 8 dimensions, not 9"),
     "entry of an empty dimension": ([(np.zeros((0, 2)), [np.array([0]), None])], "index 0 is outside 0..0"),
 }
@@ -123,3 +123,52 @@ def test_concurrent_calls_do_not_disturb_each_other():
         results = list(pool.map(lambda pick: _core.gather_many([(array, [pick, None, None, None])])[0], picks))
     for pick, result in zip(picks, results, strict=True):
         np.testing.assert_array_equal(result, array[pick])
+
+
+@st.composite
+def slicings(draw):
+    """Groups with slices on axes, as a concat (offset), a flatten (repeat) and a shuffle (step) make them."""
+    widths = draw(st.lists(st.integers(1, 9), min_size=1, max_size=4))
+    kept = [np.array(sorted(draw(st.sets(st.integers(0, w - 1), min_size=1))), np.int64) for w in widths]
+    sizes, slices = [], []
+    for axis in range(draw(st.integers(1, 4))):
+        end = draw(st.integers(0, 3))
+        for group in draw(st.permutations(range(len(widths))))[: draw(st.integers(1, len(widths)))]:
+            repeat = draw(st.integers(1, 4))
+            step = repeat + draw(st.integers(0, 3))
+            slices.append((group, axis, end, repeat, step))
+            end += (widths[group] - 1) * step + repeat
+        sizes.append(end + draw(st.integers(0, 3)))
+    return widths, kept, sizes, slices
+
+
+@given(slicings())
+@settings(max_examples=150, deadline=None)
+def test_kept_entries_equal_numpy_masks(case):
+    widths, kept, sizes, slices = case
+    masks = [np.ones(size, bool) for size in sizes]
+    for group, axis, offset, repeat, step in slices:
+        for channel in set(range(widths[group])) - set(kept[group].tolist()):
+            masks[axis][offset + channel * step : offset + channel * step + repeat] = False
+    found = _core.kept_entries(np.array(widths), kept, np.array(sizes), np.array(slices))
+    for mask, entries in zip(masks, found, strict=True):
+        np.testing.assert_array_equal(entries, np.flatnonzero(mask))
+
+
+@pytest.mark.parametrize(
+    ("widths", "kept", "slices", "message"),
+    [
+        ([4], [[4]], [(0, 0, 0, 1, 1)], "group 0: channel 4 is outside 0..4"),
+        ([4], [[-1]], [(0, 0, 0, 1, 1)], "channel -1"),
+        ([4], [[0]], [(0, 0, 7, 1, 1)], "slice 0: its entries lie outside an axis of 10"),
+        ([4], [[0]], [(0, 0, 0, 1, 2**62)], "outside an axis"),
+        ([4], [[0]], [(0, 0, 0, 0, 1)], "outside an axis"),
+        ([4], [[0]], [(1, 0, 0, 1, 1)], "no such group or axis"),
+        ([4], [[0]], [(0, 3, 0, 1, 1)], "no such group or axis"),
+        ([4, 4], [[0]], [(0, 0, 0, 1, 1)], "2 groups, got 1"),
+    ],
+)
+def test_slices_that_do_not_fit_are_refused(widths, kept, slices, message):
+    picks = [np.array(channels, np.int64) for channels in kept]
+    with pytest.raises(ValueError, match=message):
+        _core.kept_entries(np.array(widths), picks, np.array([10]), np.array(slices, np.int64))

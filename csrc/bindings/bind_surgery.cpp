@@ -1,6 +1,7 @@
 #include "bindings/numpy.hpp"
 //
 #include "bindings/bind.hpp"
+#include "core/entries.hpp"
 #include "core/surgery.hpp"
 
 namespace deploy::bindings {
@@ -55,11 +56,42 @@ py::list gather(const py::sequence& arguments, int threads) {
     return py::cast(results);
 }
 
+py::list entries(const Array<std::int64_t>& widths, const py::sequence& kept, const Array<std::int64_t>& axis_sizes,
+                 const Array<std::int64_t>& slices) {
+    if (slices.ndim() != 2 || slices.shape(1) != 5) {
+        throw py::value_error("slices must have the shape (slices, 5): group, axis, offset, repeat, step");
+    }
+    std::vector<py::object> owners;  // keeps alive what the spans point to
+    std::vector<std::span<const std::int64_t>> channels;
+    for (const py::handle item : kept) {
+        owners.push_back(py::reinterpret_borrow<py::object>(item));
+        channels.push_back(list_of<std::int64_t>(item, "kept channels of group " + std::to_string(channels.size())));
+    }
+    std::vector<AxisSlice> rows;
+    for (py::ssize_t i = 0; i < slices.shape(0); ++i) {
+        const std::int64_t* row = slices.data(i, 0);
+        rows.push_back({row[0], row[1], row[2], row[3], row[4]});
+    }
+    std::vector<std::vector<std::int64_t>> found;
+    {
+        const py::gil_scoped_release release;
+        found = kept_entries(span_of(widths), channels, span_of(axis_sizes), rows);
+    }
+    py::list result;
+    for (const std::vector<std::int64_t>& axis : found) {
+        result.append(array_of<std::int64_t>(axis));
+    }
+    return result;
+}
+
 }  // namespace
 
 void bind_surgery(py::module_& module) {
     module.def("gather_many", &gather, py::arg("jobs"), py::arg("threads") = 0,
                "Each array cut to the given entries along all its dimensions (None = the whole dimension).");
+    module.def("kept_entries", &entries, py::arg("widths").noconvert(), py::arg("kept"),
+               py::arg("axis_sizes").noconvert(), py::arg("slices").noconvert(),
+               "Entries of each axis that survive when group g keeps only the channels kept[g].");
 }
 
 }  // namespace deploy::bindings

@@ -1,6 +1,7 @@
 #include "core/surgery.hpp"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -14,19 +15,22 @@ namespace {
 constexpr std::size_t task_bytes = std::size_t{256} << 10;
 // Blocks of at least this size are copied one by one, so that threads can share the work of one array.
 constexpr std::size_t whole_block_bytes = 1024;
+// Adjacent blocks are worth one call of memcpy from this length on; shorter ones are moved by code made for their size.
+constexpr std::size_t merged_run_bytes = 512;
 
 struct Run {
     std::size_t source;  // byte offset from the row's beginning
     std::size_t bytes;
 };
 
-// A job reduced to rows: row r copies `runs`, relative to the sum of one offset of each list in `outer`.
+// A job reduced to rows: row r copies `blocks` or `runs`, relative to the sum of one offset of each list in `outer`.
 struct Rows {
     const std::byte* source = nullptr;
     std::byte* target = nullptr;
     std::vector<std::vector<std::size_t>> outer;  // byte offsets per outer dimension
+    std::vector<std::uint32_t> blocks;            // offsets of blocks of equal size, in units of it; else `runs`
+    std::size_t block_bytes = 0;
     std::vector<Run> runs;
-    std::size_t even_bytes = 0;  // size of each run where all are equal, else 0
     std::size_t row_bytes = 0;
     std::size_t count = 1;
 };
@@ -73,11 +77,25 @@ std::vector<Run> merge_runs(std::span<const std::size_t> offsets, std::size_t bl
     return runs;
 }
 
+// What each row copies from its last cut dimension, whose entries are `block` bytes apart.
+void fill_row(Rows& rows, const GatherJob& job, std::size_t dim, std::size_t block) {
+    rows.runs = merge_runs(byte_offsets(job, dim, block), block);
+    rows.row_bytes = entry_count(job, dim) * block;
+    if (rows.row_bytes / rows.runs.size() >= merged_run_bytes || job.shape[dim] > UINT32_MAX || !job.entries[dim]) {
+        return;
+    }
+    rows.runs.clear();
+    rows.block_bytes = block;
+    for (const std::int64_t entry : *job.entries[dim]) {
+        rows.blocks.push_back(static_cast<std::uint32_t>(entry));
+    }
+}
+
 Rows make_rows(const GatherJob& job, std::byte* target) {
     Rows rows;
     rows.source = job.source.data();
     rows.target = target;
-    // Trailing whole dimensions are one contiguous block; the last cut dimension gives the runs of a row.
+    // Trailing whole dimensions are one contiguous block; the last cut dimension gives what a row copies.
     std::size_t inner = job.shape.size();
     std::size_t block = job.item_bytes;
     while (inner > 0 && !job.entries[inner - 1]) {
@@ -86,16 +104,11 @@ Rows make_rows(const GatherJob& job, std::byte* target) {
     std::size_t stride = block;
     if (inner > 0 && block < whole_block_bytes) {
         --inner;
-        rows.runs = merge_runs(byte_offsets(job, inner, stride), block);
+        fill_row(rows, job, inner, block);
         stride *= job.shape[inner];
     } else {
         rows.runs = {{0, block}};
-    }
-    const auto longest = std::ranges::max(rows.runs, {}, &Run::bytes).bytes;
-    const auto shortest = std::ranges::min(rows.runs, {}, &Run::bytes).bytes;
-    rows.even_bytes = longest == shortest ? longest : 0;
-    for (const Run& run : rows.runs) {
-        rows.row_bytes += run.bytes;
+        rows.row_bytes = block;
     }
     rows.outer.resize(inner);
     for (std::size_t dim = inner; dim-- > 0;) {
@@ -108,32 +121,42 @@ Rows make_rows(const GatherJob& job, std::byte* target) {
 
 // A constant size lets the compiler replace the call of memcpy by a few moves.
 template <std::size_t Bytes>
-std::byte* copy_even(const std::byte* source, std::byte* target, std::span<const Run> runs) {
-    for (const Run& run : runs) {
-        std::memcpy(target, source + run.source, Bytes);
+void copy_blocks(const std::byte* source, std::byte* target, std::span<const std::uint32_t> blocks) {
+    for (const std::uint32_t block : blocks) {
+        std::memcpy(target, source + block * Bytes, Bytes);
         target += Bytes;
     }
-    return target;
 }
 
-std::byte* copy_row(const Rows& rows, const std::byte* source, std::byte* target) {
-    switch (rows.even_bytes) {
+// 1x1, 3x3, 5x5 and 7x7 kernels of 2- and 4-byte floats, and single items, are what networks consist of.
+void copy_row(const Rows& rows, const std::byte* source, std::byte* target) {
+    switch (rows.block_bytes) {
         case 1:
-            return copy_even<1>(source, target, rows.runs);
+            return copy_blocks<1>(source, target, rows.blocks);
         case 2:
-            return copy_even<2>(source, target, rows.runs);
+            return copy_blocks<2>(source, target, rows.blocks);
         case 4:
-            return copy_even<4>(source, target, rows.runs);
+            return copy_blocks<4>(source, target, rows.blocks);
         case 8:
-            return copy_even<8>(source, target, rows.runs);
-        case 36:  // one 3x3 kernel of float32, the most frequent block of all
-            return copy_even<36>(source, target, rows.runs);
+            return copy_blocks<8>(source, target, rows.blocks);
+        case 18:
+            return copy_blocks<18>(source, target, rows.blocks);
+        case 36:
+            return copy_blocks<36>(source, target, rows.blocks);
+        case 100:
+            return copy_blocks<100>(source, target, rows.blocks);
+        case 196:
+            return copy_blocks<196>(source, target, rows.blocks);
         default:
-            for (const Run& run : rows.runs) {
-                std::memcpy(target, source + run.source, run.bytes);
-                target += run.bytes;
-            }
-            return target;
+            break;
+    }
+    for (const std::uint32_t block : rows.blocks) {
+        std::memcpy(target, source + block * rows.block_bytes, rows.block_bytes);
+        target += rows.block_bytes;
+    }
+    for (const Run& run : rows.runs) {
+        std::memcpy(target, source + run.source, run.bytes);
+        target += run.bytes;
     }
 }
 
@@ -151,7 +174,8 @@ void copy_rows(const Task& task) {
         for (std::size_t dim = 0; dim < position.size(); ++dim) {
             source += rows.outer[dim][position[dim]];
         }
-        target = copy_row(rows, source, target);
+        copy_row(rows, source, target);
+        target += rows.row_bytes;
         for (std::size_t dim = position.size(); dim-- > 0 && ++position[dim] == rows.outer[dim].size();) {
             position[dim] = 0;
         }
@@ -165,8 +189,10 @@ std::vector<std::size_t> gathered_shape(const GatherJob& job, std::size_t number
     if (job.shape.size() > max_gather_rank) {
         throw std::invalid_argument(name + "at most 8 dimensions, not " + std::to_string(job.shape.size()));
     }
-    if (job.item_bytes != 1 && job.item_bytes != 2 && job.item_bytes != 4 && job.item_bytes != 8) {
-        throw std::invalid_argument(name + "items must have 1, 2, 4 or 8 bytes, not " + std::to_string(job.item_bytes));
+    if (job.item_bytes != 1 && job.item_bytes != 2 && job.item_bytes != 4 && job.item_bytes != 8 &&
+        job.item_bytes != 16) {
+        throw std::invalid_argument(name + "items must have 1, 2, 4, 8 or 16 bytes, not " +
+                                    std::to_string(job.item_bytes));
     }
     if (job.entries.size() != job.shape.size()) {
         throw std::invalid_argument(name + "expected one index (or None) for each of " +

@@ -14,7 +14,7 @@ using Entries = std::optional<std::span<const std::int64_t>>;
 // One array to cut along all its dimensions at once.
 struct GatherJob {
     std::span<const std::byte> source;  // C-contiguous, product(shape) * item_bytes
-    std::size_t item_bytes = 0;         // 1, 2, 4 or 8
+    std::size_t item_bytes = 0;         // 1, 2, 4, 8 or 16
     std::vector<std::size_t> shape;     // 0 to 8 dimensions
     std::vector<Entries> entries;       // one per dimension
 };

@@ -1,0 +1,86 @@
+#include "core/entries.hpp"
+
+#include <algorithm>
+#include <cstddef>
+#include <stdexcept>
+#include <string>
+
+namespace deploy {
+namespace {
+
+// Channels of the group that are not kept, ascending.
+std::vector<std::int64_t> removed_channels(std::int64_t width, std::span<const std::int64_t> kept, std::size_t group) {
+    std::vector<bool> stays(static_cast<std::size_t>(std::max<std::int64_t>(width, 0)), false);
+    for (const std::int64_t channel : kept) {
+        if (channel < 0 || channel >= width) {
+            throw std::invalid_argument("group " + std::to_string(group) + ": channel " + std::to_string(channel) +
+                                        " is outside 0.." + std::to_string(width) + " (exclusive)");
+        }
+        stays[static_cast<std::size_t>(channel)] = true;
+    }
+    std::vector<std::int64_t> removed;
+    for (std::int64_t channel = 0; channel < width; ++channel) {
+        if (!stays[static_cast<std::size_t>(channel)]) {
+            removed.push_back(channel);
+        }
+    }
+    return removed;
+}
+
+void check(const AxisSlice& slice, std::span<const std::int64_t> widths, std::span<const std::int64_t> axis_sizes,
+           std::size_t number) {
+    const std::string name = "slice " + std::to_string(number) + ": ";
+    if (slice.group < 0 || static_cast<std::size_t>(slice.group) >= widths.size() || slice.axis < 0 ||
+        static_cast<std::size_t>(slice.axis) >= axis_sizes.size()) {
+        throw std::invalid_argument(name + "there is no such group or axis");
+    }
+    const std::int64_t width = widths[static_cast<std::size_t>(slice.group)];
+    const std::int64_t size = axis_sizes[static_cast<std::size_t>(slice.axis)];
+    // Each term is bounded by the axis before it is multiplied, so nothing overflows.
+    const bool fits = slice.offset >= 0 && slice.offset <= size && slice.repeat >= 1 && slice.repeat <= size &&
+                      slice.step >= 1 && (slice.step <= size || width <= 1) && width <= size &&
+                      (width == 0 || slice.offset + (width - 1) * slice.step + slice.repeat <= size);
+    if (!fits) {
+        throw std::invalid_argument(name + "its entries lie outside an axis of " + std::to_string(size));
+    }
+}
+
+}  // namespace
+
+std::vector<std::vector<std::int64_t>> kept_entries(std::span<const std::int64_t> widths,
+                                                    std::span<const std::span<const std::int64_t>> kept,
+                                                    std::span<const std::int64_t> axis_sizes,
+                                                    std::span<const AxisSlice> slices) {
+    if (widths.size() != kept.size()) {
+        throw std::invalid_argument("expected the kept channels of " + std::to_string(widths.size()) + " groups, got " +
+                                    std::to_string(kept.size()));
+    }
+    std::vector<std::vector<std::int64_t>> removed;
+    for (std::size_t group = 0; group < widths.size(); ++group) {
+        removed.push_back(removed_channels(widths[group], kept[group], group));
+    }
+    std::vector<std::vector<std::uint8_t>> stays;  // bytes: bits are slow to fill
+    for (const std::int64_t size : axis_sizes) {
+        stays.emplace_back(static_cast<std::size_t>(std::max<std::int64_t>(size, 0)), std::uint8_t{1});
+    }
+    for (std::size_t i = 0; i < slices.size(); ++i) {
+        check(slices[i], widths, axis_sizes, i);
+        std::vector<std::uint8_t>& axis = stays[static_cast<std::size_t>(slices[i].axis)];
+        for (const std::int64_t channel : removed[static_cast<std::size_t>(slices[i].group)]) {
+            const std::int64_t first = slices[i].offset + channel * slices[i].step;
+            std::fill_n(axis.begin() + first, slices[i].repeat, std::uint8_t{0});
+        }
+    }
+    std::vector<std::vector<std::int64_t>> result;
+    for (const std::vector<std::uint8_t>& axis : stays) {
+        std::vector<std::int64_t>& entries = result.emplace_back();
+        for (std::size_t entry = 0; entry < axis.size(); ++entry) {
+            if (axis[entry] != 0) {
+                entries.push_back(static_cast<std::int64_t>(entry));
+            }
+        }
+    }
+    return result;
+}
+
+}  // namespace deploy

@@ -1,0 +1,67 @@
+"""A copy of a model around tensors that are already there, several times faster than `copy.deepcopy`.
+
+Cutting MobileNetV2 moves 5 MB, which takes a few milliseconds; `copy.deepcopy` of its 213 modules takes 40. Modules that
+customise copying, and values other than numbers, texts, modules, tensors and containers of them, still go through it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+
+Memo = dict[int, Any]
+"""The copies so far by the original's `id`, as `copy.deepcopy` keeps them."""
+
+_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type, range, slice, FunctionType,
+                    BuiltinFunctionType, torch.dtype, torch.device, torch.memory_format, torch.Size})  # fmt: skip
+_CUSTOM = ("__reduce__", "__reduce_ex__", "__getstate__")
+
+
+def copied(module: nn.Module, memo: Memo) -> nn.Module:
+    """A deep copy of `module`, except that an object whose `id` is in `memo` becomes ``memo[id]``."""
+    known = memo.get(id(module))
+    if known is not None:
+        return known  # type: ignore[no-any-return]  # the memo holds copies of everything
+    kind = type(module)
+    if _customised(kind):
+        return copy.deepcopy(module, memo)
+    twin: nn.Module = kind.__new__(kind)
+    memo[id(module)] = twin
+    for name, value in module.__dict__.items():
+        if name != "_compiled_call_impl":  # torch.compile's result belongs to the original; deepcopy drops it, too
+            twin.__dict__[name] = _copy(value, memo)
+    return twin
+
+
+def _customised(kind: type[nn.Module]) -> bool:
+    """Whether the class says itself how it is copied; torch's own `__setstate__` only fill in what old files lack."""
+    return (
+        hasattr(kind, "__deepcopy__")
+        or not kind.__setstate__.__module__.startswith("torch.nn.modules.")
+        or any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in _CUSTOM)
+        or any(base.__dict__.get("__slots__") for base in kind.__mro__)
+    )
+
+
+def _copy(value: Any, memo: Memo) -> Any:
+    kind = type(value)
+    if kind in _ATOMS:
+        return value
+    known = memo.get(id(value))
+    if known is not None:
+        return known
+    if isinstance(value, nn.Module):
+        return copied(value, memo)
+    if kind is tuple and all(type(item) in _ATOMS for item in value):
+        return value
+    if kind in (dict, OrderedDict):
+        twin = memo[id(value)] = kind()
+        for key, item in value.items():
+            twin[_copy(key, memo)] = _copy(item, memo)
+        return twin
+    return copy.deepcopy(value, memo)

@@ -1,0 +1,125 @@
+"""Laws of the cut beyond *cut == silenced*: composition, copies, float32 and ONNX, memory."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from pydeploy.errors import Mismatch
+from pydeploy.graph import Graph, Plan
+from pydeploy.prune.copying import copied
+from pydeploy.prune.entries import compose
+from pydeploy.prune.surgery import apply
+from pydeploy.prune.trace import trace
+from zoo import SHAPE, ZOO, build
+
+
+def random_plan(graph: Graph, rng: np.random.Generator) -> Plan:
+    """Any non-empty choice of channels per prunable group."""
+    kept = {}
+    for group in graph.prunable:
+        count = int(rng.integers(1, group.width + 1))
+        kept[group.name] = tuple(sorted(int(c) for c in rng.choice(group.width, count, replace=False)))
+    return Plan(kept, graph.fingerprint)
+
+
+def assert_same_model(one: nn.Module, two: nn.Module) -> None:
+    left, right = one.state_dict(), two.state_dict()
+    assert list(left) == list(right)
+    assert [k for k in left if not torch.equal(left[k], right[k])] == []
+    for (name, a), (_, b) in zip(one.named_modules(), two.named_modules(), strict=True):
+        plain = {k: v for k, v in vars(a).items() if isinstance(v, (int, str, tuple))}
+        assert {k: v for k, v in vars(b).items() if isinstance(v, (int, str, tuple))} == plain, name
+
+
+@pytest.mark.parametrize("name", ZOO)
+@settings(max_examples=6, deadline=None)
+@given(seed=st.integers(0, 2**31))
+def test_two_plans_in_turn_equal_their_composition(name: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    model = build(name)
+    graph = trace(model, torch.zeros(SHAPE))
+    first = random_plan(graph, rng)
+    smaller = apply(model, graph, first)
+    again = trace(smaller, torch.zeros(SHAPE))
+    second = random_plan(again, rng)
+    try:
+        both = compose(graph, first, again, second)
+    except Mismatch as error:
+        # A grouped convolution gains freedom by a cut: with one channel a group it is depthwise, with one group plain.
+        assert "belong together in the dense model" in str(error)  # noqa: PT017
+        assert name in ("grouped", "depthwise_se")
+        assert 1 in first.widths.values()
+        return
+    assert_same_model(apply(smaller, again, second), apply(model, graph, both))
+
+
+def test_composition_refuses_the_graph_of_another_cut() -> None:
+    model = build("residual")
+    graph = trace(model, torch.zeros(SHAPE))
+    first = Plan({"a.0": (0, 1)}, graph.fingerprint)
+    other = trace(apply(model, graph, Plan({"a.0": (0, 1, 2)}, graph.fingerprint)), torch.zeros(SHAPE))
+    with pytest.raises(
+        Mismatch, match=r"'a.0.weight' with shape \[3, 8, 3, 3\], the first plan makes it \[2, 8, 3, 3\]"
+    ):
+        compose(graph, first, other, Plan({}, other.fingerprint))
+
+
+class Odd(nn.Module):
+    """What a fast copy could get wrong: shared modules and values, hooks, own containers, unregistered tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 4, 1)
+        self.again = self.a
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.parametrized = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+        self.layers = [self.a, {"inner": self.attention}]
+        self.numbers = [1, [2, 3]]
+        self.same_numbers = self.numbers
+        self.loose = torch.arange(3.0)
+        self.register_buffer("skipped", torch.ones(2), persistent=False)
+        self.register_parameter("absent", None)
+        self.a.register_forward_hook(self.note)
+        self.calls = 0
+
+    def note(self, _module: nn.Module, _args: object, _output: Tensor) -> None:
+        self.calls += 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.again(self.a(x)[:, :3])
+
+
+def test_a_copy_is_what_deepcopy_makes() -> None:
+    model = Odd()
+    model.a.weight.requires_grad_(requires_grad=False)
+    twin = copied(model, {})
+    assert_same_model(twin, copy.deepcopy(model))
+    assert twin.again is twin.a is twin.layers[0]
+    assert twin.layers[1]["inner"] is twin.attention
+    assert twin.same_numbers is twin.numbers is not model.numbers
+    assert twin.skipped.data_ptr() != model.skipped.data_ptr()
+    assert twin.loose.data_ptr() != model.loose.data_ptr()
+    assert twin._non_persistent_buffers_set == {"skipped"}
+    assert twin.absent is None
+    assert not twin.a.weight.requires_grad
+    assert twin.parametrized(torch.ones(1, 4)).equal(model.parametrized(torch.ones(1, 4)))
+    twin(torch.ones(1, 3, 2, 2))
+    assert (twin.calls, model.calls) == (2, 0), "the hook is bound to the copy"
+    pointers = {t.data_ptr() for t in model.state_dict().values()}
+    assert not pointers & {t.data_ptr() for t in twin.state_dict().values()}
+
+
+def test_a_class_that_copies_itself_is_asked() -> None:
+    class Own(nn.Linear):
+        def __deepcopy__(self, memo: dict[int, object]) -> Own:
+            return Own(self.in_features, self.out_features + 1)
+
+    twin = copied(nn.Sequential(Own(2, 3)), {})
+    assert twin[0].out_features == 4
