@@ -61,8 +61,8 @@ def fails(done: Done, text: str) -> None:
 
 
 SHAPE = ("--input", "1x3x16x16", "-o", "width=32")
-VERBS = ["run", "train", "trace", "prune", "finetune", "export", "calibrate", "quantize", "lint", "build", "profile", "compare", "report",
-         "doctor", "table"]  # fmt: skip
+VERBS = ["run", "train", "trace", "prune", "finetune", "export", "calibrate", "quantize", "half", "lint", "build", "profile",
+         "compare", "report", "doctor", "table"]  # fmt: skip
 
 
 def test_help_lists_every_verb() -> None:
@@ -164,6 +164,19 @@ def test_quantize_and_lint(work: Path, tmp_path: Path) -> None:
     fails(
         pydeploy("quantize", model, "--ranges", ranges, "--style", "onxruntime", "--out", tmp_path / "x"),
         "did you mean",
+    )
+
+
+def test_half(work: Path, tmp_path: Path) -> None:
+    done = pydeploy("half", work / "dense.onnx", "--out", tmp_path / "half.onnx", "--keep", "fc")
+    assert "overflow checked on weights only" in done.stdout, done.stderr
+    assert "kept by name" in done.stdout
+    data = json.loads(
+        pydeploy("half", work / "dense.onnx", "--out", tmp_path / "b.onnx", "--dtype", "bfloat16", "--json").stdout
+    )
+    assert data["kept"] == {}
+    fails(
+        pydeploy("half", work / "dense.onnx", "--out", tmp_path / "x", "--dtype", "fp16"), "unknown half-precision type"
     )
 
 

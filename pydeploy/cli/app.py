@@ -45,6 +45,7 @@ for _verb in (
     model_verbs.export,
     engine_verbs.calibrate,
     quant_verbs.quantize,
+    quant_verbs.half,
     quant_verbs.lint,
     engine_verbs.build,
     engine_verbs.profile,

@@ -35,14 +35,14 @@ def calibrate(
     task, manifest = stages.open_task(load(config)), load_manifest(data)
     samples = stages.calibration_samples(task, manifest)
     manifest.require(samples[:1])
-    feeds = stages.calibration_feeds(task, samples, _batch_of(model))
+    feeds = stages.calibration_feeds(task, samples, batch_of(model))
     with Terminal().bar("calibrate") as tick:
         ranges = observe(model, feeds, observer=observer, style=style, progress=lambda done: tick(done, manifest.count))
     ranges.save(out)
     sys.stdout.write(f"{out}: {len(ranges.tensors)} tensors, {ranges.count} samples, observer {observer}\n")
 
 
-def _batch_of(path: Path) -> int:
+def batch_of(path: Path) -> int:
     """Static batch size of an ONNX file's first input."""
     import onnx
 

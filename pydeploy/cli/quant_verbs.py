@@ -1,15 +1,16 @@
-"""Verbs that change or check the precision of an ONNX file: quantize, lint. None of them needs torch."""
+"""Verbs that change or check the precision of an ONNX file: quantize, half, lint. None of them needs torch but half --config."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 if TYPE_CHECKING:
+    from pydeploy.backends.base import Feeds
     from pydeploy.quant.lint import Finding
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -50,6 +51,46 @@ def quantize(
     if done.skipped:
         show_table(("layer in float", "because"), list(done.skipped.items()))
     _show_findings(findings)
+
+
+def half(
+    model: Annotated[Path, typer.Argument(help="ONNX file, float or with Q/DQ.")],
+    out: Annotated[Path, typer.Option(help="ONNX file in half precision.")],
+    dtype: Annotated[str, typer.Option(help="float16 or bfloat16.")] = "float16",
+    half_io: Annotated[bool, typer.Option("--half-io", help="Inputs and outputs become half as well.")] = False,
+    keep: Annotated[Optional[list[str]], typer.Option(help="Node that stays float32; repeat for several.")] = None,
+    config: Annotated[Optional[Path], typer.Option(help="Config whose task gives images to find overflows.")] = None,
+    data: Annotated[Path, typer.Option(help="Calibration manifest.")] = Path("calib/fashion_mnist.yaml"),
+    json: Json = False,
+) -> None:
+    """Write a typed half-precision model; what would overflow float16 on the calibration images stays float32.
+
+    Example: pydeploy half model.onnx --config configs/fashion_mnist_resnet20_cpu.yaml --out model.fp16.onnx
+    """
+    from dataclasses import asdict
+
+    from pydeploy.cli.console import show_json, show_table
+    from pydeploy.quant.half import half_type, to_half
+
+    batches = [] if config is None else _calibration_batches(model, config, data)
+    done = to_half(model, out, dtype=half_type(dtype), keep_io=not half_io, batches=batches, keep=keep or [])
+    if json:
+        show_json(asdict(done))
+        return
+    checked = f"{done.samples} samples checked for overflow" if done.samples else "overflow checked on weights only"
+    sys.stdout.write(f"{out}: {len(done.converted)} nodes {done.dtype}, {len(done.kept)} float32; {checked}\n")
+    if done.kept:
+        show_table(("node in float32", "because"), list(done.kept.items()))
+
+
+def _calibration_batches(model: Path, config: Path, data: Path) -> Iterable[Feeds]:
+    from pydeploy import stages
+    from pydeploy.cli.engine_verbs import batch_of
+    from pydeploy.config import load
+    from pydeploy.quant.manifest import load_manifest
+
+    task = stages.open_task(load(config))
+    return stages.calibration_feeds(task, stages.calibration_samples(task, load_manifest(data)), batch_of(model))
 
 
 def lint(
