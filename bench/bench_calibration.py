@@ -11,7 +11,7 @@ import pytest
 import quant_nets as nets
 from pydeploy._core import Histogram, entropy_threshold
 from pydeploy.quant.calibrate import calibrate
-from pydeploy.quant.observe import OBSERVERS, observe
+from pydeploy.quant.observe import OBSERVERS, Seen, observe
 
 RNG = np.random.default_rng(0)
 BATCH = np.maximum(RNG.normal(size=(16, 64, 28, 28)), 0).astype(np.float32)
@@ -70,9 +70,10 @@ def test_entropy_numpy(benchmark: Any) -> None:
 @pytest.mark.benchmark(group="observers")
 @pytest.mark.parametrize("name", OBSERVERS)
 def test_observers(benchmark: Any, name: str) -> None:
-    histogram = Histogram()
-    histogram.update(BATCH)
-    lo, hi = benchmark(observe, histogram, name)
+    seen = Seen()
+    seen.histogram.update(BATCH)
+    seen.extremes.append((float(BATCH.min()), float(BATCH.max())))
+    lo, hi = benchmark(observe, seen, name)
     assert lo == 0
     assert 3 < hi <= BATCH.max()
 

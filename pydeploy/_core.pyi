@@ -43,6 +43,10 @@ class Histogram:
     @property
     def inf_count(self) -> int: ...
 
+def count_many(
+    jobs: Sequence[tuple[Histogram, NDArray[np.float32] | NDArray[np.float16]]], threads: int = 0
+) -> NDArray[np.float64]: ...
+
 @final
 class Solution:
     def __init__(self, choice: NDArray[np.int64], value: float, cost: float, bound: float) -> None: ...

@@ -238,9 +238,6 @@ def calibration_samples(task: Task, manifest: Manifest) -> list[NDArray[Any]]:
 
 
 def calibration_feeds(task: Task, samples: list[NDArray[Any]], batch: int) -> Iterator[dict[str, NDArray[Any]]]:
-    """Feeds of exactly `batch` samples. The last one repeats its first samples where `batch` does not divide the count."""
+    """Feeds of `batch` samples; the last one may have fewer."""
     for start in range(0, len(samples[0]), batch):
-        parts = [array[start : start + batch] for array in samples]
-        yield {
-            name: np.resize(part, (batch, *part.shape[1:])) for name, part in zip(task.input_names, parts, strict=True)
-        }
+        yield {name: array[start : start + batch] for name, array in zip(task.input_names, samples, strict=True)}

@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 
 from pydeploy._core import Histogram
 from pydeploy.errors import ConfigError, DataError, Mismatch
-from pydeploy.quant.observe import OBSERVERS, PERCENTILE, Ranges, observe
+from pydeploy.quant.observe import OBSERVERS, PERCENTILE, Ranges, Seen, observe
 
 Values = NDArray[np.float32]
 
 
-def histogram(values: Values, bins: int = 4096) -> Histogram:
-    found = Histogram(bins)
-    found.update(np.ascontiguousarray(values, dtype=np.float32))
+def seen(values: Values, bins: int = 4096, samples: int = 1) -> Seen:
+    found = Seen(Histogram(bins))
+    for part in np.array_split(np.ascontiguousarray(values, dtype=np.float32), samples):
+        found.histogram.update(part)
+        found.extremes.append((float(part.min()), float(part.max())))
     return found
 
 
@@ -69,36 +71,52 @@ def fake_quant_error(values: Values, threshold: float, steps: int) -> float:
 @pytest.mark.parametrize("kind", KINDS)
 def test_minmax_is_exact(kind: str) -> None:
     values = sample(kind)
-    assert observe(histogram(values), "minmax") == (values.min(), values.max())
+    assert observe(seen(values), "minmax") == (values.min(), values.max())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_moving_average_is_the_mean_of_the_samples_extremes(kind: str) -> None:
+    values = sample(kind)[:20000].reshape(50, 400)
+    expected = values.min(axis=1).astype(np.float64).mean(), values.max(axis=1).astype(np.float64).mean()
+    assert observe(seen(values, samples=50), "moving_average") == pytest.approx(expected, rel=1e-14)
+
+
+def test_moving_average_forgets_the_order_to_the_last_bit() -> None:
+    values = (sample("heavy-tail") * np.float32(1e-3)).reshape(100, 200)
+    shuffled = np.random.default_rng(1).permutation(values)
+    assert observe(seen(values, samples=100), "moving_average") == observe(
+        seen(shuffled, samples=100), "moving_average"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_percentile_agrees_with_numpy_to_one_bin(kind: str) -> None:
     values = sample(kind)
-    counts = histogram(values)
+    counts = seen(values)
     lo, hi = observe(counts, "percentile")
     expected = np.percentile(np.abs(values), PERCENTILE, method="inverted_cdf")
-    assert max(-lo, hi) == pytest.approx(expected, abs=1.01 * counts.bin_width)
+    assert max(-lo, hi) == pytest.approx(expected, abs=1.01 * counts.histogram.bin_width)
 
 
 @pytest.mark.parametrize("unsigned", [False, True], ids=["int8", "uint8"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_entropy_agrees_with_its_definition(kind: str, *, unsigned: bool) -> None:
-    counts = histogram(sample(kind), bins=512)
+    found = seen(sample(kind), bins=512)
+    counts = found.histogram
     one_sided = kind in ("relu", "never-positive")
     levels = 256 if unsigned and one_sided else 128
     expected = kl_threshold(counts.positive + counts.negative, counts.bin_width, levels)
     magnitudes = np.abs(sample(kind))
     floor = np.percentile(magnitudes[magnitudes >= counts.bin_width], 99, method="inverted_cdf")
     expected = max(expected, (np.floor(floor / counts.bin_width) + 1) * counts.bin_width)
-    lo, hi = observe(counts, "entropy", unsigned=unsigned)
+    lo, hi = observe(found, "entropy", unsigned=unsigned)
     assert max(-lo, hi) == pytest.approx(min(expected, max(-counts.minimum, counts.maximum)), rel=1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_mse_is_as_good_as_a_scan_of_the_raw_values(kind: str) -> None:
     values = sample(kind)
-    lo, hi = observe(histogram(values), "mse")
+    lo, hi = observe(seen(values), "mse")
     largest = float(np.abs(values).max())
     best = min(fake_quant_error(values, largest * share, 127) for share in np.linspace(0.02, 1, 99))
     assert fake_quant_error(values, max(-lo, hi), 127) <= 1.02 * best
@@ -109,7 +127,7 @@ def test_mse_is_as_good_as_a_scan_of_the_raw_values(kind: str) -> None:
 @given(data=st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=60))
 def test_intervals_are_finite_ascending_and_within_what_was_seen(name: str, data: list[float]) -> None:
     values = np.array(data, np.float32)
-    lo, hi = observe(histogram(values, bins=256), name)
+    lo, hi = observe(seen(values, bins=256), name)
     assert np.isfinite([lo, hi]).all()
     assert values.min() <= lo or lo == pytest.approx(values.min())
     assert hi <= values.max() or hi == pytest.approx(values.max())
@@ -119,7 +137,7 @@ def test_intervals_are_finite_ascending_and_within_what_was_seen(name: str, data
 @pytest.mark.parametrize(("name", "limit"), [("percentile", 10.0), ("entropy", 10.0), ("mse", 39.0)])
 def test_an_outlier_is_clipped(name: str, limit: float) -> None:
     # Squared errors weigh one value at 40 heavily: clipping it to 10 costs more than a coarser grid for all others.
-    _, hi = observe(histogram(sample("outlier")), name)
+    _, hi = observe(seen(sample("outlier")), name)
     assert 3 < hi < limit
 
 
@@ -128,25 +146,25 @@ def test_entropy_never_clips_the_bulk_of_values_far_from_zero(*, sparse: bool) -
     # Where hardly a value is near zero the divergence of the smallest candidates is zero: they hold nothing to lose.
     values = np.random.default_rng(0).normal(1.0, 0.1, 300).astype(np.float32)
     values = np.append(values, np.zeros(100000, np.float32)) if sparse else values
-    assert observe(histogram(values), "entropy")[1] >= np.percentile(values[:300], 98)
+    assert observe(seen(values), "entropy")[1] >= np.percentile(values[:300], 98)
 
 
 @pytest.mark.parametrize("name", OBSERVERS)
 @pytest.mark.parametrize("value", [0.0, 3.5, -2.0], ids=["zero", "positive", "negative"])
 def test_a_constant_is_covered_as_it_is(name: str, value: float) -> None:
-    assert observe(histogram(np.full(10, value, np.float32)), name) == (value, value)
+    assert observe(seen(np.full(10, value, np.float32)), name) == (value, value)
 
 
 def test_one_sided_tensors_stay_one_sided() -> None:
-    assert observe(histogram(sample("relu")), "entropy")[0] == 0
-    assert observe(histogram(sample("never-positive")), "entropy")[1] <= 0
+    assert observe(seen(sample("relu")), "entropy")[0] == 0
+    assert observe(seen(sample("never-positive")), "entropy")[1] <= 0
 
 
 def test_unknown_observer_and_empty_histogram() -> None:
     with pytest.raises(ConfigError, match=r"unknown observer 'entrop' .did you mean 'entropy'"):
-        observe(histogram(sample("normal")), "entrop")
+        observe(seen(sample("normal")), "entrop")
     with pytest.raises(DataError, match="no values were observed"):
-        observe(Histogram(), "minmax")
+        observe(Seen(), "minmax")
 
 
 RANGES = Ranges({"a": (-0.1, 0.30000001192092896), "b": (0.0, 1e-40)}, "mse", "m" * 64, "d" * 64, 12, unsigned=True)

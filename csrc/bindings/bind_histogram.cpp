@@ -4,9 +4,11 @@
 #include <memory>
 #include <mutex>
 #include <utility>
+#include <vector>
 
 #include "bindings/bind.hpp"
 #include "core/histogram.hpp"
+#include "core/threads.hpp"
 
 namespace deploy::bindings {
 namespace {
@@ -26,8 +28,14 @@ class SharedHistogram {
     template <typename Action>
     void change(const Action& action) {
         const py::gil_scoped_release release;
+        locked(action);
+    }
+
+    // For callers that hold no GIL.
+    template <typename Action>
+    auto locked(const Action& action) {
         const std::lock_guard lock(mutex_);
-        action(histogram_);
+        return action(histogram_);
     }
 
     // One number or record, without copying the bins.
@@ -43,21 +51,58 @@ class SharedHistogram {
     Histogram histogram_;
 };
 
-void update(SharedHistogram& self, const py::array& values, int threads) {
-    if (py::isinstance<Array<float>>(values)) {
-        const auto span = span_of(py::reinterpret_borrow<Array<float>>(values));
-        self.change([&](Histogram& histogram) { histogram.update(span, threads); });
-        return;
+// The values of a float32 or float16 array, as what they are in memory. Valid while the array lives.
+struct Values {
+    std::span<const float> singles;
+    std::span<const std::uint16_t> halves;
+
+    Histogram::Extremes count_into(Histogram& histogram, int threads) const {
+        return halves.empty() ? histogram.update(singles, threads) : histogram.update_half(halves, threads);
     }
-    const bool half = values.dtype().equal(py::dtype("e"));
-    const auto bytes = bytes_of(values, "the array of values");
+};
+
+Values values_of(const py::array& array) {
+    if (py::isinstance<Array<float>>(array)) {
+        return {span_of(py::reinterpret_borrow<Array<float>>(array)), {}};
+    }
+    const bool half = array.dtype().equal(py::dtype("e"));
+    const auto bytes = bytes_of(array, "the array of values");
     if (!half) {
         throw py::type_error("expected an array of float32 or float16, got " +
-                             py::cast<std::string>(py::str(values.dtype())));
+                             py::cast<std::string>(py::str(array.dtype())));
     }
     // NumPy aligns its arrays to their item size or says so in the flags.
-    const std::span<const std::uint16_t> bits(reinterpret_cast<const std::uint16_t*>(bytes.data()), bytes.size() / 2);
-    self.change([&](Histogram& histogram) { histogram.update_half(bits, threads); });
+    return {{}, {reinterpret_cast<const std::uint16_t*>(bytes.data()), bytes.size() / 2}};
+}
+
+void update(SharedHistogram& self, const py::array& array, int threads) {
+    const Values values = values_of(array);
+    self.change([&](Histogram& histogram) { values.count_into(histogram, threads); });
+}
+
+py::array_t<double> count_many(const py::sequence& jobs, int threads) {
+    struct Job {
+        SharedHistogram* histogram;
+        Values values;
+    };
+    std::vector<Job> work;
+    for (const py::handle item : jobs) {
+        const auto pair = py::reinterpret_borrow<py::tuple>(item);
+        work.push_back({pair[0].cast<SharedHistogram*>(), values_of(pair[1].cast<py::array>())});
+    }
+    py::array_t<double> extremes(std::vector<py::ssize_t>{static_cast<py::ssize_t>(work.size()), 2});
+    double* const result = extremes.mutable_data();
+    {
+        const py::gil_scoped_release release;
+        // One tensor is one task: they are many, and most are too small to be worth splitting.
+        parallel_for(work.size(), thread_count(threads), [&](std::size_t i) {
+            const auto [low, high] = work[i].histogram->locked(
+                [&](Histogram& histogram) { return work[i].values.count_into(histogram, 1); });
+            result[2 * i] = low;
+            result[2 * i + 1] = high;
+        });
+    }
+    return extremes;
 }
 
 py::dict state(SharedHistogram& self) {
@@ -146,6 +191,8 @@ void bind_histogram(py::module_& module) {
         .def_property_readonly("maximum", field<&Histogram::State::maximum>())
         .def_property_readonly("nan_count", field<&Histogram::State::nan_count>())
         .def_property_readonly("inf_count", field<&Histogram::State::inf_count>());
+    module.def("count_many", &count_many, py::arg("jobs"), py::arg("threads") = 0,
+               "Count each array into its histogram; returns each array's smallest and largest finite value.");
 }
 
 }  // namespace deploy::bindings

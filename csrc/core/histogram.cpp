@@ -127,17 +127,30 @@ struct Histogram::Tally {
     void count(std::span<const float> finite, double scale) {
         std::array<std::uint32_t, block_values> bin;
         const auto half = static_cast<std::uint32_t>(even.size() / 2);
+        std::uint32_t lowest = 0;  // values in the first bin
         for (std::size_t i = 0; i < finite.size(); ++i) {
             // Double, because 2^-127 (two bins, huge values) is not a normal float. The product is exact.
             const auto index = static_cast<std::int32_t>(static_cast<double>(std::abs(finite[i])) * scale);
             bin[i] = static_cast<std::uint32_t>(index) + (finite[i] < 0.0F ? half : 0U);
+            lowest += bin[i] == 0 ? 1U : 0U;
+        }
+        std::size_t left = finite.size();
+        if (lowest > finite.size() / 8) {
+            // Behind a ReLU half of the values are zero. Adding them to one bin one by one is all waiting.
+            left = 0;
+            for (std::size_t i = 0; i < finite.size(); ++i) {
+                const std::uint32_t index = bin[i];
+                bin[left] = index;
+                left += index != 0 ? 1U : 0U;
+            }
+            even[0] += lowest;
         }
         std::size_t i = 0;
-        for (; i + 1 < finite.size(); i += 2) {
+        for (; i + 1 < left; i += 2) {
             ++even[bin[i]];
             ++odd[bin[i + 1]];
         }
-        if (i < finite.size()) {
+        if (i < left) {
             ++even[bin[i]];
         }
         values += finite.size();
@@ -152,56 +165,65 @@ double Histogram::bin_width() const {
     return std::ldexp(1.0, state_.exponent);
 }
 
-void Histogram::update(std::span<const float> values, int threads) {
-    update_parallel(values, threads);
+Histogram::Extremes Histogram::update(std::span<const float> values, int threads) {
+    return update_parallel(values, threads);
 }
 
-void Histogram::update_half(std::span<const std::uint16_t> bits, int threads) {
-    update_parallel(bits, threads);
+Histogram::Extremes Histogram::update_half(std::span<const std::uint16_t> bits, int threads) {
+    return update_parallel(bits, threads);
 }
 
 template <typename Value>
-void Histogram::update_parallel(std::span<const Value> values, int threads) {
+Histogram::Extremes Histogram::update_parallel(std::span<const Value> values, int threads) {
     const auto available = static_cast<std::size_t>(thread_count(threads));
     const std::size_t parts = std::max<std::size_t>(1, std::min(available, values.size() / task_values));
     if (parts == 1) {
-        update_serial(values);
-        return;
+        return update_serial(values);
     }
     std::vector<Histogram> partial(parts, Histogram(bins()));
     parallel_for(parts, static_cast<int>(parts), [&](std::size_t i) {
         const std::size_t begin = values.size() * i / parts;
         partial[i].update_serial(values.subspan(begin, values.size() * (i + 1) / parts - begin));
     });
+    Extremes extremes;
     for (const Histogram& other : partial) {
         merge(other);
+        extremes.low = std::fmin(extremes.low, other.state_.minimum);
+        extremes.high = std::fmax(extremes.high, other.state_.maximum);
     }
+    return extremes;
 }
 
-void Histogram::update_serial(std::span<const float> values) {
+Histogram::Extremes Histogram::update_serial(std::span<const float> values) {
     Tally tally(bins());
+    Extremes extremes;
     for (std::size_t begin = 0; begin < values.size(); begin += block_values) {
-        update_block(values.subspan(begin, std::min(block_values, values.size() - begin)), tally);
+        update_block(values.subspan(begin, std::min(block_values, values.size() - begin)), tally, extremes);
     }
     drain(tally);
+    return extremes;
 }
 
-void Histogram::update_serial(std::span<const std::uint16_t> bits) {
+Histogram::Extremes Histogram::update_serial(std::span<const std::uint16_t> bits) {
     Tally tally(bins());
+    Extremes extremes;
     std::array<float, block_values> converted;
     for (std::size_t begin = 0; begin < bits.size(); begin += block_values) {
         const auto part = bits.subspan(begin, std::min(block_values, bits.size() - begin));
         std::ranges::transform(part, converted.begin(), from_half);
-        update_block(std::span<const float>(converted).first(part.size()), tally);
+        update_block(std::span<const float>(converted).first(part.size()), tally, extremes);
     }
     drain(tally);
+    return extremes;
 }
 
-void Histogram::update_block(std::span<const float> values, Tally& tally) {
+void Histogram::update_block(std::span<const float> values, Tally& tally, Extremes& extremes) {
     const Block block = scan(values);
     if (block.nonfinite < values.size()) {
         const double low = from_ordered(block.low);
         const double high = from_ordered(block.high);
+        extremes.low = std::fmin(extremes.low, low);
+        extremes.high = std::fmax(extremes.high, high);
         // Counts taken so far belong to the old width.
         if (needed_exponent(std::max(std::abs(low), std::abs(high)), bins()) > state_.exponent ||
             tally.values > tally_limit) {

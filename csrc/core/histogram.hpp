@@ -34,11 +34,17 @@ class Histogram {
     // Throws std::invalid_argument where the parts contradict each other.
     static Histogram from_state(State state);
 
+    // The smallest and the largest finite value of one call; NaN where there was none.
+    struct Extremes {
+        double low = std::numeric_limits<double>::quiet_NaN();
+        double high = std::numeric_limits<double>::quiet_NaN();
+    };
+
     // Count float32 values, on several threads where there are many.
-    void update(std::span<const float> values, int threads);
+    Extremes update(std::span<const float> values, int threads);
 
     // Count float16 values, given as their bits.
-    void update_half(std::span<const std::uint16_t> bits, int threads);
+    Extremes update_half(std::span<const std::uint16_t> bits, int threads);
 
     // Add what `other` has counted. Throws std::invalid_argument for another number of bins.
     void merge(const Histogram& other);
@@ -54,10 +60,10 @@ class Histogram {
     struct Tally;
 
     template <typename Value>
-    void update_parallel(std::span<const Value> values, int threads);
-    void update_serial(std::span<const float> values);
-    void update_serial(std::span<const std::uint16_t> bits);
-    void update_block(std::span<const float> values, Tally& tally);
+    Extremes update_parallel(std::span<const Value> values, int threads);
+    Extremes update_serial(std::span<const float> values);
+    Extremes update_serial(std::span<const std::uint16_t> bits);
+    void update_block(std::span<const float> values, Tally& tally, Extremes& extremes);
     void drain(Tally& tally);
     void include(double low, double high);
     void grow(int exponent);

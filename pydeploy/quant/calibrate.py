@@ -1,30 +1,31 @@
 """Run a float model on representative samples and keep the interval of values of each tensor to be quantised.
 
-The tensors are made extra outputs of an ONNX Runtime session on the CPU; every batch is counted into one histogram per
-tensor and forgotten. Histograms and the hash of the samples do not depend on the order or the batch size.
-
-ONNX Runtime does not compute a sample identically in every batch size: sums may differ in the last bit. `Ranges` from
-different batch sizes therefore agree to float32 precision, not to the bit.
+The tensors are made extra outputs of an ONNX Runtime session on the CPU. Samples run one at a time (`tapped`); each is
+counted into one histogram per tensor and forgotten (`counts`). The result does not depend, not even in the last bit, on
+the order of the samples or on the batches they come in, unless the graph itself insists on a batch larger than one.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
 
-from pydeploy import _core
 from pydeploy.backends.base import Feeds
-from pydeploy.errors import DataError, nearest
+from pydeploy.errors import DataError, Mismatch, nearest
+from pydeploy.quant.counts import Counts, sample_hash
 from pydeploy.quant.model import model_hash, prepare, read_float_model
 from pydeploy.quant.observe import Ranges, check_observer, observe
 from pydeploy.quant.placement import STYLES, plan, style_named
+from pydeploy.quant.tapped import Tapped
+
+FEW = 32
+"""Fewer samples than this are worth a warning; NVIDIA and ONNX Runtime recommend hundreds."""
+SAVE_SECONDS = 30.0
+log = logging.getLogger(__name__)
 
 
 def calibrate(
@@ -36,37 +37,81 @@ def calibrate(
     tensors: Sequence[str] | None = None,
     threads: int = 0,
     progress: Callable[[int], None] | None = None,
+    resume: Path | None = None,
+    key: str = "",
 ) -> Ranges:
     """The range of every tensor that `quantize` needs, by the named observer.
 
-    `batches` yields arrays by input name, the samples along the first dimension; a model with a static batch takes
-    batches of exactly that size. Without `style` the result serves every style; with one, thresholds suit its
-    activation type as well. `tensors` measures these instead. ``threads=0`` means all cores; `progress` is called
-    with the number of samples seen so far.
-    Raises `DataError` where there are no samples, they do not fit the model, or a tensor holds NaN or infinity.
+    `batches` yields arrays by input name, the samples along the first dimension, in batches of any size. Without
+    `style` the result serves every style; with one, thresholds suit its activation type as well. `tensors` measures
+    these instead. ``threads=0`` means all cores; `progress` is called with the number of samples seen so far.
+
+    `resume` names a file that keeps the counts: after an interruption the samples it holds are not run again, and
+    neither are they for another observer. It is used for the same model and the same `key`, which stands for the
+    calibration set (`Manifest.key`), and begun anew otherwise.
+
+    Raises `DataError` where there are no samples, they do not fit the model, or a tensor holds NaN or infinity;
+    `Mismatch` where `resume` holds samples that `batches` lacks.
     """
     onnx_path = Path(onnx_path)
     check_observer(observer)
-    model = read_float_model(onnx_path)
-    graph = prepare(model)
+    graph, ir_version = _float_graph(onnx_path)
     names = _known(graph, tensors) if tensors is not None else measured_tensors(graph, style)
-    session, taps = _tapped_session(graph, model, names, threads)
-    histograms = {name: _core.Histogram() for name in names}
-    samples: list[bytes] = []
-    for feeds in batches:
-        _check_batch(feeds, session, onnx_path)
-        samples.extend(_sample_digests(feeds))
-        values = dict(zip(taps, session.run(taps, dict(feeds)) if taps else [], strict=True))
-        for name in names:
-            _count(histograms[name], values[name] if name in values else feeds[name], name, threads)
-        if progress is not None:
-            progress(len(samples))
-    if not samples:
+    tapped = Tapped(graph, names, ir_version, threads, onnx_path)
+    del graph
+    model = model_hash(onnx_path)
+    counts = Counts.resume(resume, model, key, names) if resume else Counts.empty(model, key, names)
+    _count_all(counts, tapped, batches, threads, progress, resume)
+    if not counts.samples:
         raise DataError("the calibration set is empty; give at least one batch, better 500 samples or more")
+    if len(counts.samples) < FEW:
+        log.warning("only %d calibration samples; the ranges of rare values need hundreds", len(counts.samples))
     unsigned = style is not None and style_named(style).scheme == "asymmetric"
-    found = {name: observe(histogram, observer, unsigned=unsigned) for name, histogram in histograms.items()}
-    data = hashlib.sha256(b"".join(sorted(samples))).hexdigest()
-    return Ranges(found, observer, model_hash(onnx_path), data, len(samples), unsigned)
+    found = {name: observe(counts.tensors[name], observer, unsigned=unsigned) for name in names}
+    return Ranges(found, observer, model, counts.samples_hash(), len(counts.samples), unsigned)
+
+
+def _float_graph(onnx_path: Path) -> tuple[gs.Graph, int]:
+    model = read_float_model(onnx_path)
+    return prepare(model), model.ir_version
+
+
+def _count_all(
+    counts: Counts,
+    tapped: Tapped,
+    batches: Iterable[Feeds],
+    threads: int,
+    progress: Callable[[int], None] | None,
+    resume: Path | None,
+) -> None:
+    """Count every sample that `counts` does not hold yet."""
+    known = counts.remaining()
+    begun, saved, seen = len(counts.samples), time.monotonic(), 0
+    for feeds in batches:
+        rows, hashes = [], []
+        for row in range(tapped.count(feeds)):
+            digest = sample_hash([feeds[name][row] for name in sorted(feeds)])
+            if known[digest]:
+                known[digest] -= 1
+                seen += 1
+            else:
+                rows.append(row)
+                hashes.append(digest)
+        for digest, values in zip(hashes, tapped.run(feeds, rows), strict=True):
+            counts.add(digest, values, threads)
+            seen += 1
+            if progress is not None:
+                progress(seen)
+        if progress is not None and not rows:
+            progress(seen)
+        # Only here are all tensors and the list of samples sure to agree, whatever interrupts.
+        if resume and time.monotonic() - saved > SAVE_SECONDS:
+            counts.save(resume)
+            saved = time.monotonic()
+    if left := known.total():
+        raise Mismatch(f"{resume} holds {left} samples that are not in this calibration set; delete it to start anew")
+    if resume and len(counts.samples) > begun:
+        counts.save(resume)
 
 
 def measured_tensors(graph: gs.Graph, style: str | None = None) -> tuple[str, ...]:
@@ -89,66 +134,3 @@ def _known(graph: gs.Graph, tensors: Sequence[str]) -> tuple[str, ...]:
         if name not in known:
             raise DataError(f"the model has no tensor '{name}'{nearest(name, known)}")
     return tuple(dict.fromkeys(tensors))
-
-
-def _tapped_session(
-    graph: gs.Graph, model: onnx.ModelProto, names: Sequence[str], threads: int
-) -> tuple[Any, list[str]]:
-    """A session of the float model with `names` as outputs, and those of them that are not its inputs."""
-    import onnxruntime as ort
-
-    inputs = {tensor.name for tensor in graph.inputs}
-    taps = [name for name in names if name not in inputs]
-    by_name = graph.tensors()
-    graph.outputs = [by_name[name] for name in taps] or graph.outputs
-    for tensor in graph.outputs:
-        tensor.dtype = tensor.dtype or np.float32
-    graph.cleanup(remove_unused_graph_inputs=False)
-    tapped = gs.export_onnx(graph)
-    tapped.ir_version = model.ir_version
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    return ort.InferenceSession(tapped.SerializeToString(), options, providers=["CPUExecutionProvider"]), taps
-
-
-def _check_batch(feeds: Feeds, session: Any, onnx_path: Path) -> None:
-    inputs = session.get_inputs()
-    if set(feeds) != {spec.name for spec in inputs}:
-        raise DataError(f"{onnx_path} takes inputs {[spec.name for spec in inputs]}, the batch has {sorted(feeds)}")
-    for spec in inputs:
-        array, shape = feeds[spec.name], spec.shape
-        kind = spec.type.removeprefix("tensor(").removesuffix(")").replace("float16", "half")
-        fits = len(array.shape) == len(shape) and all(
-            not isinstance(want, int) or want == have for want, have in zip(shape, array.shape, strict=True)
-        )
-        if not fits or _TYPES.get(kind, array.dtype.name) != array.dtype.name:
-            raise DataError(
-                f"input '{spec.name}' of {onnx_path} is {kind}{shape}, the batch has "
-                f"{array.dtype.name}{list(array.shape)}; arrange the samples in batches of exactly this shape"
-            )
-
-
-_TYPES = {"float": "float32", "half": "float16", "double": "float64"}
-
-
-def _sample_digests(feeds: Feeds) -> Iterator[bytes]:
-    """One hash per sample over all inputs, in name order."""
-    counts = {name: array.shape[0] if array.ndim else 0 for name, array in feeds.items()}
-    if len(set(counts.values())) != 1:
-        raise DataError(f"the inputs of one batch hold different numbers of samples: {counts}")
-    arrays = [np.ascontiguousarray(feeds[name]) for name in sorted(feeds)]
-    for index in range(next(iter(counts.values()))):
-        digest = hashlib.sha256()
-        for array in arrays:
-            digest.update(array[index].tobytes())
-        yield digest.digest()
-
-
-def _count(histogram: _core.Histogram, values: NDArray[Any], name: str, threads: int) -> None:
-    histogram.update(np.ascontiguousarray(values), threads)
-    if histogram.nan_count or histogram.inf_count:
-        raise DataError(
-            f"tensor '{name}' holds {histogram.nan_count} NaN and {histogram.inf_count} infinite values; "
-            "check the samples and the weights"
-        )

@@ -1,10 +1,13 @@
 """How wide each tensor's quantisation grid should be: observers, and the `Ranges` they produce.
 
-An observer turns a histogram of magnitudes into the interval ``(lo, hi)`` that the 8-bit grid has to cover.
-It chooses one threshold on ``|x|``; the interval is that threshold on both sides, but never wider than what was seen,
-so a tensor after ReLU gets ``lo = 0`` and one that is never positive gets ``hi <= 0``.
+An observer turns what was seen of a tensor into the interval ``(lo, hi)`` that the 8-bit grid has to cover. Most choose
+one threshold on ``|x|`` from a histogram of magnitudes; the interval is that threshold on both sides, but never wider than
+what was seen, so a tensor after ReLU gets ``lo = 0`` and one that is never positive gets ``hi <= 0``. A symmetric grid then
+takes ``max(|lo|, |hi|)``, an asymmetric one the interval itself.
 
 * `minmax` covers everything that was seen.
+* `moving_average` is the mean over the samples of each one's smallest and largest value. (A running mean would depend on
+  the order of the samples, ONNX Runtime's mean over batches on the batch size.)
 * `percentile` covers 99.99 % of the values (NVIDIA's choice; ONNX Runtime takes 99.999 %).
 * `entropy` loses the least information: smallest Kullback-Leibler divergence between the distribution and its
   quantised form (Migacz, "8-bit inference with TensorRT", GTC 2017), but at most 1 % of the non-zero values is clipped:
@@ -19,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,58 +42,78 @@ ENTROPY_COVERS = 99.0
 """Percent of the non-zero magnitudes that `entropy` never clips."""
 
 Range = tuple[float, float]
-Observer = Callable[[_core.Histogram, int], Range]
-"""``(histogram, levels) -> (lo, hi)``; `levels` is the number of grid steps from zero to the threshold."""
 
 
-def _magnitudes(histogram: _core.Histogram) -> NDArray[np.uint64]:
-    """Counts of ``|x|``, shape ``(bins,)``, both signs together."""
-    return np.asarray(histogram.positive + histogram.negative, dtype=np.uint64)
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was seen of one tensor. Both parts grow while samples are counted; neither depends on their order."""
+
+    histogram: _core.Histogram = field(default_factory=_core.Histogram)
+    """Every value: 4096 bins of one power-of-two width for each sign, at least 2048 of them below the largest value."""
+    extremes: list[Range] = field(default_factory=list)
+    """Smallest and largest value of each sample."""
+
+    def magnitudes(self) -> NDArray[np.uint64]:
+        """Counts of ``|x|``, shape ``(bins,)``, both signs together."""
+        return np.asarray(self.histogram.positive + self.histogram.negative, dtype=np.uint64)
+
+    def clip(self, threshold: float) -> Range:
+        """The threshold on both sides, but not wider than what was seen."""
+        return max(self.histogram.minimum, -threshold), min(self.histogram.maximum, threshold)
 
 
-def _clip(histogram: _core.Histogram, threshold: float) -> Range:
-    return max(histogram.minimum, -threshold), min(histogram.maximum, threshold)
+Observer = Callable[[Seen, int], Range]
+"""``(seen, levels) -> (lo, hi)``; `levels` is the number of grid steps from zero to the threshold."""
 
 
-def minmax(histogram: _core.Histogram, levels: int) -> Range:  # noqa: ARG001  # one signature for all observers
+def minmax(seen: Seen, levels: int) -> Range:  # noqa: ARG001  # one signature for all observers
     """The smallest and largest value seen."""
-    return histogram.minimum, histogram.maximum
+    return seen.histogram.minimum, seen.histogram.maximum
 
 
-def percentile(histogram: _core.Histogram, levels: int) -> Range:  # noqa: ARG001
+def moving_average(seen: Seen, levels: int) -> Range:  # noqa: ARG001
+    """The mean of the samples' smallest and of their largest values."""
+    # fsum rounds once, at the end: the order of the samples leaves no trace.
+    lows, highs = zip(*seen.extremes, strict=True)
+    return math.fsum(lows) / len(lows), math.fsum(highs) / len(highs)
+
+
+def percentile(seen: Seen, levels: int) -> Range:  # noqa: ARG001
     """The interval that holds `PERCENTILE` percent of the magnitudes."""
-    return _clip(histogram, _core.percentile_threshold(_magnitudes(histogram), histogram.bin_width, PERCENTILE))
+    return seen.clip(_core.percentile_threshold(seen.magnitudes(), seen.histogram.bin_width, PERCENTILE))
 
 
-def entropy(histogram: _core.Histogram, levels: int) -> Range:
+def entropy(seen: Seen, levels: int) -> Range:
     """The interval whose quantised distribution diverges least from the one seen."""
-    counts, width = _magnitudes(histogram), histogram.bin_width
+    counts, width = seen.magnitudes(), seen.histogram.bin_width
     threshold = _core.entropy_threshold(counts, width, levels)
     counts[0] = 0
     covers = _core.percentile_threshold(counts, width, ENTROPY_COVERS) if counts.any() else 0.0
-    return _clip(histogram, max(threshold, covers))
+    return seen.clip(max(threshold, covers))
 
 
-def mse(histogram: _core.Histogram, levels: int) -> Range:
+def mse(seen: Seen, levels: int) -> Range:
     """The interval with the smallest mean squared quantisation error."""
-    return _clip(histogram, _core.mse_threshold(_magnitudes(histogram), histogram.bin_width, levels - 1))
+    return seen.clip(_core.mse_threshold(seen.magnitudes(), seen.histogram.bin_width, levels - 1))
 
 
-OBSERVERS: Mapping[str, Observer] = {"minmax": minmax, "percentile": percentile, "entropy": entropy, "mse": mse}
+OBSERVERS: Mapping[str, Observer] = {"minmax": minmax, "moving_average": moving_average, "percentile": percentile,
+                                     "entropy": entropy, "mse": mse}  # fmt: skip
 
 
-def observe(histogram: _core.Histogram, observer: str, *, unsigned: bool = False) -> Range:
+def observe(seen: Seen, observer: str, *, unsigned: bool = False) -> Range:
     """``(lo, hi)`` of one tensor by the named observer; `unsigned` says that one-sided tensors become uint8.
 
     Raises `ConfigError` for an unknown observer, `DataError` for a histogram without values.
     """
     check_observer(observer)
+    histogram = seen.histogram
     if histogram.count == 0:
         raise DataError("no values were observed; calibrate with at least one sample")
     if histogram.minimum == histogram.maximum:  # a constant: one value, covered as it is
         return float(histogram.minimum), float(histogram.maximum)
     one_sided = histogram.minimum >= 0 or histogram.maximum <= 0
-    lo, hi = OBSERVERS[observer](histogram, UNSIGNED_LEVELS if unsigned and one_sided else SIGNED_LEVELS)
+    lo, hi = OBSERVERS[observer](seen, UNSIGNED_LEVELS if unsigned and one_sided else SIGNED_LEVELS)
     return float(lo), float(hi)
 
 

@@ -1,0 +1,127 @@
+"""A float model that also hands out its inner tensors, run one sample at a time.
+
+A runtime may add up the values of one sample differently in every batch size: the last bit differs, and with it a
+threshold. So a sample always runs alone, whatever batch it came in. A larger batch written into the model's inputs is
+changed to 1; where the graph needs the original one (a Reshape to it), whole batches run, filled up by repeating.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from pydeploy.backends.base import Feeds
+from pydeploy.errors import DataError
+
+Shape = tuple[Any, ...]
+"""Numbers, and names of dimensions that are not fixed."""
+
+
+class Tapped:
+    """The model `graph`, which is consumed, on ONNX Runtime, with the tensors `names` as its outputs.
+
+    `source` is the file that errors name. ``threads=0`` means all cores.
+    """
+
+    def __init__(self, graph: gs.Graph, names: Sequence[str], ir_version: int, threads: int, source: Path) -> None:
+        self.source = source
+        self.inputs: dict[str, tuple[str, Shape]] = {
+            tensor.name: (np.dtype(tensor.dtype).name, tuple(tensor.shape)) for tensor in graph.inputs
+        }
+        self.names = tuple(names)
+        self._taps = [name for name in names if name not in self.inputs]
+        by_name = graph.tensors()
+        shapes = [by_name[name].shape for name in self._taps]
+        graph.outputs = [by_name[name] for name in self._taps] or graph.outputs
+        for tensor in graph.outputs:
+            tensor.dtype = tensor.dtype or np.float32
+        graph.cleanup(remove_unused_graph_inputs=False)
+        model = gs.export_onnx(graph)
+        model.ir_version = ir_version
+        self.batch = 1
+        """Samples in one run."""
+        written = {shape[0] for _, shape in self.inputs.values() if shape}
+        batch = next(iter(written)) if len(written) == 1 else 1
+        self._session: Any = None
+        if isinstance(batch, int) and batch > 1:
+            self._session = self._alone(model, batch, shapes, threads)
+            self.batch = batch if self._session is None else 1
+        if self._session is None:
+            self._session = _open(model, threads)
+
+    def _alone(self, model: onnx.ModelProto, batch: int, shapes: Sequence[Shape | None], threads: int) -> Any:
+        """A session that takes single samples, or None where the graph needs its batch."""
+        if any(not isinstance(size, int) for _, shape in self.inputs.values() for size in shape):
+            return None
+        zeros = {name: np.zeros((1, *shape[1:]), dtype) for name, (dtype, shape) in self.inputs.items()}
+        try:
+            session = _open(_with_batch_of_one(model), threads)
+            found = session.run(self._taps, zeros) if self._taps else []
+        except Exception:  # ONNX Runtime's own types; whatever it dislikes, the written batch works
+            return None
+        fits = all(
+            shape is None or tuple(shape) == array.shape or ((1, *shape[1:]) == array.shape and shape[0] == batch)
+            for shape, array in zip(shapes, found, strict=True)
+        )
+        return session if fits else None
+
+    def count(self, feeds: Feeds) -> int:
+        """Number of samples in a batch; raises `DataError` unless the model takes them."""
+        if set(feeds) != set(self.inputs):
+            raise DataError(f"{self.source} takes inputs {sorted(self.inputs)}, the batch has {sorted(feeds)}")
+        for name, (dtype, shape) in self.inputs.items():
+            array = feeds[name]
+            fits = array.ndim == len(shape) > 0 and all(
+                not isinstance(want, int) or want == have for want, have in zip(shape[1:], array.shape[1:], strict=True)
+            )
+            if not fits or array.dtype != dtype:
+                expected = ["N", *shape[1:]]
+                raise DataError(
+                    f"input '{name}' of {self.source} is {dtype}{expected} for N samples, the batch has "
+                    f"{array.dtype.name}{list(array.shape)}; give samples of this type and shape"
+                )
+        counts = {name: len(array) for name, array in feeds.items()}
+        if len(set(counts.values())) != 1:
+            raise DataError(f"the inputs of one batch hold different numbers of samples: {counts}")
+        return next(iter(counts.values()))
+
+    def run(self, feeds: Feeds, rows: Sequence[int]) -> Iterator[Mapping[str, NDArray[Any]]]:
+        """The tensors' values for each of the samples `rows` of a batch."""
+        for start in range(0, len(rows), self.batch):
+            chosen = list(rows[start : start + self.batch])
+            filled = [*chosen, *[chosen[-1]] * (self.batch - len(chosen))]
+            part = {name: np.ascontiguousarray(array[filled]) for name, array in feeds.items()}
+            values = {
+                **part,
+                **dict(zip(self._taps, self._session.run(self._taps, part) if self._taps else [], strict=True)),
+            }
+            for row in range(len(chosen)):
+                # What has no batch dimension (computed from weights alone) belongs to every sample.
+                yield {name: values[name][row : row + 1] if len(values[name]) == self.batch > 1 else values[name]
+                       for name in self.names}  # fmt: skip
+
+
+def _open(model: onnx.ModelProto, threads: int) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # what fails is raised; `_alone` may fail and be no error
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _with_batch_of_one(model: onnx.ModelProto) -> onnx.ModelProto:
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    for value in changed.graph.input:
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    del changed.graph.value_info[:]
+    for value in changed.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    return changed
