@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= runs
 SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.hpp)
 
-.PHONY: help setup demo demo-openvino data test lint types unit package sanitize bench figures format clean
+.PHONY: help setup demo demo-openvino data test lint types unit package sanitize trt-contract gpu-check bench figures format clean
 
 help:
 	@echo "make setup          prepare $(VENV) with everything below (a few minutes, mostly PyTorch)"
@@ -14,6 +14,8 @@ help:
 	@echo "make test           lint, types, all tests, a wheel in a clean environment (about 10 minutes)"
 	@echo "make bench          benchmarks with their baselines (keep the machine quiet)"
 	@echo "make sanitize       the C++ core under AddressSanitizer and UBSan"
+	@echo "make trt-contract   the TensorRT backend against the real bindings of six versions (no GPU needed)"
+	@echo "make gpu-check      on a machine with an NVIDIA GPU: everything that pydeploy promises there, as one table"
 	@echo "make format         format Python and C++"
 
 setup: $(VENV)/.ready
@@ -23,7 +25,7 @@ $(VENV)/.ready: pyproject.toml CMakeLists.txt $(SOURCES)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "Python >= 3.10 is needed: make PYTHON=python3.11 ..."; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'scikit-build-core>=0.10' 'pybind11>=2.13' 'cmake>=3.26' 'ninja>=1.11'
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[dev,bench,openvino]'
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[train,dev,bench,openvino]'
 	@touch $@
 
 # Fashion-MNIST: $PYDEPLOY_DATA, Debian's package, or torchvision's download; the package is installed where that is allowed.
@@ -81,6 +83,10 @@ sanitize: setup
 		UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 		PYTHONPATH="build/sanitize/site:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
 		$(BIN)/python -S $(BIN)/pytest -q -p no:cacheprovider tests/test_core_*.py
+
+# The TensorRT backend against the real Python bindings of six versions, as far as these can be had; no GPU is needed.
+trt-contract: setup
+	@$(BIN)/python tests/trt_contract.py
 
 bench: setup
 	@$(BIN)/python -m pytest bench --benchmark-enable --benchmark-autosave --benchmark-group-by=group --benchmark-columns=median,iqr,rounds

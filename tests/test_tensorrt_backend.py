@@ -21,6 +21,7 @@ from cuda_fake import Driver
 from onnx_nets import RESIDUAL_OPS, residual
 from pydeploy.backends.base import Backend, Engine, open_backend, reopen
 from pydeploy.backends.tensorrt import driver
+from pydeploy.backends.tensorrt.checkup import checkup
 from pydeploy.errors import BackendUnavailable, ConfigError, DataError, Mismatch
 from pydeploy.profile import attribute, profile, random_feeds
 from trt_bench import VERSIONS, machine
@@ -528,4 +529,25 @@ def test_old_versions_and_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_
     )  # type: ignore[method-assign]
     machine(monkeypatch, NEWEST, tmp_path, gpu=turing)
     with pytest.raises(BackendUnavailable, match=r"compute capability 8\.0"):
-        opened("bf16")
+        opened("tf32")
+
+
+def test_the_checkup_names_what_is_there(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pydeploy.backends.tensorrt.trtexec.PLACES", ())
+    found = checkup()
+    assert found["GPU"] == "NVIDIA A100-SXM4-40GB, compute capability 8.0, 40 GiB, driver for CUDA 12.4"
+    assert found["bindings"].startswith(f"TensorRT {world.surface.version}, precision ")
+    assert ("by flags" in found["bindings"]) == (not typed_by_default(world))
+    assert "not found" in found["trtexec"]
+
+
+def test_the_checkup_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "load_driver", lambda: None)
+    driver.probe.cache_clear()
+    for name in ("tensorrt", "pycuda", "pynvml"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = checkup()
+    assert all(found[part].startswith("missing: ") for part in ("GPU", "bindings", "pycuda", "CUDA graphs", "NVML"))
+    assert "pip install pycuda" in found["pycuda"]
+    assert "install the driver" in found["GPU"]

@@ -110,9 +110,8 @@ def _fits(surface: Surface, kind: str, value: Any) -> bool:
         return isinstance(value, simple[kind])
     name = kind.rpartition("::")[2].rpartition(".")[2]
     if name in surface.classes:
-        return getattr(type(value), "trt_name", type(value).__name__) == name or any(
-            getattr(base, "trt_name", base.__name__) == name for base in type(value).__mro__
-        )
+        mro = value.__class__.__mro__  # of a mock: the class that it stands for
+        return any(getattr(base, "trt_name", base.__name__) == name for base in mro)
     return True
 
 
@@ -604,9 +603,18 @@ def say(world: World, logger: Any, severity: str, text: str) -> None:
         logger.log(Enum("Severity", severity, 1), text)
 
 
+_cores: dict[int, tuple[Any, Any]] = {}
+
+
+def remember(thing: Any, core: Any) -> None:
+    """Keep the behaviour of an object that cannot hold it itself (a mock of a real class)."""
+    core.face = thing
+    _cores[id(thing)] = (thing, core)
+
+
 def core_of(thing: Any) -> Any:
     """The behaviour behind a face, or behind a mock of the real class."""
-    return object.__getattribute__(thing, "_core") if isinstance(thing, Face) else thing._pydeploy_core
+    return object.__getattribute__(thing, "_core") if isinstance(thing, Face) else _cores[id(thing)][1]
 
 
 # ---------------------------------------------------------------- the module
@@ -627,12 +635,18 @@ def module(world: World) -> types.ModuleType:
     for name in ("ILogger", "IProfiler", "IProgressMonitor", "IInt8EntropyCalibrator2"):
         if name in world.surface.classes:
             setattr(fake, name, overridable(world, name))
-    starts = {"Builder": lambda logger: make("Builder", BuilderCore(world, logger, make)),
-              "Runtime": lambda logger: make("Runtime", RuntimeCore(world, logger, make)),
-              "OnnxParser": lambda network, logger: make("OnnxParser", ParserCore(world, network, logger, make))}  # fmt: skip
-    for name, start in starts.items():
+    for name, start in entries(world, make).items():
         setattr(fake, name, constructor(world, name, start))
     return fake
+
+
+def entries(world: World, make: Callable[[str, Any], Any]) -> dict[str, Callable[..., Any]]:
+    """What the three classes that users construct themselves do."""
+    return {
+        "Builder": lambda logger: make("Builder", BuilderCore(world, logger, make)),
+        "Runtime": lambda logger: make("Runtime", RuntimeCore(world, logger, make)),
+        "OnnxParser": lambda network, logger: make("OnnxParser", ParserCore(world, network, logger, make)),
+    }
 
 
 def constructor(world: World, name: str, start: Callable[..., Any]) -> Callable[..., Any]:

@@ -178,6 +178,11 @@ def reopen(target: Target) -> Backend:
     )
 
 
+def align_of(backend: Backend) -> int:
+    """Channel multiple at which the search for good widths starts; the measured stairs decide."""
+    return int(getattr(backend, "align", 8))
+
+
 def check_feeds(feeds: Feeds, inputs: Sequence[TensorSpec]) -> None:
     """Raise `DataError` unless `feeds` has exactly the inputs' names, dtypes and shapes."""
     names = [spec.name for spec in inputs]

@@ -9,6 +9,9 @@ import signal
 import sys
 from types import FrameType
 
+TRAINING = ("torch", "torchvision", "accelerate", "safetensors", "onnxscript")
+"""Packages of the extra 'train'; what runs on a target does without."""
+
 
 class _Interrupted(BaseException):
     """Ctrl-C. Not KeyboardInterrupt, which the command line library would turn into a bare 'Aborted!'."""
@@ -35,6 +38,10 @@ def _run() -> None:
         app()
     except DeployError as error:
         _fail(str(error))
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in TRAINING:
+            raise
+        _fail(f"this needs PyTorch and its companions ('{error.name}' is missing): pip install 'pydeploy[train]'")
     except (_Interrupted, KeyboardInterrupt):
         _fail("interrupted; finished stages and checkpoints are kept, 'pydeploy run ... --resume' goes on from there")
     except BrokenPipeError:

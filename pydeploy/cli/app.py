@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pydeploy.cli import engine_verbs, model_verbs, quant_verbs, run_verbs, table_verbs
+from pydeploy.cli import engine_verbs, model_verbs, profile_verbs, quant_verbs, run_verbs, table_verbs, tensorrt_verbs
 
 app = typer.Typer(
     name="pydeploy",
@@ -48,10 +48,11 @@ for _verb in (
     quant_verbs.half,
     quant_verbs.lint,
     engine_verbs.build,
-    engine_verbs.profile,
     engine_verbs.compare,
     run_verbs.report,
     run_verbs.doctor,
 ):
     app.command(_verb.__name__)(_verb)
+app.command("trtexec-command")(tensorrt_verbs.trtexec_command)
+app.add_typer(profile_verbs.app, name="profile")
 app.add_typer(table_verbs.app, name="table")

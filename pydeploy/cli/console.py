@@ -10,6 +10,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from pydeploy.rundir import Tick
+from pydeploy.timing import Profile
+
+FLAGS = {
+    "unstable": "run times vary by more than 2.5 % or clocks were lowered; lock the clocks (nvidia-smi -lgc, jetson_clocks) and repeat",
+    "enqueue_bound": "launching takes most of the time: the GPU waits for the host; a smaller network will hardly be faster",
+}
+"""What flags among a profile's conditions mean."""
 
 
 class Terminal:
@@ -81,3 +88,16 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     for row in text:
         cells = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)]
         sys.stdout.write("  ".join(cells).rstrip() + "\n")
+
+
+def show_profile(found: Profile) -> None:
+    """The whole network, the device's condition where the runtime tells, and every layer."""
+    sys.stdout.write(f"{found.target}\nwhole network: {found.whole}\n")
+    for flag, meaning in FLAGS.items():
+        if found.condition.get(flag):
+            sys.stdout.write(f"warning: {meaning}\n")
+    sys.stdout.write("\n")
+    rows = [
+        (name, round(t.median_us, 1), round(t.p10_us, 1), round(t.p90_us, 1), t.n) for name, t in found.layers.items()
+    ]
+    show_table(("layer", "median_us", "p10_us", "p90_us", "n"), rows)

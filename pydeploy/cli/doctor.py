@@ -18,23 +18,23 @@ PACKAGES = (
     "onnx-graphsurgeon",
     "onnxruntime",
     "openvino",
-    "tensorrt",
-    "pycuda",
     "torch-pruning",
     "ray",
 )
-EXTRAS = {"openvino": "openvino", "tensorrt": "tensorrt", "pycuda": "tensorrt", "torch-pruning": "bench", "ray": "ray"}
+EXTRAS = {"torch": "train", "torchvision": "train", "openvino": "openvino", "torch-pruning": "bench", "ray": "ray"}
 
 
 def findings() -> dict[str, Any]:
     """Facts by topic; texts say what to do about what is missing."""
     from pydeploy.backends.device import cpu
+    from pydeploy.backends.tensorrt.checkup import checkup
 
     return {
         "pydeploy": f"{__version__}, Python {platform.python_version()}",
         "compiled part": _core(),
         "device": cpu().name,
         "backend": {name: _backend(name) for name in BACKENDS if name != "null"},
+        "tensorrt": checkup(),
         "package": {name: _package(name) for name in PACKAGES},
         "data": _data(),
     }
@@ -71,7 +71,10 @@ def _package(name: str) -> str:
 
 
 def _data() -> str:
-    from pydeploy.train.data import REMEDY, find_fashion_mnist
+    try:
+        from pydeploy.train.data import REMEDY, find_fashion_mnist
+    except ImportError as error:
+        return f"not looked for: training needs '{error.name}' (pip install 'pydeploy[train]'); measuring does not"
 
     try:
         return f"Fashion-MNIST in {find_fashion_mnist(download=False)}"

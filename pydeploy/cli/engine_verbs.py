@@ -69,7 +69,7 @@ def build(
     sys.stdout.write(f"{engine.path}: {engine.path.stat().st_size:,} bytes for {engine.target}\n")
 
 
-def profile(
+def measure(
     engine: Annotated[Path, typer.Argument(help="Engine file written by 'pydeploy build' or a run.")],
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of measurement.")] = 10,
     runs: Annotated[int, typer.Option(min=1, help="Runs in a round.")] = 20,
@@ -81,21 +81,17 @@ def profile(
     Example: pydeploy profile runs/demo/08_pruned/model.engine
     """
     from pydeploy.cli.arguments import backend_of
-    from pydeploy.cli.console import show_json, show_table
-    from pydeploy.profile import profile as measure
+    from pydeploy.cli.console import show_json, show_profile
+    from pydeploy.profile import profile
 
     backend, record = backend_of(engine)
     if onnx is not None:
         record.require_source(onnx)
-    found = measure(backend, record, rounds=rounds, runs=runs)
+    found = profile(backend, record, rounds=rounds, runs=runs)
     if json:
         show_json(found.to_json())
-        return
-    sys.stdout.write(f"{found.target}\nwhole network: {found.whole}\n\n")
-    rows = [
-        (name, round(t.median_us, 1), round(t.p10_us, 1), round(t.p90_us, 1), t.n) for name, t in found.layers.items()
-    ]
-    show_table(("layer", "median_us", "p10_us", "p90_us", "n"), rows)
+    else:
+        show_profile(found)
 
 
 def compare(

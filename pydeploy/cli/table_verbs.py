@@ -15,6 +15,7 @@ from pydeploy.cli.arguments import INPUT_HELP, MODEL_HELP, OPTION_HELP, TARGET_H
 
 if TYPE_CHECKING:
     from pydeploy.graph import Graph
+    from pydeploy.latency.board import ProbeFolder
 
 app = typer.Typer(help="Latency tables: measure, show, export, import.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -23,15 +24,23 @@ Database = Annotated[Path, typer.Option("--db", help="Table file (SQLite).")]
 
 @app.command()
 def measure(
-    model: Annotated[str, typer.Argument(help=f"{MODEL_HELP[:-1]}; or MODEL.onnx together with --graph.")],
     target: Annotated[str, typer.Option(help=TARGET_HELP)],
     db: Database,
+    model: Annotated[
+        Optional[str], typer.Argument(help=f"{MODEL_HELP[:-1]}; or MODEL.onnx together with --graph; or use --onnx.")
+    ] = None,
+    onnx: Annotated[
+        Optional[Path], typer.Option(help="Folder that 'pydeploy table probes' wrote; needs no PyTorch.")
+    ] = None,
     input: Annotated[Optional[list[str]], typer.Option("--input", help=INPUT_HELP)] = None,
     option: Annotated[Optional[list[str]], typer.Option("--option", "-o", help=OPTION_HELP)] = None,
     graph: Annotated[Optional[Path], typer.Option(help="Graph JSON of an ONNX model ('pydeploy trace --out').")] = None,
     points: Annotated[int, typer.Option(min=2, max=31, help="Most widths measured for one group.")] = 7,
-    align: Annotated[int, typer.Option(min=1, help="Widths are multiples of this.")] = 8,
+    align: Annotated[
+        Optional[int], typer.Option(min=1, help="Widths are multiples of this; else what suits the target.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 1,
+    limit: Annotated[Optional[int], typer.Option(min=1, help="Most networks to build.")] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads; 0 = all cores this process may use.")] = 0,
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 8,
     runs: Annotated[int, typer.Option(min=1, help="Runs in a round.")] = 10,
@@ -40,30 +49,45 @@ def measure(
 
     Example: pydeploy table measure torchvision:resnet18 --input 1x3x224x224 --target onnxruntime:fp32 --db resnet18.sqlite
     """
+    from pydeploy.backends.base import align_of
     from pydeploy.cli.arguments import backend_named
     from pydeploy.cli.console import Terminal
     from pydeploy.latency.design import grid
     from pydeploy.latency.measure import measure as fill
     from pydeploy.latency.table import Table
 
-    backend, terminal = backend_named(target, batch=batch, threads=threads), Terminal()
-    with _dense(model, input or [], option or [], graph, batch) as (structure, onnx):
+    terminal, folder = Terminal(), _folder(onnx, model)
+    backend = backend_named(target, batch=batch if folder is None else folder.batch, threads=threads)
+    with _dense(model or "", input or [], option or [], graph, batch, folder) as (structure, file):
         table = Table.open(db, backend.target())
+        widths = grid(structure, points, align or align_of(backend)) if folder is None else folder.widths
         with terminal.bar("measure the latency table") as tick:
-            done = fill(structure, onnx, backend, table, widths=grid(structure, points, align), rounds=rounds, runs=runs,
-                        progress=tick, announce=lambda s: terminal.say(f"about {s:.0f} s"))  # fmt: skip
+            done = fill(structure, file, backend, table, widths=widths, rounds=rounds, runs=runs, limit=limit,
+                        progress=tick, announce=lambda s: terminal.say(f"about {max(1, round(s / 60))} minutes"))  # fmt: skip
     sys.stdout.write(f"{db}: {done.measured} networks measured, {done.skipped} kept, {done.disturbed} disturbed, "
                      f"{done.seconds:.0f} s on {backend.target()}\n")  # fmt: skip
 
 
+def _folder(onnx: Path | None, model: str | None) -> ProbeFolder | None:
+    from pydeploy.errors import ConfigError
+    from pydeploy.latency.board import ProbeFolder
+
+    if (onnx is None) == (model is None):
+        raise ConfigError("give either a MODEL or --onnx with a folder that 'pydeploy table probes' wrote")
+    return None if onnx is None else ProbeFolder.load(onnx)
+
+
 @contextmanager
 def _dense(
-    model: str, inputs: list[str], options: list[str], graph: Path | None, batch: int
+    model: str, inputs: list[str], options: list[str], graph: Path | None, batch: int, folder: ProbeFolder | None = None
 ) -> Iterator[tuple[Graph, Path]]:
     """Graph and ONNX file of the dense model; made from the model, or given as files (then torch is not needed)."""
     from pydeploy.errors import ConfigError
     from pydeploy.graph import Graph
 
+    if folder is not None:
+        yield folder.graph, folder.model
+        return
     if model.endswith(".onnx"):
         if graph is None:
             raise ConfigError(
@@ -76,8 +100,45 @@ def _dense(
     from pydeploy.prune.trace import trace
 
     net, example = arguments.model_named(model, options), arguments.example(inputs)
-    with tempfile.TemporaryDirectory(prefix="pydeploy-") as folder:
-        yield trace(net, example), export(net, example, Path(folder) / "dense.onnx", batch=batch)
+    with tempfile.TemporaryDirectory(prefix="pydeploy-") as place:
+        yield trace(net, example), export(net, example, Path(place) / "dense.onnx", batch=batch)
+
+
+@app.command()
+def probes(
+    model: Annotated[str, typer.Argument(help=f"{MODEL_HELP[:-1]}; or MODEL.onnx together with --graph.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    input: Annotated[Optional[list[str]], typer.Option("--input", help=INPUT_HELP)] = None,
+    option: Annotated[Optional[list[str]], typer.Option("--option", "-o", help=OPTION_HELP)] = None,
+    graph: Annotated[Optional[Path], typer.Option(help="Graph JSON of an ONNX model ('pydeploy trace --out').")] = None,
+    points: Annotated[int, typer.Option(min=2, max=31, help="Most widths measured for one group.")] = 7,
+    align: Annotated[int, typer.Option(min=1, help="Widths are multiples of this.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 1,
+    trtexec: Annotated[str, typer.Option(help="Also write measure.sh for this version of TensorRT, e.g. 10.3.")] = "",
+    target: Annotated[str, typer.Option(help="For --trtexec: tensorrt:PRECISION and options.")] = "tensorrt:fp16",
+    limit: Annotated[Optional[int], typer.Option(min=1, help="For --trtexec: most networks to build.")] = None,
+) -> None:
+    """Write what a board needs to measure a table by itself: the network, its structure, the widths to try.
+
+    Example: pydeploy table probes torchvision:resnet18 --input 1x3x224x224 --out probes/
+    """
+    from pydeploy.latency.board import ProbeFolder
+    from pydeploy.latency.design import grid
+
+    with _dense(model, input or [], option or [], graph, batch) as (structure, file):
+        folder = ProbeFolder.write(out, file, structure, grid(structure, points, align), batch)
+    sys.stdout.write(
+        f"{out}: copy it to the board, then run there: pydeploy table measure --onnx {out} --target {target} --db FILE\n"
+    )
+    if trtexec:
+        from pydeploy.backends.tensorrt.compat import parse_version
+        from pydeploy.cli.tensorrt_verbs import precision_and_options, typed_files
+
+        precision, options = precision_and_options(target)
+        version = parse_version(trtexec)
+        script = folder.write_script(version, precision, options, limit=limit, convert=typed_files(version, precision))
+        sys.stdout.write(f"{script}: or run it there, copy the folder back, and: pydeploy table import {out} --db FILE "
+                         f"--device NAME --trt {trtexec} --target {target}\n")  # fmt: skip
 
 
 @app.command()
@@ -129,13 +190,23 @@ def export_(
 
 @app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(help="CSV or JSON written by 'pydeploy table export'.")],
+    file: Annotated[
+        Path, typer.Argument(help="CSV or JSON of 'pydeploy table export'; or a folder measured by trtexec.")
+    ],
     db: Database,
+    device: Annotated[str, typer.Option(help="For a folder: name of the device, e.g. 'Jetson Orin Nano'.")] = "",
+    trt: Annotated[str, typer.Option(help="For a folder: version of TensorRT, e.g. 10.3.")] = "",
+    target: Annotated[str, typer.Option(help="For a folder: tensorrt:PRECISION and options.")] = "tensorrt:fp16",
 ) -> None:
-    """Add the rows of an exported table of the same target to a table.
+    """Add the rows of an exported table of the same target to a table, or what trtexec measured in a folder of probes.
 
     Example: pydeploy table import resnet18.json --db resnet18.sqlite
     """
+    if file.is_dir():
+        from pydeploy.cli.tensorrt_verbs import import_folder
+
+        import_folder(file, db, device, trt, target)
+        return
     from pydeploy.errors import ConfigError
     from pydeploy.files import read_json
     from pydeploy.latency.table import Table

@@ -77,7 +77,7 @@ class TensorRt:
             path, precision="fp32" if implicit else self.precision, batch=self.batch, dynamic_batch=True
         )
         shapes = dynamic_inputs(model, self.batch)
-        typed = any(tensor.data_type in _HALF for tensor in model.graph.initializer)
+        typed = is_typed_file(model)
         source = Source(path, model, typed, shapes)
         wants_half = self.precision in ("fp16", "bf16", "int8") and not typed
         if wants_half and compat.is_typed(compat.version(self._trt), typed_file=False):
@@ -108,6 +108,11 @@ def typed_copy(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
         ) from None
     typed: onnx.ModelProto = half.to_half(model, "bf16" if precision == "bf16" else "fp16")
     return typed
+
+
+def is_typed_file(model: onnx.ModelProto) -> bool:
+    """Whether the file states half precision itself: some weight is stored in fp16 or bf16."""
+    return any(tensor.data_type in _HALF for tensor in model.graph.initializer)
 
 
 def dynamic_inputs(model: onnx.ModelProto, batch: int) -> dict[str, tuple[int, ...]]:

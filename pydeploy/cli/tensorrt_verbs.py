@@ -1,0 +1,122 @@
+"""``pydeploy trtexec-command``, and what the other verbs need for machines that have only trtexec."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pydeploy.backends.tensorrt.options import Options
+
+
+def trtexec_command(
+    model: Annotated[Path, typer.Argument(help="ONNX file.")],
+    target: Annotated[str, typer.Option(help="tensorrt:PRECISION and options.")] = "tensorrt:fp16",
+    trt: Annotated[str, typer.Option(help="Version of TensorRT, e.g. 10.3; else that of the installed trtexec.")] = "",
+    batch: Annotated[int, typer.Option(min=1, help="Batch size, for a file with a dynamic batch.")] = 1,
+) -> None:
+    """Print the trtexec command that builds and times a model as pydeploy does, for the installed version.
+
+    Its JSON files are read by 'pydeploy profile import' and 'pydeploy table import'.
+    Example: pydeploy trtexec-command model.onnx --target tensorrt:int8 --trt 10.3
+    """
+    from pydeploy.backends.tensorrt import compat, trtexec
+
+    precision, options = precision_and_options(target)
+    program, version = "trtexec", compat.parse_version(trt) if trt else None
+    if version is None:
+        program, version = _installed()
+    typed, shapes = _facts(model, batch)
+    needs_types = precision in ("fp16", "bf16", "int8") and compat.is_typed(version, typed_file=False) and not typed
+    if needs_types:
+        half = "bf16" if precision == "bf16" else "fp16"
+        sys.stderr.write(f"note: TensorRT {version[0]}.{version[1]} takes precision from the file, and {model} is float: what "
+                         f"is not quantized would run in fp32. Convert it to {half} first.\n")  # fmt: skip
+    found = trtexec.command(
+        model, version, precision, program=program, typed_file=typed, options=options, batch_shapes=shapes
+    )
+    sys.stdout.write(shlex.join(found) + "\n")
+
+
+def _installed() -> tuple[str, tuple[int, int]]:
+    from pydeploy.backends.tensorrt import trtexec
+    from pydeploy.errors import BackendUnavailable
+
+    found = trtexec.find()
+    if found is None:
+        raise BackendUnavailable(
+            "no trtexec on this machine (it comes with TensorRT's Debian packages, archives and containers, not with "
+            "pip); say with --trt which version the command is for, e.g. --trt 10.3"
+        )
+    return found
+
+
+def _facts(model: Path, batch: int) -> tuple[bool, str]:
+    """Whether the file states half precision itself, and ``name:shape`` of its dynamic inputs."""
+    import onnx
+
+    from pydeploy.backends.tensorrt.backend import dynamic_inputs, is_typed_file
+    from pydeploy.errors import DataError
+
+    try:
+        loaded = onnx.load(model, load_external_data=False)
+    except Exception as error:  # protobuf's errors share no base with the file system's
+        raise DataError(f"{model} is not a readable ONNX file ({error})") from None
+    shapes = {name: "x".join(map(str, shape)) for name, shape in dynamic_inputs(loaded, batch).items()}
+    return is_typed_file(loaded), ",".join(f"{name}:{shape}" for name, shape in shapes.items())
+
+
+def precision_and_options(target: str) -> tuple[str, Options]:
+    """``tensorrt:int8,sparse`` -> int8 and its options, without asking for a GPU."""
+    from pydeploy.backends.tensorrt import compat
+    from pydeploy.backends.tensorrt.options import Options
+    from pydeploy.errors import ConfigError, nearest
+
+    name, _, rest = target.partition(":")
+    precision, _, options = rest.partition(",")
+    precision = precision or "fp32"
+    if name != "tensorrt" or precision not in compat.PRECISIONS:
+        raise ConfigError(
+            f"the target must be tensorrt:PRECISION, got '{target}'{nearest(precision, compat.PRECISIONS)}"
+        )
+    return precision, Options.parse(options)
+
+
+def typed_files(version: tuple[int, int], precision: str) -> Callable[[Any], Any] | None:
+    """What makes a float model's file one that this version builds at `precision`; None where flags do."""
+    from pydeploy.backends.tensorrt import compat
+    from pydeploy.backends.tensorrt.backend import typed_copy
+    from pydeploy.errors import ConfigError
+
+    if precision == "int8":
+        raise ConfigError(
+            "probes for int8 need Q/DQ nodes; measure them with 'pydeploy table measure', or take fp16 here"
+        )
+    if precision in ("fp16", "bf16") and compat.is_typed(version, typed_file=False):
+        return lambda model: typed_copy(model, precision)
+    return None
+
+
+def import_folder(folder: Path, db: Path, device: str, trt: str, target: str) -> None:
+    """Put what trtexec measured in a folder of probes into a table, made where it is missing."""
+    from pydeploy.errors import ConfigError
+    from pydeploy.latency.board import ProbeFolder, target_from
+    from pydeploy.latency.table import Table
+
+    if not device or not trt:
+        raise ConfigError("trtexec's files do not say where they were made: give --device and --trt")
+    probes = ProbeFolder.load(folder)
+    precision, options = precision_and_options(target)
+    table = Table.open(db, target_from(device, trt, precision, probes.batch, options))
+    added, missing = probes.import_runs(table)
+    note = (
+        f", {len(missing)} not measured yet ({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''})"
+        if missing
+        else ""
+    )
+    sys.stdout.write(f"{added} networks added to {db}{note}\n")

@@ -1,0 +1,178 @@
+"""The backend's tests against the real TensorRT bindings: `make trt-contract`.
+
+NVIDIA's binding wheels of six versions are installed side by side, imported with the help of a compiled stub (no GPU and
+no TensorRT library is involved), compared with the committed tables, and the whole backend then runs against
+`create_autospec` of the real classes. ``python tests/trt_contract.py --update`` writes the tables anew.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+from unittest.mock import create_autospec
+
+import trt_fake
+import trt_surface
+
+HERE = Path(__file__).parent
+PLACE = HERE.parent / "build" / "trt"
+WHEELS = {"8.6.1": "tensorrt-bindings==8.6.1", "10.0.1": "tensorrt-cu12-bindings==10.0.1",
+          "10.3.0": "tensorrt-cu12-bindings==10.3.0", "10.16.1": "tensorrt-cu12-bindings==10.16.1.11",
+          "11.0.0": "tensorrt-cu13-bindings==11.0.0.114", "11.4.0": "tensorrt-cu13-bindings==11.4.0.106"}  # fmt: skip
+LIBRARIES = ("nvinfer", "nvonnxparser", "nvinfer_plugin", "nvparsers")
+UNAVAILABLE = 3  # exit code: the wheels cannot be had here
+TESTS = ("test_tensorrt_backend.py", "test_tensorrt_contract.py")
+
+
+def bindings(version: str) -> types.ModuleType:
+    """The real module of a version; one version per process."""
+    major = version.split(".")[0]
+    for name in LIBRARIES if major == "8" else LIBRARIES[:3]:
+        ctypes.CDLL(str(PLACE / f"stub{major}" / f"lib{name}.so.{major}"), mode=ctypes.RTLD_GLOBAL)
+    sys.path.insert(0, str(PLACE / version))
+    import tensorrt_bindings  # type: ignore[import-not-found]
+
+    real: types.ModuleType = tensorrt_bindings
+    return real
+
+
+_loaded: dict[str, types.ModuleType] = {}
+
+
+def real_module(version: str) -> types.ModuleType:
+    if version not in _loaded:
+        _loaded[version] = bindings(version)
+    return _loaded[version]
+
+
+def module(world: trt_fake.World) -> types.ModuleType:
+    """The real module, except that its three entry points lead to autospec'd objects with the fake's behaviour."""
+    real = real_module(world.table)
+    world.surface = trt_surface.extract(real)
+    trt = types.ModuleType("tensorrt")
+    trt.__dict__.update({name: getattr(real, name) for name in dir(real) if not name.startswith("_")})
+    trt.__version__ = real.__version__  # type: ignore[attr-defined]
+    world.module = trt  # type: ignore[attr-defined]
+
+    def make(name: str, core: Any) -> Any:
+        return mock(world, getattr(real, name), name, core)
+
+    for name, start in trt_fake.entries(world, make).items():
+        setattr(trt, name, trt_fake.constructor(world, name, start))
+    return trt
+
+
+def mock(world: trt_fake.World, cls: Any, name: str, core: Any) -> Any:
+    """An autospec of the real class: its methods check their arguments, then do what `core` does."""
+    thing = create_autospec(cls, instance=True, spec_set=True)
+    for member, kind in world.surface.classes[name].items():
+        if member == "__init__":
+            continue
+        if isinstance(kind, list):
+            getattr(thing, member).side_effect = _checked(world, name, member, kind, core)
+        else:
+            setattr(type(thing), member, _property(world, name, member, kind, core))
+    trt_fake.remember(thing, core)
+    return thing
+
+
+def _checked(world: trt_fake.World, name: str, member: str, signatures: list[str], core: Any) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        trt_fake.check_call(world.surface, f"{name}.{member}", signatures, args, kwargs)
+        world.calls.append(f"{name}.{member}")
+        return getattr(core, member)(*args, **kwargs)
+
+    return call
+
+
+def _property(world: trt_fake.World, name: str, member: str, kind: Any, core: Any) -> property:
+    assigned: dict[str, Any] = {}
+
+    def read(_self: Any) -> Any:
+        return assigned.get(member, getattr(core, member, None))
+
+    def write(_self: Any, value: Any) -> None:
+        if kind != "rw":
+            raise AttributeError(f"'{name}.{member}' is read-only in {world.surface.version}")
+        world.calls.append(f"{name}.{member}=")
+        assigned[member] = value
+
+    return property(read, write)
+
+
+# ---------------------------------------------------------------- the run
+
+
+def install() -> str:
+    """Fetches the wheels that are not there yet and compiles the stub; says what is missing, '' when nothing is."""
+    for version, wheel in WHEELS.items():
+        place = PLACE / version
+        if not (place / "tensorrt_bindings").is_dir():
+            pip = [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--no-deps",
+                "--target",
+            ]
+            done = subprocess.run([*pip, str(place), wheel], capture_output=True, text=True, check=False)
+            if done.returncode:
+                return f"{wheel} cannot be installed: {(done.stderr.strip().splitlines() or ['no reason'])[-1]}"
+    compiler = os.environ.get("CC", "cc")
+    for major in ("8", "10", "11"):
+        folder = PLACE / f"stub{major}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in LIBRARIES:
+            out = folder / f"lib{name}.so.{major}"
+            command = [
+                compiler,
+                "-shared",
+                "-fPIC",
+                "-w",
+                f"-Wl,-soname,{out.name}",
+                "-o",
+                str(out),
+                str(HERE / "trt_loader_stub.c"),
+            ]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                return f"the stub cannot be compiled: {done.stderr.strip()[-300:]}"
+    return ""
+
+
+def main() -> int:
+    if "--update" in sys.argv:
+        version = os.environ.get("PYDEPLOY_TRT_VERSION")
+        if version is not None:
+            trt_surface.extract(bindings(version)).save()
+            return 0
+    if sys.version_info[:2] > (3, 11):
+        print("trt-contract: the wheels of TensorRT 8.6 end at Python 3.11; run with 'make PYTHON=python3.11'")
+        return UNAVAILABLE
+    if problem := install():
+        print(f"trt-contract: {problem}")
+        return UNAVAILABLE
+    failed = []
+    for version in WHEELS:
+        command = [sys.executable, "-m", "pytest", "-q", *(str(HERE / name) for name in TESTS)]
+        if "--update" in sys.argv:
+            command = [sys.executable, __file__, "--update"]
+        print(f"== TensorRT {version}, real bindings", flush=True)
+        done = subprocess.run(
+            command, check=False, env={**os.environ, "PYDEPLOY_TRT_VERSION": version}, cwd=HERE.parent
+        )
+        failed += [version] if done.returncode else []
+    print(f"trt-contract: {'FAILED on ' + ', '.join(failed) if failed else f'{len(WHEELS)} versions passed'}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
