@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 import pytest
 
 import cuda_fake
@@ -37,16 +35,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, version: str, folder: Path, *, gpu:
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     driver.probe.cache_clear()
     monkeypatch.setattr("pydeploy.backends.tensorrt.session.perf_counter_ns", lambda: int(world.host_us * 1e3))
-    monkeypatch.setattr("pydeploy.backends.tensorrt.backend.typed_copy", half_weights)
     return world
-
-
-def half_weights(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
-    """A file that says it is typed; the fake device does not look closer."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    copy.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(1, np.float16), "typed"))
-    return copy
 
 
 def tensorrt_module(world: World) -> Any:

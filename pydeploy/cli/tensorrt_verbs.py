@@ -6,11 +6,13 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    import onnx
+
     from pydeploy.backends.tensorrt.options import Options
 
 
@@ -34,9 +36,11 @@ def trtexec_command(
     typed, shapes = _facts(model, batch)
     needs_types = precision in ("fp16", "bf16", "int8") and compat.is_typed(version, typed_file=False) and not typed
     if needs_types:
-        half = "bf16" if precision == "bf16" else "fp16"
-        sys.stderr.write(f"note: TensorRT {version[0]}.{version[1]} takes precision from the file, and {model} is float: what "
-                         f"is not quantized would run in fp32. Convert it to {half} first.\n")  # fmt: skip
+        half = "bfloat16" if precision == "bf16" else "float16"
+        sys.stderr.write(
+            f"note: TensorRT {version[0]}.{version[1]} takes precision from the file, and {model} is float: what is not "
+            f"quantized would run in fp32. Convert it first: pydeploy half {model} --dtype {half} --out FILE\n"
+        )
     found = trtexec.command(
         model, version, precision, program=program, typed_file=typed, options=options, batch_shapes=shapes
     )
@@ -87,7 +91,7 @@ def precision_and_options(target: str) -> tuple[str, Options]:
     return precision, Options.parse(options)
 
 
-def typed_files(version: tuple[int, int], precision: str) -> Callable[[Any], Any] | None:
+def typed_files(version: tuple[int, int], precision: str) -> Callable[[Path], onnx.ModelProto] | None:
     """What makes a float model's file one that this version builds at `precision`; None where flags do."""
     from pydeploy.backends.tensorrt import compat
     from pydeploy.backends.tensorrt.backend import typed_copy
@@ -98,7 +102,7 @@ def typed_files(version: tuple[int, int], precision: str) -> Callable[[Any], Any
             "probes for int8 need Q/DQ nodes; measure them with 'pydeploy table measure', or take fp16 here"
         )
     if precision in ("fp16", "bf16") and compat.is_typed(version, typed_file=False):
-        return lambda model: typed_copy(model, precision)
+        return lambda path: typed_copy(path, precision)
     return None
 
 

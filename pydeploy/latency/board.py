@@ -32,7 +32,8 @@ from pydeploy.latency.table import Table, origin
 from pydeploy.profile import attribute
 from pydeploy.timing import Profile, Target, Timing
 
-Convert = Callable[[onnx.ModelProto], onnx.ModelProto]
+Convert = Callable[[Path], onnx.ModelProto]
+"""A typed model of the float one in a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ class ProbeFolder:
         program: str = "trtexec",
         convert: Convert | None = None,
     ) -> Path:
-        """``measure.sh`` and the ONNX files that it runs through trtexec; `convert` makes typed or Q/DQ files of them."""  # fmt: skip
+        """``measure.sh`` and the ONNX files that it runs through trtexec; `convert` makes typed ones of them."""  # fmt: skip
         dense = onnx.load(self.model)
         lines = [
             "#!/bin/sh",
@@ -103,8 +104,9 @@ class ProbeFolder:
         for name, widths in self.plans(limit).items():
             seed = int(hashlib.sha256(name.encode()).hexdigest()[:16], 16)
             model = resize(dense, self.graph, widths, np.random.default_rng(seed))
-            with replacing(self.path / f"{name}.onnx") as partial:
-                onnx.save(model if convert is None else convert(model), partial)
+            onnx.save(model, self.path / f"{name}.onnx")
+            if convert is not None:
+                onnx.save(convert(self.path / f"{name}.onnx"), self.path / f"{name}.onnx")
             arguments = trtexec.command(Path(f"{name}.onnx"), version, precision, program=program, options=options,
                                         typed_file=convert is not None)  # fmt: skip
             done = trtexec.Files.beside(Path(f"{name}.onnx")).layers

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-import importlib
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +26,7 @@ from pydeploy.backends.tensorrt.options import Options
 from pydeploy.backends.tensorrt.session import TensorRtSession
 from pydeploy.errors import BackendUnavailable
 from pydeploy.files import replacing, sha256, write_json
+from pydeploy.quant.half import to_half
 from pydeploy.timing import Target
 
 _HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
@@ -81,7 +82,7 @@ class TensorRt:
         source = Source(path, model, typed, shapes)
         wants_half = self.precision in ("fp16", "bf16", "int8") and not typed
         if wants_half and compat.is_typed(compat.version(self._trt), typed_file=False):
-            return replace(source, model=typed_copy(model, self.precision), typed=True)
+            return replace(source, model=typed_copy(path, self.precision), typed=True)
         return source
 
     @contextmanager
@@ -98,16 +99,12 @@ class TensorRt:
             stream.close()
 
 
-def typed_copy(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
-    """The model with fp16 (or bf16) tensors and float inputs and outputs; Q/DQ nodes keep working."""
-    try:
-        half = importlib.import_module("pydeploy.quant.half")
-    except ImportError:
-        raise BackendUnavailable(
-            f"this version of TensorRT takes {precision} from the file's own types; convert the ONNX file to {precision} first"
-        ) from None
-    typed: onnx.ModelProto = half.to_half(model, "bf16" if precision == "bf16" else "fp16")
-    return typed
+def typed_copy(path: Path, precision: str) -> onnx.ModelProto:
+    """The model in `path` with fp16 (or bf16) tensors, but float inputs and outputs; Q/DQ nodes stay."""
+    with tempfile.TemporaryDirectory(prefix="pydeploy-") as folder:
+        out = Path(folder) / path.name
+        to_half(path, out, dtype="bfloat16" if precision == "bf16" else "float16")
+        return onnx.load(out)
 
 
 def is_typed_file(model: onnx.ModelProto) -> bool:
