@@ -51,7 +51,7 @@ def compare(reference: Session, other: Session, feeds: Iterable[Feeds]) -> Compa
         mine, theirs = getattr(reference, side), getattr(other, side)
         if list(mine) != list(theirs):
             raise Mismatch(f"the engines' {side} differ ({list(mine)} against {list(theirs)}); compare like with like")
-    sums = {spec.name: _Sums() for spec in reference.outputs}
+    sums = {spec.name: Sums() for spec in reference.outputs}
     count = 0
     for count, one in enumerate(feeds, start=1):  # noqa: B007 - the last count is read after the loop
         first, second = reference.run(one), other.run(one)
@@ -62,7 +62,7 @@ def compare(reference: Session, other: Session, feeds: Iterable[Feeds]) -> Compa
 
 
 @dataclass(frozen=True, slots=True)
-class _Sums:
+class Sums:
     """Running sums over feeds, in float64."""
 
     max_abs: float = 0.0
@@ -71,13 +71,13 @@ class _Sums:
     ab: float = 0.0
     dd: float = 0.0
 
-    def plus(self, first: NDArray[Any], second: NDArray[Any]) -> _Sums:
+    def plus(self, first: NDArray[Any], second: NDArray[Any]) -> Sums:
         a, b = first.ravel().astype(np.float64), second.ravel().astype(np.float64)
         apart = a - b
         # np.maximum keeps NaN, which Python's max may drop.
         max_abs = float(np.maximum(self.max_abs, np.abs(apart).max(initial=0.0)))
         aa, bb, ab, dd = (float(np.dot(x, y)) for x, y in ((a, a), (b, b), (a, b), (apart, apart)))
-        return _Sums(max_abs, self.aa + aa, self.bb + bb, self.ab + ab, self.dd + dd)
+        return Sums(max_abs, self.aa + aa, self.bb + bb, self.ab + ab, self.dd + dd)
 
     def difference(self, name: str) -> Difference:
         if self.aa == 0.0 or self.bb == 0.0:

@@ -36,6 +36,7 @@ RANKS = {
     "pydeploy.solve": 5,
     "pydeploy.compare": 5,
     "pydeploy.profile": 5,
+    "pydeploy.divergence": 6,
     "pydeploy.latency": 6,
     "pydeploy.report": 6,
     "pydeploy.rundir": 6,

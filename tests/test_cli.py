@@ -125,6 +125,18 @@ def test_profile_and_compare(work: Path) -> None:
     assert set(same["latency"]) == {"reference", "other"}
 
 
+def test_compare_says_where_engines_part(work: Path) -> None:
+    dense, small, options = work / "dense.engine", work / "small.engine", ("--feeds", 1, "--layers")
+    inside = json.loads(pydeploy("compare", dense, dense, *options, "--json").stdout)
+    assert inside["first_divergence"] is None
+    assert [row["layer"] for row in inside["layers"]][-1] == "fc"
+    shown = pydeploy("compare", dense, small, *options, "--tolerance", 0.1)
+    assert "first layer that differs by more than 0.1: " in shown.stdout, shown.stderr
+    fails(pydeploy("compare", dense, small, *options, "--onnx", work / "dense.onnx"), "give --onnx twice")
+    swapped = ("--onnx", work / "small.onnx", "--onnx", work / "dense.onnx")
+    fails(pydeploy("compare", dense, small, *options, *swapped), "was not built from")
+
+
 def test_table_show_export_import(work: Path) -> None:
     assert "NOT measured" in pydeploy("table", "show", "--db", work / "t.sqlite", "--layer", "conv3x3").stdout
     assert pydeploy("table", "export", "--db", work / "t.sqlite", "--out", work / "t.json").returncode == 0

@@ -1,14 +1,19 @@
-"""Verbs on ONNX files and engines: calibrate, build, profile, compare. None of them needs torch but calibrate."""
+"""Verbs on ONNX files and engines: calibrate, build, profile, compare. None of them needs torch but calibrate and compare --config."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from pydeploy.cli.arguments import EXAMPLE_HELP, TARGET_HELP
+
+if TYPE_CHECKING:
+    from pydeploy.backends.base import Backend, Engine, Feeds
+    from pydeploy.divergence import LayerDifference
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Threads = Annotated[int, typer.Option(help="Threads of the engine; 0 = all cores this process may use.")]
@@ -97,33 +102,88 @@ def measure(
 def compare(
     reference: Annotated[Path, typer.Argument(help="Engine file.")],
     other: Annotated[Path, typer.Argument(help="Engine file with the same inputs and outputs.")],
-    feeds: Annotated[int, typer.Option(min=1, help="Random inputs to compare on.")] = 8,
+    feeds: Annotated[int, typer.Option(min=1, help="Batches of inputs to compare on.")] = 8,
+    config: Annotated[
+        Optional[Path], typer.Option(help="Config whose task gives test images [default: random inputs].")
+    ] = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Compare inside as well: the first layer that differs.")
+    ] = False,
+    tolerance: Annotated[float, typer.Option(min=0, help="Relative difference that counts as diverged.")] = 0.05,
+    onnx: Annotated[
+        Optional[list[Path]],
+        typer.Option(help="ONNX file of an engine; twice, in order [default: beside the engines]."),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Compare two engines: outputs on the same inputs, and latency measured in turns.
+    """Compare two engines: outputs on the same inputs, latency measured in turns, and with --layers where they part.
 
-    Example: pydeploy compare runs/demo/04_dense/model.engine runs/demo/08_pruned/model.engine
+    Example: pydeploy compare runs/demo/08_pruned/model.engine runs/demo/09_quantized/model.engine --layers
     """
     from pydeploy.cli.arguments import backend_of
     from pydeploy.cli.console import show_json, show_table
     from pydeploy.compare import compare as judge
+    from pydeploy.divergence import first_divergence
     from pydeploy.profile import random_feeds, time_engines
 
     (one, first), (two, second) = backend_of(reference), backend_of(other)
     with one.open(first) as a, two.open(second) as b:
-        result = judge(a, b, [random_feeds(a.inputs, seed) for seed in range(feeds)])
+        random = [random_feeds(a.inputs, seed) for seed in range(feeds)]
+        samples = random if config is None else _test_feeds(config, one.batch, feeds)
+        result = judge(a, b, samples)
+    inside = _inside((one, first), (two, second), onnx or [], samples) if layers else ()
+    diverged = first_divergence(inside, tolerance)
     times = {
-        name: samples.timing
-        for name, samples in time_engines({"reference": (one, first), "other": (two, second)}).items()
+        name: found.timing for name, found in time_engines({"reference": (one, first), "other": (two, second)}).items()
     }
     if json:
         data: dict[str, Any] = {
             **result.to_json(),
             "latency": {name: timing.to_json() for name, timing in times.items()},
         }
+        if layers:
+            data["layers"] = [difference.to_json() for difference in inside]
+            data["first_divergence"] = None if diverged is None else diverged.layer
         show_json(data)
         return
     rows = [(d.output, f"{d.max_abs:.3g}", f"{d.relative_l2:.3g}", f"{d.cosine:.6f}") for d in result.outputs]
     show_table(("output", "max_abs", "relative_l2", "cosine"), rows)
+    if layers:
+        sys.stdout.write("\n")
+        show_table(
+            ("layer", "max_abs", "relative_l2"), [(d.layer, f"{d.max_abs:.3g}", f"{d.relative_l2:.3g}") for d in inside]
+        )
+        where = "none" if diverged is None else f"{diverged.layer} ({diverged.relative_l2:.3g})"
+        sys.stdout.write(f"first layer that differs by more than {tolerance:g}: {where}\n")
     sys.stdout.write(f"\nreference: {times['reference']}\nother:     {times['other']}\n"
                      f"other takes {times['other'].median_us / times['reference'].median_us:.3f} of the reference's time\n")  # fmt: skip
+
+
+def _test_feeds(config: Path, batch: int, count: int) -> list[dict[str, Any]]:
+    """The first batches of the task's test images. INT8 clips random inputs that no image reaches."""
+    from pydeploy import stages
+    from pydeploy.config import load
+
+    task = stages.open_task(load(config))
+    first = next(iter(task.eval_batches(batch * count)))
+    feeds = stages.calibration_feeds(task, [tensor.numpy() for tensor in first.inputs], batch)
+    return [one for one, _ in zip(feeds, range(count), strict=False)]
+
+
+def _inside(
+    reference: tuple[Backend, Engine], other: tuple[Backend, Engine], onnx: Sequence[Path], samples: Sequence[Feeds]
+) -> tuple[LayerDifference, ...]:
+    """Differences layer by layer; the ONNX files are those given, or lie beside the engines."""
+    from pydeploy.divergence import layer_differences
+    from pydeploy.errors import ConfigError, DataError
+
+    if len(onnx) not in (0, 2):
+        raise ConfigError(f"give --onnx twice, for the reference and for the other engine; got {len(onnx)}")
+    sides = []
+    for index, (backend, engine) in enumerate((reference, other)):
+        source = onnx[index] if onnx else engine.path.with_suffix(".onnx")
+        if not source.is_file():
+            raise DataError(f"{source} does not exist; name the ONNX files of both engines with --onnx")
+        engine.require_source(source)
+        sides.append((backend, source))
+    return layer_differences(sides[0], sides[1], samples)
