@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from pydeploy.graph import Graph, Plan
     from pydeploy.latency.measure import measure
     from pydeploy.latency.table import Table
+    from pydeploy.prune.absorb import channel_means
+    from pydeploy.prune.entries import compose
+    from pydeploy.prune.fold import fold
     from pydeploy.prune.importance import score
     from pydeploy.prune.io import load, save
     from pydeploy.prune.surgery import apply
@@ -29,6 +32,9 @@ _HOMES = {
     "__version__": "pydeploy.version",
     "apply": "pydeploy.prune.surgery",
     "calibrate": "pydeploy.quant.calibrate",
+    "channel_means": "pydeploy.prune.absorb",
+    "compose": "pydeploy.prune.entries",
+    "fold": "pydeploy.prune.fold",
     "load": "pydeploy.prune.io",
     "measure": "pydeploy.latency.measure",
     "quantize": "pydeploy.quant.qdq",
@@ -39,8 +45,8 @@ _HOMES = {
     "uniform": "pydeploy.solve",
 }
 
-__all__ = ["Graph", "Plan", "Table", "__version__", "apply", "calibrate", "load", "measure", "quantize", "save", "score",
-           "solve", "trace", "uniform"]  # fmt: skip
+__all__ = ["Graph", "Plan", "Table", "__version__", "apply", "calibrate", "channel_means", "compose", "fold", "load",
+           "measure", "quantize", "save", "score", "solve", "trace", "uniform"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

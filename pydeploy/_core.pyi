@@ -15,6 +15,25 @@ def kept_entries(
     axis_sizes: NDArray[np.int64],
     slices: NDArray[np.int64],
 ) -> list[NDArray[np.int64]]: ...
+def input_shift(
+    weight: NDArray[np.float32] | NDArray[np.float64],
+    means: NDArray[np.float64],
+    groups: int = 1,
+    threads: int = 0,
+) -> NDArray[np.float64]: ...
+def fold_batch_norm(
+    weight: NDArray[Any],
+    bias: NDArray[Any] | None,
+    gamma: NDArray[Any] | None,
+    beta: NDArray[Any] | None,
+    mean: NDArray[Any],
+    variance: NDArray[Any],
+    epsilon: float,
+    outer: int = 1,
+) -> tuple[NDArray[Any], NDArray[Any]]: ...
+def keep_largest(
+    values: NDArray[np.float32] | NDArray[np.float64], n: int, m: int, axis: int, threads: int = 0
+) -> NDArray[np.uint8]: ...
 
 @final
 class Histogram:

@@ -3,6 +3,7 @@
 * Batch norm is folded into the convolution before it (torch's own exporter does that).
 * The node of every layer is named like the layer's operator in the graph (``layer1.0.conv1``; a second call of the
   same layer ``layer1.0.conv1:2``), its weight like the parameter. Latency tables and reports rely on it.
+* Masks (`pydeploy.prune.masks`) are folded into the weights.
 * The batch is static: latency and calibration are for one batch size.
 * The file is run on ONNX Runtime and compared with the PyTorch model before it is put in place.
 """
@@ -10,7 +11,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import warnings
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from pydeploy.errors import DataError, Mismatch, TraceError
 from pydeploy.files import replacing
+from pydeploy.prune.masks import unmasked
 
 OPSET = 20
 """Newest operator set that ONNX Runtime 1.20, OpenVINO 2025 and TensorRT 10 all read."""
@@ -47,7 +48,7 @@ def export(model: nn.Module, example: Tensor | tuple[Tensor, ...], path: Path | 
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise DataError(f"'{name}' holds NaN or infinite values; export a model from a sound training run")
-    frozen = copy.deepcopy(model).eval().to("cpu", torch.float32)
+    frozen = unmasked(model).eval().to("cpu", torch.float32)
     program = _export(frozen, inputs, input_names, output_names)
     named(program)
     with replacing(path) as partial:

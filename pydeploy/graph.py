@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -237,6 +238,8 @@ class Plan:
     """Predicted latency, re-read from the table (NaN where no table was used)."""
     bound: float = float("nan")
     """Upper bound on `score` that was proven for this budget."""
+    dense: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Shape of every tensor of the uncut model, by ``state_dict`` name; says what differs when a model does not fit."""
 
     @property
     def gap(self) -> float:
@@ -251,7 +254,7 @@ class Plan:
         """Raise `Mismatch` unless this plan is valid for `graph`."""
         if self.graph != graph.fingerprint:
             raise Mismatch(
-                f"the plan is for graph {self.graph}, the model's graph is {graph.fingerprint}: "
+                f"the plan is for graph {self.graph}, the model's graph is {graph.fingerprint}{self._difference(graph)}: "
                 "trace the model that the plan was made for, or solve again"
             )
         for name, channels in self.kept.items():
@@ -260,20 +263,31 @@ class Plan:
                 raise Mismatch(f"the plan names group '{name}', which the model lacks{nearest(name, graph.by_name)}")
             _check_channels(group, channels)
 
+    def _difference(self, graph: Graph) -> str:
+        """The first tensor that differs, for messages; '' where the tensors are the same or not known."""
+        for name in [*self.dense, *graph.params] if self.dense else ():
+            want, have = self.dense.get(name), graph.params.get(name)
+            if want is None or have is None or tuple(want) != tuple(have):
+                shapes = [list(s) if s is not None else "absent" for s in (want, have)]
+                return f" ('{name}' is {shapes[0]} there, {shapes[1]} here)"
+        return ""
+
     def to_json(self) -> dict[str, Any]:
         return {"schema": 1, "graph": self.graph, "method": self.method, "score": self.score,
                 "latency_us": self.latency_us, "bound": self.bound,
+                "dense": {name: list(shape) for name, shape in self.dense.items()},
                 "kept": {name: list(channels) for name, channels in self.kept.items()}}  # fmt: skip
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
         try:
-            kept = {name: tuple(int(c) for c in channels) for name, channels in data["kept"].items()}
+            kept = {name: tuple(operator.index(c) for c in channels) for name, channels in data["kept"].items()}
+            dense = {name: tuple(operator.index(n) for n in shape) for name, shape in data.get("dense", {}).items()}
             numbers = {
                 key: float(data[key]) if data[key] is not None else float("nan")
                 for key in ("score", "latency_us", "bound")
             }
-            return cls(kept, data["graph"], data["method"], **numbers)
+            return cls(kept, data["graph"], data["method"], **numbers, dense=dense)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"not a plan file: {error!r}; expected the JSON that 'pydeploy prune' writes") from None
 
@@ -312,4 +326,4 @@ def plan_from_widths(graph: Graph, scores: Scores, widths: Widths, **facts: Any)
         channels = top_channels(scores[group.name], widths.get(group.name, group.width))
         kept[group.name] = channels
         total += float(np.sum(scores[group.name][list(channels)], dtype=np.float64))
-    return Plan(kept, graph.fingerprint, score=total, **facts)
+    return Plan(kept, graph.fingerprint, score=total, dense=graph.params, **facts)

@@ -62,7 +62,8 @@ def compose(graph: Graph, first: Plan, small_graph: Graph, second: Plan) -> Plan
         if place is not None and survivors is not None:
             firsts = place.offset + place.step * np.arange(group.width)
             kept[group.name] = tuple(np.flatnonzero(np.isin(firsts, survivors)).tolist())
-    plan = Plan({**first.kept, **kept}, graph.fingerprint, second.method, second.score, second.latency_us, second.bound)
+    plan = Plan({**first.kept, **kept}, graph.fingerprint, second.method, second.score, second.latency_us, second.bound,
+                dense=graph.params)  # fmt: skip
     _same_cut(kept_entries(graph, plan), both)
     plan.check(graph)
     return plan

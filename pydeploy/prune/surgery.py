@@ -3,56 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pydeploy import _core
 from pydeploy.errors import Mismatch
 from pydeploy.graph import Graph, Plan
+from pydeploy.prune.absorb import Means, shifted
 from pydeploy.prune.attributes import update_attributes
 from pydeploy.prune.copying import Memo, copied
-from pydeploy.prune.entries import kept_entries
+from pydeploy.prune.entries import Kept, kept_entries
+from pydeploy.prune.tensors import check_dense, packed, unpacked
 
 
-def apply(model: nn.Module, graph: Graph, plan: Plan, *, threads: int = 0) -> nn.Module:
+def apply(model: nn.Module, graph: Graph, plan: Plan, *, means: Means | None = None, threads: int = 0) -> nn.Module:
     """A new, smaller module that computes what `model` computes with the other channels silenced.
 
-    `model` is not changed and shares no memory with the result. Raises `Mismatch` when the plan is for another graph
-    or the model's parameters differ from the graph's.
+    With `means` (from `channel_means`) a removed channel is not silenced but held at its mean, which goes into the bias or
+    batch norm of the layers that read it. `model` is not changed and shares no memory with the result.
+    Raises `Mismatch` when the plan is for another graph or the model's parameters differ from the graph's, `DataError` for
+    meta, sparse or quantised tensors; nothing is cut then.
     """
     plan.check(graph)
+    tensors = _tensors(model, graph)
+    kept = kept_entries(graph, plan)
+    new = _gathered(tensors, kept, threads)
+    if means is not None:
+        new |= shifted(model, tensors, kept, new, means, threads)
+    return replaced(model, new)
+
+
+def _tensors(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
     tensors = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     for name, shape in graph.params.items():
+        if name in tensors:
+            check_dense(name, tensors[name])
         if name not in tensors or tuple(tensors[name].shape) != shape:
             found = f"shape {list(tensors[name].shape)}" if name in tensors else "nothing"
             raise Mismatch(
                 f"the graph has '{name}' with shape {list(shape)}, the model has {found}; trace this model again"
             )
-    kept = kept_entries(graph, plan)
-    arrays = {name: as_numpy(tensors[name]) for name in kept}
-    cut = _core.gather_many([(arrays[name], kept[name]) for name in kept], threads)
-    return replaced(model, {name: like(tensors[name], array) for name, array in zip(kept, cut, strict=True)})
+    return tensors
 
 
-def as_numpy(tensor: Tensor) -> NDArray[Any]:
-    """The tensor's values as a C-contiguous array; 16-bit floats as their bits, because NumPy lacks bfloat16."""
-    plain = tensor.detach().cpu().contiguous()
-    array: NDArray[Any] = (plain.view(torch.int16) if plain.dtype == torch.bfloat16 else plain).numpy()
-    return array
-
-
-def like(source: Tensor, array: NDArray[Any]) -> Tensor:
-    """`array` as a tensor with the dtype, device, memory format and gradient flag of `source`."""
-    tensor = torch.from_numpy(array)
-    if source.dtype == torch.bfloat16:
-        tensor = tensor.view(torch.bfloat16)
-    if source.dim() == 4 and source.is_contiguous(memory_format=torch.channels_last) and not source.is_contiguous():
-        tensor = tensor.contiguous(memory_format=torch.channels_last)
-    tensor = tensor.to(source.device)
-    return nn.Parameter(tensor, requires_grad=source.requires_grad) if isinstance(source, nn.Parameter) else tensor
+def _gathered(tensors: Mapping[str, Tensor], kept: Kept, threads: int) -> dict[str, Tensor]:
+    arrays = {name: packed(tensors[name]) for name in kept}
+    cut = _core.gather_many(
+        [(array, [kept[name][dim] for dim in order]) for name, (array, order) in arrays.items()], threads
+    )
+    return {name: unpacked(tensors[name], array, order)
+            for (name, (_, order)), array in zip(arrays.items(), cut, strict=True)}  # fmt: skip
 
 
 def replaced(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -60,7 +60,7 @@ def replaced(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
 
     Tied tensors stay tied. Everything that is not replaced is copied.
     """
-    old = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+    old = model.state_dict(keep_vars=True)
     # The memo puts the new tensors wherever the old ones are referenced, so the dense ones are never copied.
     memo: Memo = {id(old[name]): tensor for name, tensor in tensors.items()}
     small = copied(model, memo)

@@ -1,0 +1,66 @@
+"""Tensors as the C++ core sees them, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from pydeploy.errors import DataError
+
+Order = tuple[int, ...]
+"""Tensor dim of each array axis: an array that is not in the tensor's order keeps its memory format."""
+
+
+def check_dense(name: str, tensor: Tensor) -> None:
+    """Raise `DataError` unless the tensor has values in strided memory."""
+    lazy = is_lazy(tensor)
+    kinds = {"an uninitialised": lazy, "a meta": not lazy and tensor.is_meta,
+             "a quantised": not lazy and tensor.is_quantized,
+             "a sparse": not lazy and tensor.layout != torch.strided}  # fmt: skip
+    for kind, found in kinds.items():
+        if found:
+            raise DataError(
+                f"'{name}' is {kind} tensor; expected a dense one with values: load the model's weights first"
+            )
+
+
+def packed(tensor: Tensor) -> tuple[NDArray[Any], Order]:
+    """The tensor's values as a C-contiguous array, without a copy where its memory has no gaps, and their order.
+
+    bfloat16 comes as its bits, because NumPy lacks it.
+    """
+    plain = tensor.detach().cpu()
+    order = tuple(range(plain.dim()))
+    if not plain.is_contiguous():
+        strided = tuple(sorted(order, key=lambda dim: plain.stride()[dim], reverse=True))
+        order = strided if plain.permute(strided).is_contiguous() else order
+        plain = plain.permute(order).contiguous()
+    array: NDArray[Any] = (plain.view(torch.int16) if plain.dtype == torch.bfloat16 else plain).numpy()
+    return array, order
+
+
+def unpacked(source: Tensor, array: NDArray[Any], order: Order | None = None) -> Tensor:
+    """`array` as a tensor with the dtype, device and gradient flag of `source`."""
+    tensor = torch.from_numpy(array)
+    if source.dtype == torch.bfloat16:
+        tensor = tensor.view(torch.bfloat16)
+    if order is not None and order != tuple(range(len(order))):
+        tensor = tensor.permute(tuple(order.index(dim) for dim in range(len(order))))
+    tensor = tensor.to(source.device)
+    return nn.Parameter(tensor, requires_grad=source.requires_grad) if isinstance(source, nn.Parameter) else tensor
+
+
+def as_floats(tensor: Tensor) -> NDArray[Any]:
+    """The values in float32, or in float64 where they are: what the core computes with."""
+    plain = tensor.detach().cpu()
+    array: NDArray[Any] = (plain if plain.dtype == torch.float64 else plain.float()).contiguous().numpy()
+    return array
+
+
+def from_floats(array: NDArray[Any], source: Tensor) -> Tensor:
+    """A computed `array` as a plain tensor in the dtype and on the device of `source`."""
+    return torch.from_numpy(array).to(source.device, source.dtype)
