@@ -65,6 +65,16 @@ class Artefacts:
         """Folder of the INT8 engine, as `dense`; absent when none was asked for."""
         return self.root / "09_quantized"
 
+    @property
+    def half(self) -> Path:
+        """Folder of the half-precision engine, as `dense`; absent where the backend has none."""
+        return self.root / "09_half"
+
+    @property
+    def mixed(self) -> Path:
+        """Folder of ``mixed.json`` and the engine with some layers in INT8; without engine where it would be no other."""
+        return self.root / "09_mixed"
+
     def candidate(self, slug: str) -> Path:
         """Folder of one further point of the comparison, as `dense`."""
         return self.root / f"10_{slug}"

@@ -1,7 +1,7 @@
 """The whole story, in order: a config in, a run directory with a measured engine and its report out.
 
     train -> trace -> score -> measure -> [solve -> cut -> export -> build -> profile -> correct]* -> fine-tune
-          -> export -> build -> calibrate -> quantize -> build -> compare -> profile -> report
+          -> export -> build -> calibrate -> quantize -> mix -> build -> compare -> profile -> report
 
 Each stage leaves its files in its own folder, stamped with a hash of what it depends on (`pydeploy.rundir`);
 `pydeploy.artefacts` knows where they lie.
@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pydeploy import candidates, stages, summary
+from pydeploy import candidates, precisions, stages, summary
 from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import open_backend
 from pydeploy.config import Config
@@ -57,10 +57,15 @@ def run(
     folder.stage("08_pruned", {}, lambda here: build_pruned(job, at, here), ("07_finetune",))
     engines = ["04_dense", "08_pruned"]
     if config.quantize is not None:
-        folder.stage(
-            "09_quantized", _dump(config.quantize), lambda here: stages.quantize(job, at, here), ("08_pruned",)
-        )
-        engines.append("09_quantized")
+        settings = _dump(config.quantize)
+        folder.stage("09_quantized", settings, lambda here: precisions.quantize(job, at, here), ("08_pruned",))
+        limits = {**settings, "limit": config.compare.limit}
+        folder.stage("09_mixed", limits, lambda here: precisions.mix(job, at, here), ("04_dense", "09_quantized"))
+        engines += ["09_quantized", "09_mixed"]
+        if (half := precisions.half_backend(job)) is not None:
+            target = {"target": half.target().to_json()}
+            folder.stage("09_half", target, lambda here: precisions.build_half(job, at, here), ("08_pruned",))
+            engines.append("09_half")
     for point in candidates.wanted(config):
         engines.append(f"10_{point.slug}")
         make = partial(candidates.make, job, at, point)

@@ -1,10 +1,10 @@
-"""The pieces that the stages of a run share: task and model, training, engines, table, calibration, INT8."""
+"""The pieces that the stages of a run share: task and model, training, engines, table, calibration set."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pydeploy.artefacts import Artefacts
-from pydeploy.backends.base import Backend, Engine, reopen
+from pydeploy.backends.base import Backend, Engine
 from pydeploy.config import Config, TrainSection
 from pydeploy.errors import DataError
-from pydeploy.files import read_json, replacing, write_json
+from pydeploy.files import replacing, write_json
 from pydeploy.graph import Graph, Plan
 from pydeploy.profile import profile, time_engines
 from pydeploy.quant.manifest import Manifest, load_manifest
@@ -196,30 +196,6 @@ def fill_table(job: Job, graph: Graph, onnx: Path, here: Path) -> None:
 def check_calibration(config: Config) -> Manifest | None:
     """The calibration manifest of a config, read before any work starts."""
     return load_manifest(config.quantize.calibration) if config.quantize is not None else None
-
-
-def quantize(job: Job, at: Artefacts, here: Path) -> None:
-    """Calibrate the pruned engine's ONNX, insert Q/DQ, build the INT8 engine; ``facts.json`` as everywhere."""
-    from pydeploy.quant.calibrate import calibrate
-    from pydeploy.quant.placement import style_for
-    from pydeploy.quant.qdq import quantize as insert
-
-    settings, manifest = job.config.quantize, check_calibration(job.config)
-    assert settings is not None
-    assert manifest is not None
-    source, style = at.pruned / "model.onnx", style_for(job.backend.name)
-    samples = calibration_samples(job.task, manifest)
-    manifest.require(samples[:1])
-    with job.console.bar("calibrate") as tick:
-        ranges = calibrate(source, calibration_feeds(job.task, samples, job.backend.batch), observer=settings.observer,
-                           style=style, threads=job.backend.threads, progress=lambda done: tick(done, manifest.count))  # fmt: skip
-    ranges.save(here / "ranges.json")
-    inserted = insert(source, ranges, here / "model.onnx", style=style, exclude=settings.exclude)
-    write_json(here / "quantized.json", asdict(inserted))
-    backend = reopen(replace(job.backend.target(), precision="int8"))
-    engine = backend.build(here / "model.onnx", here / "model.engine")
-    dense = read_json(at.pruned / "facts.json")
-    write_facts(job, backend, engine, here, params=dense["params"], macs=dense["macs"])
 
 
 def calibration_samples(task: Task, manifest: Manifest) -> list[NDArray[Any]]:

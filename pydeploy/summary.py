@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from pydeploy import candidates, stages
+from pydeploy import candidates, precisions, stages
 from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import Backend, Engine, reopen
 from pydeploy.files import read_json, write_json
@@ -32,10 +32,11 @@ from pydeploy.version import __version__
 
 
 def folders(job: Job, at: Artefacts) -> dict[str, Path]:
-    """Folders of all engines of the run, by name: dense, pruned, quantized, and the further points by slug."""
+    """Folders of all engines of the run, by name: those of `MODELS` that exist, and the further points by slug."""
     found = {"dense": at.dense, "pruned": at.pruned}
     if job.config.quantize is not None:
-        found["quantized"] = at.quantized
+        more = {"half": at.half, "quantized": at.quantized, "mixed": at.mixed}
+        found |= {name: folder for name, folder in more.items() if precisions.has_engine(folder)}
     return found | {point.slug: at.candidate(point.slug) for point in candidates.wanted(job.config)}
 
 
@@ -69,7 +70,8 @@ def _report(job: Job, at: Artefacts, seconds: dict[str, float], command: str) ->
     timings = read_json(at.timings)
     times = {name: Timing.from_json(data) for name, data in timings["engines"].items()}
     results = {name: _result(job, folder, times[name]) for name, folder in folders(job, at).items()}
-    models = Models(dense=results["dense"], pruned=results["pruned"], quantized=results.get("quantized"))
+    models = Models(dense=results["dense"], pruned=results["pruned"], half=results.get("half"),
+                    quantized=results.get("quantized"), mixed=results.get("mixed"))  # fmt: skip
     graph, plan = Graph.load(at.graph), Plan.load(at.plan)
     dense_us = (
         models.dense.latency_us.median

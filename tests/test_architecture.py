@@ -42,6 +42,7 @@ RANKS = {
     "pydeploy.rundir": 6,
     "pydeploy.artefacts": 6,
     "pydeploy.stages": 7,
+    "pydeploy.precisions": 8,
     "pydeploy.search": 8,
     "pydeploy.candidates": 9,
     "pydeploy.summary": 10,

@@ -152,6 +152,25 @@ def test_nan_in_the_weights_is_named(finished: Path, tmp_path: Path) -> None:
         run(settings(train=train), tmp_path / "out", Quiet())
 
 
+def test_every_precision_is_tried_and_the_fastest_is_recommended(finished: Path, tmp_path: Path) -> None:
+    """On the analytic device int8 is fastest, and a layer that the config excludes stays float in the mixed one too."""
+    quantize = {"observer": "minmax", "calibration": str(ROOT / "calib" / "smoke.yaml"), "exclude": ["fc"]}
+    out = tmp_path / "out"
+    run(settings(quantize=quantize), out, Quiet(), reuse=finished)
+    report = Report.load(out / "report.json")
+    medians = {name: model.latency_us.median for name, model in report.models.present.items()}
+    assert medians["quantized"] < medians["half"] < medians["pruned"]
+    assert report.models.half is not None
+    assert report.models.half.precision == "bf16"
+    assert report.recommendation.model in ("quantized", "mixed")
+    mixed = json.loads((out / "09_mixed" / "mixed.json").read_text())
+    assert {layer["name"] for layer in mixed["layers"]} == set(
+        json.loads((out / "09_quantized" / "quantized.json").read_text())["quantized"]
+    )
+    assert all(layer["error"] >= 0 and layer["float_us"] >= layer["int8_us"] > 0 for layer in mixed["layers"])
+    assert (report.models.mixed is None) == bool(mixed["note"])
+
+
 @pytest.mark.slow
 def test_end_to_end_on_onnx_runtime(tmp_path: Path) -> None:
     """Everything real: trained, measured, cut, quantized and evaluated on ONNX Runtime. The budget is generous,
@@ -170,6 +189,9 @@ def test_end_to_end_on_onnx_runtime(tmp_path: Path) -> None:
     assert report.target.measured
     assert report.models.quantized is not None
     assert report.models.quantized.precision == "int8"
+    assert report.models.half is None  # ONNX Runtime computes in float32 on CPUs
+    mixed = json.loads((tmp_path / "out" / "09_mixed" / "mixed.json").read_text())
+    assert (report.models.mixed is None) == bool(mixed["note"])
     assert report.models.pruned.macs < report.models.dense.macs
     assert report.met == (report.models.pruned.latency_us.median <= report.budget_us)
     assert all(layer.after_us is not None for layer in report.layers if layer.kind == "conv")

@@ -214,3 +214,22 @@ def test_float16_weights_stay_and_say_so(tmp_path: Path) -> None:
     path = nets.save(tmp_path / "net.onnx", parts, {"x": [1, 3, 8, 8]}, ["y"])
     report = quantize(path, calibrate(path, nets.random_feeds(path)), tmp_path / "q.onnx", style="openvino")
     assert report.skipped == {"half": "its weight is float16, expected float32"}
+
+
+def test_ranges_serve_any_choice_of_layers(tmp_path: Path) -> None:
+    """Where both inputs of an addition come from convolutions, leaving either in float asks for no other ranges."""
+    parts = [nets.conv("stem", "x", "c0", 16, 16), nets.NODE("Relu", ["c0"], ["r0"], name="relu0"),
+             nets.conv("main1", "r0", "c1", 16, 16), nets.NODE("Relu", ["c1"], ["r1"], name="relu1"),
+             nets.conv("main2", "r1", "c2", 16, 16), nets.conv("short", "r0", "c3", 16, 16, kernel=1),
+             nets.NODE("Add", ["c3", "c2"], ["y"], name="add")]  # fmt: skip
+    path = nets.save(tmp_path / "net.onnx", parts, {"x": [1, 16, 8, 8]}, ["y"])
+    for style in STYLES:
+        ranges = calibrate(path, nets.random_feeds(path), style=style)
+        for layer in ("stem", "main1", "main2", "short"):
+            others = [name for name in ("stem", "main1", "main2", "short") if name != layer]
+            quantize(path, ranges, tmp_path / "q.onnx", style=style, exclude=[layer])
+            assert (
+                style == "onnxruntime" or [f for f in lint(tmp_path / "q.onnx", style) if f.severity == "error"] == []
+            )
+            if style != "onnxruntime" or layer in ("stem", "main1"):
+                quantize(path, ranges, tmp_path / "q.onnx", style=style, exclude=others)

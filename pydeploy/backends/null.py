@@ -53,8 +53,15 @@ class Null:
         onnx, out = Path(onnx), Path(out)
         graph = read_source(onnx, precision=self.precision, batch=self.batch).graph
         shapes = _shapes(onnx)
-        layers = [[node_name(node), _layer_us(*cost, BYTES[self.precision], self.threads)]
-                  for node in graph.node if (cost := _cost(node, shapes)) is not None]  # fmt: skip
+        restored = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+        layers = []
+        for node in graph.node:
+            if (cost := _cost(node, shapes)) is not None:
+                # What an int8 file leaves unquantised runs in fp32.
+                plain = self.precision == "int8" and node.input[0] not in restored
+                layers.append(
+                    [node_name(node), _layer_us(*cost, BYTES["fp32" if plain else self.precision], self.threads)]
+                )
         specs = {"inputs": input_specs(_inferred(onnx), onnx),
                  "outputs": [tensor_spec(value, onnx) for value in _inferred(onnx).graph.output]}  # fmt: skip
         rows = {key: [[s.name, s.dtype, list(s.shape)] for s in found] for key, found in specs.items()}

@@ -317,21 +317,22 @@ def _joins(node: gs.Node, style: Style) -> bool:
 
 
 def _skip_inputs(graph: gs.Graph, chosen: set[int]) -> set[str]:
-    """The inputs of residual additions that are not the output of the convolution the addition is fused into.
+    """The inputs of residual additions that are not the output of the int8 convolution the addition is fused into.
 
-    Where both come from convolutions, the addition belongs to the one at the end of the longer path.
+    Where both come from convolutions, the addition belongs to the one at the end of the longer path. That does not depend
+    on which layers are int8, so that ranges calibrated for all layers serve any choice of them.
     """
     depth: dict[str, int] = {}
     found = set()
     for node in graph.nodes:
         depths = [depth.get(tensor.name, 0) for tensor in node.inputs]
         for tensor in node.outputs:
-            depth[tensor.name] = max(depths, default=0) + (id(node) in chosen)
+            depth[tensor.name] = max(depths, default=0) + (node.op in WEIGHTED)
         if node.op == "Add" and len(node.inputs) == 2:
             mains = [i for i, t in enumerate(node.inputs)
-                     if len(t.inputs) == 1 and id(t.inputs[0]) in chosen and len(t.outputs) == 1]  # fmt: skip
-            if mains:
-                main = max(mains, key=lambda i: (depths[i], -i))
+                     if len(t.inputs) == 1 and t.inputs[0].op in WEIGHTED and len(t.outputs) == 1]  # fmt: skip
+            main = max(mains, key=lambda i: (depths[i], -i)) if mains else None
+            if main is not None and id(node.inputs[main].inputs[0]) in chosen:
                 skip = node.inputs[1 - main]
                 if not isinstance(skip, gs.Constant):
                     found.add(skip.name)

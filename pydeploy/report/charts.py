@@ -18,7 +18,7 @@ from pydeploy.report.svg import Drawing, Scale
 from pydeploy.report.verdict import milliseconds, ms_places
 
 WIDTH = 680
-_SHAPES = {"dense": "square", "pruned": "circle", "quantized": "diamond"}
+_SHAPES = {"dense": "square", "pruned": "circle", "half": "circle", "quantized": "diamond", "mixed": "diamond"}
 _LONGEST_NAME = 26
 
 

@@ -24,8 +24,8 @@ from pydeploy.timing import Target, Timing
 SCHEMA = 1
 """Version of the file's form; raised when a reader of the old form could misread the new one."""
 
-EngineName = Literal["dense", "pruned", "quantized"]
-MODELS: tuple[EngineName, ...] = ("dense", "pruned", "quantized")
+EngineName = Literal["dense", "pruned", "half", "quantized", "mixed"]
+MODELS: tuple[EngineName, ...] = ("dense", "pruned", "half", "quantized", "mixed")
 """Names of the run's own engines, from the least changed to the most changed."""
 
 _CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -77,11 +77,16 @@ class ModelResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CHECKED)
 class Models:
-    """The run's engines; `quantized` is None when no quantization was asked for."""
+    """The run's engines; the pruned network in other precisions where they were asked for and the backend has them."""
 
     dense: ModelResult
     pruned: ModelResult
+    half: ModelResult | None = None
+    """The same file in fp16 or bf16."""
     quantized: ModelResult | None = None
+    """INT8 wherever possible."""
+    mixed: ModelResult | None = None
+    """INT8 for some layers only; None where that would be all of them, or none."""
 
     @property
     def present(self) -> dict[EngineName, ModelResult]:

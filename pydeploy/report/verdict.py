@@ -1,7 +1,7 @@
 """What a run's numbers mean: which engine to ship, and one line that says whether the budget was met.
 
-An engine that is not faster is never recommended as an improvement: each step of change (dense, pruned,
-quantized) has to be at least `NOTICEABLE` faster than the less changed engine it would replace.
+An engine that is not faster is never recommended as an improvement: each step of change (dense, pruned, half,
+quantized, mixed) has to be at least `NOTICEABLE` faster than the less changed engine it would replace.
 """
 
 from __future__ import annotations
