@@ -1,53 +1,194 @@
-"""Cutting all weights of a ResNet-like network to half of its channels."""
+"""Cutting to half of the channels: the whole of `apply` beside Torch-Pruning's step, and the gather alone beside torch and memcpy.
+
+The two sides of a comparison run in turns in one process, so that a busy minute slows both; ``extra_info`` holds the medians and
+their ratio. With ``--benchmark-disable`` only the small models run, as a check of the answers.
+"""
 
 from __future__ import annotations
 
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
+import torch_pruning
+from torch import Tensor, nn
+from torchvision.models import get_model
 
 from pydeploy import _core
+from pydeploy.graph import Graph, Plan
+from pydeploy.prune.entries import kept_entries
+from pydeploy.prune.surgery import apply
+from pydeploy.prune.tensors import packed
+from pydeploy.prune.trace import trace
 
-SHAPES = [(64, 3, 7, 7)] + [(c, c, 3, 3) for c in (64, 128, 256, 512) for _ in range(4)] + [(512,)] * 20 + [(1000, 512)]
+pytestmark = pytest.mark.filterwarnings("ignore")
+EXAMPLE = torch.zeros(1, 3, 224, 224)
+# Rounds of (apply, step) pairs; Torch-Pruning takes a minute for one step of densenet201.
+ROUNDS = {"mobilenet_v2": 15, "resnet50": 9, "vgg16_bn": 9, "convnext_large": 3, "densenet201": 1}
+SMALL = ("mobilenet_v2",)
 
 
-@pytest.fixture(scope="module")
-def jobs():
+def half(graph: Graph) -> Plan:
+    """A random half of every prunable group's channels."""
     rng = np.random.default_rng(0)
-
-    def half(n):
-        return np.sort(rng.permutation(n)[: n // 2])
-
-    arrays = [rng.standard_normal(shape).astype(np.float32) for shape in SHAPES]
-    return [(a, [half(n) if n > 3 and dim < 2 else None for dim, n in enumerate(a.shape)]) for a in arrays]
+    kept = {g.name: tuple(np.sort(rng.permutation(g.width)[: max(1, g.width // 2)]).tolist()) for g in graph.prunable}
+    return Plan(kept, graph.fingerprint)
 
 
-def numpy_gather(jobs):
-    return [
-        array[np.ix_(*(range(n) if i is None else i for i, n in zip(index, array.shape, strict=True)))]
-        for array, index in jobs
-    ]
+def pruned_by_torch_pruning(model: nn.Module, graph: Graph, plan: Plan) -> Any:
+    """Torch-Pruning's pruner, built, whose `step` removes from `model` what `plan` removes."""
+    kept = kept_entries(graph, plan)
+    scores: dict[nn.Module, Tensor] = {}
+    ignored = []
+    for name, layer in model.named_modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            rows = kept.get(f"{name}.weight", [None])[0]
+            scores[layer] = torch.zeros(layer.weight.shape[0])
+            scores[layer][slice(None) if rows is None else torch.from_numpy(rows)] = 1
+            ignored += [layer] if rows is None else []
+    return torch_pruning.MagnitudePruner(
+        model,
+        EXAMPLE,
+        importance=lambda group: scores[group[0].dep.target.module],
+        pruning_ratio=0.5,
+        ignored_layers=ignored,
+    )
 
 
-def torch_gather(jobs):
-    """One `index_select` per cut dimension, as pruning libraries do it."""
-    import torch
+def skip_large(benchmark: Any, name: str) -> None:
+    if benchmark.disabled and name not in SMALL:
+        pytest.skip("takes long; run with --benchmark-enable")
 
+
+@pytest.mark.benchmark(group="apply against Torch-Pruning's step, half of the channels")
+@pytest.mark.parametrize("name", ROUNDS)
+def test_apply(benchmark: Any, name: str) -> None:
+    skip_large(benchmark, name)
+    model = get_model(name, weights=None).eval()
+    graph = trace(model, EXAMPLE)
+    plan = half(graph)
+    seconds = []
+    theirs: list[nn.Module] = []
+
+    def step() -> None:
+        """One step of Torch-Pruning on a fresh copy; building its dependency graph is not counted."""
+        theirs[:] = [get_model(name, weights=None).eval()]
+        theirs[0].load_state_dict(model.state_dict())
+        pruner = pruned_by_torch_pruning(theirs[0], graph, plan)
+        begin = time.perf_counter()
+        pruner.step()
+        seconds.append(time.perf_counter() - begin)
+
+    small = benchmark.pedantic(apply, (model, graph, plan), {"threads": 2}, setup=step, rounds=ROUNDS[name])
+    if not benchmark.disabled:
+        benchmark.extra_info["torch_pruning_step_ms"] = 1e3 * statistics.median(seconds)
+        benchmark.extra_info["times_faster"] = statistics.median(seconds) / benchmark.stats.stats.median
+    other = theirs[0].state_dict()
+    assert small.state_dict().keys() == other.keys()
+    assert [k for k, v in small.state_dict().items() if not torch.equal(v, other[k])] == []
+
+
+def gather_jobs(name: str) -> list[tuple[Any, list[Any]]]:
+    model = get_model(name, weights=None).eval()
+    graph = trace(model, EXAMPLE)
+    kept = kept_entries(graph, half(graph))
+    tensors = model.state_dict()
+    return [(packed(tensors[name])[0], kept[name]) for name in kept]
+
+
+def torch_gather(jobs: list[tuple[Any, list[Any]]]) -> list[Any]:
+    """One `index_select` per cut dim on two threads, the best way in plain torch that we know."""
     results = []
-    for array, index in jobs:
+    for array, entries in jobs:
         tensor = torch.from_numpy(array)
-        for dim, entries in enumerate(index):
-            if entries is not None:
-                tensor = tensor.index_select(dim, torch.from_numpy(entries))
+        for dim, picks in enumerate(entries):
+            tensor = tensor if picks is None else tensor.index_select(dim, torch.from_numpy(picks))
         results.append(tensor.numpy())
     return results
 
 
-@pytest.mark.benchmark(group="gather_many: half of a ResNet's channels")
-@pytest.mark.parametrize("gather", [_core.gather_many, numpy_gather, torch_gather], ids=["pydeploy", "numpy", "torch"])
-def test_gather(benchmark, jobs, gather):
-    results = benchmark(gather, jobs)
-    for (array, index), result in zip(jobs, results, strict=True):
-        expected = array
-        for dim, entries in enumerate(index):
-            expected = expected if entries is None else np.take(expected, entries, axis=dim)
+def median_seconds(functions: list[Callable[[], Any]], rounds: int) -> list[float]:
+    """Median time of each function, run in turns."""
+    times: list[list[float]] = [[] for _ in functions]
+    for _ in range(rounds):
+        for function, own in zip(functions, times, strict=True):
+            begin = time.perf_counter()
+            result = function()
+            own.append(time.perf_counter() - begin)
+            del result
+    return [statistics.median(own) for own in times]
+
+
+@pytest.mark.benchmark(group="gather alone against torch and memcpy, two threads")
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet50", "vgg16_bn"])
+def test_gather(benchmark: Any, name: str) -> None:
+    skip_large(benchmark, name)
+    jobs = gather_jobs(name)
+    results = _core.gather_many(jobs, 2)
+    for result, expected in zip(results, torch_gather(jobs), strict=True):
         np.testing.assert_array_equal(result, expected)
+    total_bytes = sum(result.nbytes for result in results)
+    source = np.ones(total_bytes, np.uint8)
+    pool = ThreadPoolExecutor(2)
+
+    def memcpy() -> Any:
+        """As many bytes into fresh memory, which is where a new model's tensors lie, on two threads."""
+        target, middle = np.empty_like(source), total_bytes // 2
+        list(pool.map(lambda part: np.copyto(target[part], source[part]), [slice(0, middle), slice(middle, None)]))
+        return target
+
+    if not benchmark.disabled:
+        torch.set_num_threads(2)
+        mine, theirs, copy = median_seconds(
+            [lambda: _core.gather_many(jobs, 2), lambda: torch_gather(jobs), memcpy], 21)  # fmt: skip
+        benchmark.extra_info |= {
+            "bytes": total_bytes,
+            "times_faster_than_torch": theirs / mine,
+            "share_of_memcpy": copy / mine,
+        }
+    benchmark.pedantic(_core.gather_many, (jobs, 2), rounds=5)
+    pool.shutdown()
+
+
+def resident_bytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
+
+
+@pytest.mark.benchmark(group="peak memory of apply")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to reset the peak")
+@pytest.mark.parametrize("name", ["vgg16_bn"])
+def test_peak_memory(benchmark: Any, name: str) -> None:
+    skip_large(benchmark, name)
+    model = get_model(name, weights=None).eval()
+    graph = trace(model, EXAMPLE)
+    plan = half(graph)
+    before = resident_bytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    small = benchmark.pedantic(apply, (model, graph, plan), {"threads": 2}, rounds=1)
+    grown = resident_bytes("VmHWM") - before
+    dense, cut = (sum(t.nbytes for t in m.state_dict().values()) for m in (model, small))
+    benchmark.extra_info |= {"peak_over_dense_and_small": (dense + grown) / (dense + cut)}
+    assert dense + grown <= 1.1 * (dense + cut)
+
+
+@pytest.mark.benchmark(group="2:4 mask of 4.7 million weights")
+@pytest.mark.parametrize("side", ["pydeploy", "numpy"])
+def test_two_of_four(benchmark: Any, side: str) -> None:
+    weight = np.random.default_rng(0).standard_normal((512, 1024, 3, 3)).astype(np.float32)
+
+    def numpy_mask() -> Any:
+        runs = np.abs(weight).reshape(512, 256, 4, 9)
+        order = np.argsort(-runs, axis=2, kind="stable")
+        mask = np.zeros(runs.shape, np.uint8)
+        np.put_along_axis(mask, order[:, :, :2], 1, axis=2)
+        return mask.reshape(weight.shape)
+
+    ours = benchmark(lambda: _core.keep_largest(weight, 2, 4, 1) if side == "pydeploy" else numpy_mask())
+    np.testing.assert_array_equal(ours, numpy_mask())

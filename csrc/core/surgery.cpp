@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -15,8 +16,8 @@ namespace {
 constexpr std::size_t task_bytes = std::size_t{256} << 10;
 // Blocks of at least this size are copied one by one, so that threads can share the work of one array.
 constexpr std::size_t whole_block_bytes = 1024;
-// Adjacent blocks are worth one call of memcpy from this length on; shorter ones are moved by code made for their size.
-constexpr std::size_t merged_run_bytes = 512;
+// Runs of this mean length are worth calls of memcpy; shorter ones are moved by code made for their size.
+constexpr std::size_t long_run_bytes = 256;
 
 struct Run {
     std::size_t source;  // byte offset from the row's beginning
@@ -28,7 +29,7 @@ struct Rows {
     const std::byte* source = nullptr;
     std::byte* target = nullptr;
     std::vector<std::vector<std::size_t>> outer;  // byte offsets per outer dimension
-    std::vector<std::uint32_t> blocks;            // offsets of blocks of equal size, in units of it; else `runs`
+    std::vector<std::uint32_t> blocks;            // byte offsets of blocks of equal size; else `runs`
     std::size_t block_bytes = 0;
     std::vector<Run> runs;
     std::size_t row_bytes = 0;
@@ -81,14 +82,19 @@ std::vector<Run> merge_runs(std::span<const std::size_t> offsets, std::size_t bl
 void fill_row(Rows& rows, const GatherJob& job, std::size_t dim, std::size_t block) {
     rows.runs = merge_runs(byte_offsets(job, dim, block), block);
     rows.row_bytes = entry_count(job, dim) * block;
-    if (rows.row_bytes / rows.runs.size() >= merged_run_bytes || job.shape[dim] > UINT32_MAX || !job.entries[dim]) {
+    if (rows.row_bytes / rows.runs.size() >= long_run_bytes || job.shape[dim] * block > UINT32_MAX) {
         return;
     }
-    rows.runs.clear();
-    rows.block_bytes = block;
-    for (const std::int64_t entry : *job.entries[dim]) {
-        rows.blocks.push_back(static_cast<std::uint32_t>(entry));
+    // A flattened channel is a run of entries: the largest block that all runs consist of.
+    for (const Run& run : rows.runs) {
+        rows.block_bytes = std::gcd(rows.block_bytes, run.bytes);
     }
+    for (const Run& run : rows.runs) {
+        for (std::size_t at = 0; at < run.bytes; at += rows.block_bytes) {
+            rows.blocks.push_back(static_cast<std::uint32_t>(run.source + at));
+        }
+    }
+    rows.runs.clear();
 }
 
 Rows make_rows(const GatherJob& job, std::byte* target) {
@@ -123,12 +129,12 @@ Rows make_rows(const GatherJob& job, std::byte* target) {
 template <std::size_t Bytes>
 void copy_blocks(const std::byte* source, std::byte* target, std::span<const std::uint32_t> blocks) {
     for (const std::uint32_t block : blocks) {
-        std::memcpy(target, source + block * Bytes, Bytes);
+        std::memcpy(target, source + block, Bytes);
         target += Bytes;
     }
 }
 
-// 1x1, 3x3, 5x5 and 7x7 kernels of 2- and 4-byte floats, and single items, are what networks consist of.
+// Single items, 1x1 to 7x7 kernels and flattened maps of 2- and 4-byte floats are what networks consist of.
 void copy_row(const Rows& rows, const std::byte* source, std::byte* target) {
     switch (rows.block_bytes) {
         case 1:
@@ -139,10 +145,16 @@ void copy_row(const Rows& rows, const std::byte* source, std::byte* target) {
             return copy_blocks<4>(source, target, rows.blocks);
         case 8:
             return copy_blocks<8>(source, target, rows.blocks);
+        case 16:
+            return copy_blocks<16>(source, target, rows.blocks);
         case 18:
             return copy_blocks<18>(source, target, rows.blocks);
+        case 32:
+            return copy_blocks<32>(source, target, rows.blocks);
         case 36:
             return copy_blocks<36>(source, target, rows.blocks);
+        case 64:
+            return copy_blocks<64>(source, target, rows.blocks);
         case 100:
             return copy_blocks<100>(source, target, rows.blocks);
         case 196:
@@ -151,7 +163,7 @@ void copy_row(const Rows& rows, const std::byte* source, std::byte* target) {
             break;
     }
     for (const std::uint32_t block : rows.blocks) {
-        std::memcpy(target, source + block * rows.block_bytes, rows.block_bytes);
+        std::memcpy(target, source + block, rows.block_bytes);
         target += rows.block_bytes;
     }
     for (const Run& run : rows.runs) {

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 from torch import nn
 
 
-def update_attributes(before: nn.Module, after: nn.Module) -> None:
-    """Set the attributes of every module of `after`, a cut copy of `before`, to what its parameters now are."""
-    for old, new in zip(before.modules(), after.modules(), strict=True):
-        update = _updater(type(new))
+def update_attributes(before: nn.Module, twins: Mapping[int, Any]) -> None:
+    """Set the attributes of every module's cut copy, ``twins[id(module)]``, to what its parameters now are."""
+    for old in before.modules():
+        kind: Any = type(old)  # mypy takes a module class for something without a hash
+        update = _updater(kind)
         if update is not None:
-            update(old, new)
+            update(old, twins[id(old)])
 
 
+@cache
 def _updater(kind: type[nn.Module]) -> Callable[[Any, Any], None] | None:
     return ATTRIBUTES.get(kind) or next((update for base, update in ATTRIBUTES.items() if issubclass(kind, base)), None)
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from functools import cache
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Memo = dict[int, Any]
 """The copies so far by the original's `id`, as `copy.deepcopy` keeps them."""
 
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type, range, slice, FunctionType,
                     BuiltinFunctionType, torch.dtype, torch.device, torch.memory_format, torch.Size})  # fmt: skip
+_TABLES = frozenset({dict, OrderedDict, set, list})
 _CUSTOM = ("__reduce__", "__reduce_ex__", "__getstate__")
 
 
@@ -27,17 +29,24 @@ def copied(module: nn.Module, memo: Memo) -> nn.Module:
     known = memo.get(id(module))
     if known is not None:
         return known  # type: ignore[no-any-return]  # the memo holds copies of everything
-    kind = type(module)
+    kind: Any = type(module)  # mypy takes a module class for something without a hash
     if _customised(kind):
         return copy.deepcopy(module, memo)
     twin: nn.Module = kind.__new__(kind)
     memo[id(module)] = twin
+    state = twin.__dict__
     for name, value in module.__dict__.items():
-        if name != "_compiled_call_impl":  # torch.compile's result belongs to the original; deepcopy drops it, too
-            twin.__dict__[name] = _copy(value, memo)
+        # Numbers and empty tables of hooks, nearly all that there is, without a call.
+        if type(value) in _ATOMS:
+            state[name] = value
+        elif type(value) in _TABLES and not value:
+            state[name] = memo[id(value)] = type(value)()
+        elif name != "_compiled_call_impl":  # torch.compile's result belongs to the original; deepcopy drops it, too
+            state[name] = _copy(value, memo)
     return twin
 
 
+@cache
 def _customised(kind: type[nn.Module]) -> bool:
     """Whether the class says itself how it is copied; torch's own `__setstate__` only fill in what old files lack."""
     return (
@@ -59,6 +68,10 @@ def _copy(value: Any, memo: Memo) -> Any:
         return copied(value, memo)
     if kind is tuple and all(type(item) in _ATOMS for item in value):
         return value
+    if kind is Tensor and value.dim() == 0 and value.is_leaf and value.untyped_storage().nbytes() == value.itemsize:
+        # A batch norm's counter; not a view whose storage others share.
+        twin = memo[id(value)] = value.detach().clone().requires_grad_(value.requires_grad)
+        return twin
     if kind in (dict, OrderedDict):
         twin = memo[id(value)] = kind()
         for key, item in value.items():

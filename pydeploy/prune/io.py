@@ -50,7 +50,7 @@ def load(path: Path | str, model: nn.Module) -> nn.Module:
     what = f"the saved {facts.get('model', 'model')}"
     for name in [*own, *stored]:
         _require(name, own.get(name), stored.get(name), what, path, plan.dense if plan is not None else {})
-    return replaced(model, {name: _adopt(own[name], stored[name]) for name in own})
+    return replaced(model, own, {name: _adopt(own[name], stored[name]) for name in own})
 
 
 def load_plan(path: Path | str) -> Plan | None:

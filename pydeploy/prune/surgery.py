@@ -30,7 +30,7 @@ def apply(model: nn.Module, graph: Graph, plan: Plan, *, means: Means | None = N
     new = _gathered(tensors, kept, threads)
     if means is not None:
         new |= shifted(model, tensors, kept, new, means, threads)
-    return replaced(model, new)
+    return replaced(model, tensors, new)
 
 
 def _tensors(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
@@ -55,14 +55,13 @@ def _gathered(tensors: Mapping[str, Tensor], kept: Kept, threads: int) -> dict[s
             for (name, (_, order)), array in zip(arrays.items(), cut, strict=True)}  # fmt: skip
 
 
-def replaced(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of `model` in which the named parameters and buffers are replaced and module attributes follow.
+def replaced(model: nn.Module, tensors: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of `model` with `new` in place of its `tensors` of the same names; module attributes follow.
 
     Tied tensors stay tied. Everything that is not replaced is copied.
     """
-    old = model.state_dict(keep_vars=True)
     # The memo puts the new tensors wherever the old ones are referenced, so the dense ones are never copied.
-    memo: Memo = {id(old[name]): tensor for name, tensor in tensors.items()}
+    memo: Memo = {id(tensors[name]): tensor for name, tensor in new.items()}
     small = copied(model, memo)
-    update_attributes(model, small)
+    update_attributes(model, memo)
     return small

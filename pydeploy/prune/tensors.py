@@ -18,6 +18,8 @@ Order = tuple[int, ...]
 def check_dense(name: str, tensor: Tensor) -> None:
     """Raise `DataError` unless the tensor has values in strided memory."""
     lazy = is_lazy(tensor)
+    if not lazy and tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_quantized:
+        return
     kinds = {"an uninitialised": lazy, "a meta": not lazy and tensor.is_meta,
              "a quantised": not lazy and tensor.is_quantized,
              "a sparse": not lazy and tensor.layout != torch.strided}  # fmt: skip
@@ -33,7 +35,7 @@ def packed(tensor: Tensor) -> tuple[NDArray[Any], Order]:
 
     bfloat16 comes as its bits, because NumPy lacks it.
     """
-    plain = tensor.detach().cpu()
+    plain = tensor.detach() if tensor.is_cpu else tensor.detach().cpu()
     order = tuple(range(plain.dim()))
     if not plain.is_contiguous():
         strided = tuple(sorted(order, key=lambda dim: plain.stride()[dim], reverse=True))
@@ -50,7 +52,10 @@ def unpacked(source: Tensor, array: NDArray[Any], order: Order | None = None) ->
         tensor = tensor.view(torch.bfloat16)
     if order is not None and order != tuple(range(len(order))):
         tensor = tensor.permute(tuple(order.index(dim) for dim in range(len(order))))
-    tensor = tensor.to(source.device)
+    if not source.is_cpu:
+        tensor = tensor.to(source.device)
+    if type(source) is Tensor:  # asking isinstance(..., nn.Parameter) runs Python code of torch's
+        return tensor
     return nn.Parameter(tensor, requires_grad=source.requires_grad) if isinstance(source, nn.Parameter) else tensor
 
 
