@@ -88,6 +88,11 @@ sanitize: setup
 trt-contract: setup
 	@$(BIN)/python tests/trt_contract.py
 
+# The acceptance test for whoever has an NVIDIA GPU: the whole job in fp16 and int8, and every promise checked.
+gpu-check: setup data
+	@$(BIN)/python -c "import tensorrt, pycuda" 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'tensorrt>=8.6' 'pycuda>=2024.1' 'cuda-python>=12.4' 'nvidia-ml-py>=12' || true
+	@$(BIN)/pydeploy gpu-check --out $(OUT)/gpu-check
+
 bench: setup
 	@$(BIN)/python -m pytest bench --benchmark-enable --benchmark-autosave --benchmark-group-by=group --benchmark-columns=median,iqr,rounds
 

@@ -82,6 +82,9 @@ def pycuda(world: World) -> types.ModuleType:
         world.memory[address][:] = array.tobytes()
 
     def memcpy_dtoh_async(array: np.ndarray, address: int, stream: Stream) -> None:
+        if world.pending is not None:
+            world.pending()
+            world.pending = None
         array[...] = np.frombuffer(world.memory[address], array.dtype).reshape(array.shape)
 
     def memset_d8_async(address: int, value: int, count: int, stream: Stream) -> None:

@@ -154,7 +154,8 @@ def test_dla_falls_back_and_says_so(world: World, tmp_path: Path, caplog: pytest
 
 def test_calibration_cache_where_the_version_has_calibrators(world: World, tmp_path: Path) -> None:
     cache = tmp_path / "calibration.cache"
-    cache.write_bytes(b"TRT-8601-EntropyCalibration2\nimage: 3c010a14\n")
+    number = {"8.6.1": 8601, "10.0.1": 100001, "10.3.0": 100300, "10.16.1": 101601}.get(world.table, 0)
+    cache.write_bytes(f"TRT-{number}-EntropyCalibration2\nimage: 3c010a14\n".encode())
     backend = opened("int8", f"calibration={cache}")
     source = residual(tmp_path / "net.onnx")
     if world.major >= 11:
@@ -165,6 +166,9 @@ def test_calibration_cache_where_the_version_has_calibrators(world: World, tmp_p
     calibrator = world.config.int8_calibrator
     assert calibrator.read_calibration_cache() == cache.read_bytes()
     assert calibrator.get_batch(["image"]) is None
+    cache.write_bytes(b"TRT-7000-EntropyCalibration2\n")
+    with pytest.raises(DataError, match=r"'TRT-7000-EntropyCalibration2', TensorRT .* reads 'TRT-"):
+        backend.build(source, tmp_path / "net.engine")
     cache.write_bytes(b"something else")
     with pytest.raises(DataError, match="not a TensorRT calibration cache"):
         backend.build(source, tmp_path / "net.engine")

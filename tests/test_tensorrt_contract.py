@@ -61,11 +61,12 @@ def test_loggers_profilers_and_monitors_can_be_derived(real: Any) -> None:
 
 def test_the_cache_reader_is_a_real_calibrator(real: Any, tmp_path: Any) -> None:
     from pydeploy.backends.tensorrt.calibration import cache_reader
+    from pydeploy.backends.tensorrt.compat import cache_header
 
     if not hasattr(real, "IInt8EntropyCalibrator2"):
         pytest.skip(f"TensorRT {VERSION} has no calibrators")
     cache = tmp_path / "c.cache"
-    cache.write_bytes(b"TRT-8601-EntropyCalibration2\n")
+    cache.write_text(cache_header(real) + "\n")
     reader = cache_reader(real, cache)
     assert isinstance(reader, real.IInt8EntropyCalibrator2)
     assert reader.read_calibration_cache() == cache.read_bytes()

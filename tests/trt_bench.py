@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, version: str, folder: Path, *, gpu:
         "pynvml": None,
     }
     for name, module in modules.items():
+        if module is not None:
+            module.__spec__ = ModuleSpec(name, None)  # so that others may ask whether it is installed
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(driver, "load_driver", lambda: gpu or cuda_fake.Driver())
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))

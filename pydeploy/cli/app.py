@@ -54,5 +54,6 @@ for _verb in (
 ):
     app.command(_verb.__name__)(_verb)
 app.command("trtexec-command")(tensorrt_verbs.trtexec_command)
+app.command("gpu-check")(tensorrt_verbs.gpu_check)
 app.add_typer(profile_verbs.app, name="profile")
 app.add_typer(table_verbs.app, name="table")

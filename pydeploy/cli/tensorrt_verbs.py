@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -45,6 +45,35 @@ def trtexec_command(
         model, version, precision, program=program, typed_file=typed, options=options, batch_shapes=shapes
     )
     sys.stdout.write(shlex.join(found) + "\n")
+
+
+def gpu_check(
+    out: Annotated[Path, typer.Option(help="Folder for the run and gpu-check.json.")] = Path("runs/gpu-check"),
+    config: Annotated[Path, typer.Option(help="Config of the run.")] = Path(
+        "configs/fashion_mnist_resnet20_tensorrt.yaml"
+    ),
+    set_: Annotated[Optional[list[str]], typer.Option("--set", help="section.key=value; repeat for several.")] = None,
+) -> None:
+    """Try on an NVIDIA GPU everything that pydeploy promises there; prints a table and writes gpu-check.json.
+
+    Example: pydeploy gpu-check --out runs/gpu-check
+    """
+    from pydeploy.cli.console import Terminal
+    from pydeploy.cli.gpu_check import check_all
+    from pydeploy.config import load
+
+    out.mkdir(parents=True, exist_ok=True)
+    checks = check_all(load(config, set_ or []), out, Terminal())
+    words = {True: "pass", False: "FAIL", None: "skip"}
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        sys.stdout.write(f"{words[check.passed]}  {check.name.ljust(width)}  {check.detail.splitlines()[0]}\n")
+    failed = sum(check.passed is False for check in checks)
+    sys.stdout.write(
+        f"{len(checks) - failed} of {len(checks)} kept; for a bug report attach {out / 'gpu-check.json'}\n"
+    )
+    if failed:
+        raise typer.Exit(1)
 
 
 def _installed() -> tuple[str, tuple[int, int]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pydeploy.backends.tensorrt import compat
 from pydeploy.errors import ConfigError, DataError
 
 
@@ -19,8 +20,13 @@ def cache_reader(trt: ModuleType, path: Path) -> Any:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"the calibration cache {path} cannot be read: {error.strerror}") from None
-    if not content.startswith(b"TRT-"):
+    first, expected = content.split(b"\n", 1)[0].decode(errors="replace").strip(), compat.cache_header(trt)
+    if not first.startswith("TRT-"):
         raise DataError(f"{path} is not a TensorRT calibration cache (its first line must begin with 'TRT-')")
+    if first != expected:
+        raise DataError(
+            f"{path} is a calibration cache '{first}', TensorRT {trt.__version__} reads '{expected}'; write it again"
+        )
 
     class CacheReader(trt.IInt8EntropyCalibrator2):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:

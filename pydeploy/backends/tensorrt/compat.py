@@ -31,8 +31,8 @@ NUMPY_NAMES: Mapping[str, str] = {
 """NumPy dtype of a `DataType` by its name; TensorRT's own `nptype` raises for the others."""
 
 INSTALL = (
-    "pip install 'pydeploy[tensorrt]' (TensorRT's libraries come from NVIDIA's package index: add "
-    "'--extra-index-url https://pypi.nvidia.com'); on a Jetson use JetPack's TensorRT: python3 -m venv --system-site-packages"
+    "pip install 'pydeploy[tensorrt]' (pip fetches TensorRT's libraries from NVIDIA's own package index); on a Jetson use "
+    "JetPack's TensorRT: python3 -m venv --system-site-packages"
 )
 
 Version = tuple[int, int]
@@ -60,6 +60,13 @@ def parse_version(text: str) -> Version:
     if match is None:
         raise ConfigError(f"a TensorRT version looks like 10.3, got '{text}'")
     return int(match[1]), int(match[2])
+
+
+def cache_header(trt: ModuleType) -> str:
+    """First line of the calibration caches that this version reads: ``TRT-8601-EntropyCalibration2``."""
+    major, minor, patch = (*map(int, trt.__version__.split(".")[:3]), 0)[:3]
+    number = major * 1000 + minor * 100 + patch if major < 10 else major * 10000 + minor * 100 + patch
+    return f"TRT-{number}-EntropyCalibration2"
 
 
 def is_typed(version: Version, *, typed_file: bool) -> bool:
