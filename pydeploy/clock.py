@@ -60,6 +60,11 @@ class Load:
     def disturbed(self) -> bool:
         return self.severity > 1.0
 
+    @property
+    def contended(self) -> bool:
+        """Whether others had a noticeable share of the cores, whatever the reference kernel says."""
+        return self.foreign_share > FOREIGN_LIMIT
+
 
 def reference_kernel_us() -> float:
     """Time of the compiled reference kernel in microseconds; the median of a few tries, so one interrupt is no sign."""

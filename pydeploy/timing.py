@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,11 +42,15 @@ class Target:
 
     def require(self, other: Target, what: str) -> None:
         """Raise `Mismatch` naming the first facts that differ between this target and `other`."""
-        mine, theirs = self.to_json(), other.to_json()
-        differing = [key for key in mine if mine[key] != theirs[key]]
+        mine, theirs = self._flat(), other._flat()
+        differing = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
         if differing:
-            facts = "; ".join(f"{key}: {mine[key]!r} against {theirs[key]!r}" for key in differing)
+            facts = "; ".join(f"{key}: {mine.get(key)!r} against {theirs.get(key)!r}" for key in differing)
             raise Mismatch(f"{what} belongs to another target ({facts}); measure again on this target")
+
+    def _flat(self) -> dict[str, Any]:
+        """All facts side by side, the further ones by their own names."""
+        return {**{key: value for key, value in asdict(self).items() if key != "facts"}, **self.facts}
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "facts": dict(self.facts)}
@@ -58,6 +63,20 @@ class Target:
             raise DataError(f"not a target record: {error}") from None
 
 
+def median_interval(values: ArrayLike) -> float:
+    """Half the width of the median's 95 % confidence interval, relative to the median; 1 for fewer than three.
+
+    The median's standard error is 1.2533 sigma / sqrt(n) for normal values; sigma is estimated by 1.4826 times the
+    median absolute deviation, which a few outliers do not move (Rousseeuw and Croux 1993).
+    """
+    given = np.asarray(values, dtype=np.float64)
+    median = float(np.median(given))
+    if given.size < 3 or median == 0.0:
+        return 0.0 if median == 0.0 else 1.0
+    sigma = 1.4826 * float(np.median(np.abs(given - median)))
+    return 1.96 * 1.2533 * sigma / math.sqrt(given.size) / abs(median)
+
+
 @dataclass(frozen=True, slots=True)
 class Timing:
     """The distribution of one measured quantity, in microseconds; never a bare mean."""
@@ -68,15 +87,32 @@ class Timing:
     p90_us: float
     disturbed: bool = False
     """True when other load was noticed while measuring and repeating did not get rid of it."""
+    interval: float = 0.0
+    """Half the width of the median's 95 % confidence interval, relative to the median."""
+    outliers: int = 0
+    """Samples that lie further than 1.5 times the quartiles' distance from them (Tukey 1977); they are kept."""
 
     @classmethod
     def of(cls, samples_us: ArrayLike, *, disturbed: bool = False) -> Timing:
-        """Summarise samples, shape ``(n,)`` in microseconds."""
+        """Summarise samples, shape ``(n,)`` in microseconds, taken to be independent."""
         samples = np.asarray(samples_us, dtype=np.float64)
         if samples.size == 0 or not np.isfinite(samples).all() or (samples < 0).any():
             raise DataError("timing samples must be finite, non-negative and at least one")
-        p10, median, p90 = np.percentile(samples, (10, 50, 90))
-        return cls(int(samples.size), float(median), float(p10), float(p90), disturbed)
+        p10, low, median, high, p90 = np.percentile(samples, (10, 25, 50, 75, 90))
+        fence = 1.5 * (high - low)
+        outliers = int(np.sum((samples < low - fence) | (samples > high + fence)))
+        return cls(
+            int(samples.size), float(median), float(p10), float(p90), disturbed, median_interval(samples), outliers
+        )
+
+    def centred(self, median_us: float, interval: float) -> Timing:
+        """The same distribution with a median and an interval that were found by other means."""
+        return replace(self, median_us=median_us, interval=interval)
+
+    def scaled(self, factor: float) -> Timing:
+        """Every time multiplied by `factor`."""
+        times = {name: getattr(self, name) * factor for name in ("median_us", "p10_us", "p90_us")}
+        return replace(self, **times)
 
     @property
     def spread(self) -> float:

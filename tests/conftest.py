@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import settings
 
 from trt_bench import world
@@ -11,3 +14,12 @@ __all__ = ["world"]
 # A slow example says that the machine is busy, not that the code is wrong; speed is measured in bench/.
 settings.register_profile("pydeploy", deadline=None, print_blob=True)
 settings.load_profile("pydeploy")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def impatient() -> Iterator[None]:
+    """Tests want rows, not good ones: measuring does not wait for a busy computer to become quiet."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pydeploy.pace.SURVEY_S", 0.05)
+        patch.setattr("pydeploy.latency.measure.PATIENCE_S", 0.2)
+        yield

@@ -20,6 +20,7 @@ RANKS = {
     "pydeploy.timing": 2,
     "pydeploy.config": 3,
     "pydeploy.clock": 3,
+    "pydeploy.pace": 4,
     "pydeploy.backends.base": 3,
     "pydeploy.backends.device": 3,
     "pydeploy.backends.origins": 3,

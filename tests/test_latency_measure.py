@@ -185,7 +185,8 @@ def test_a_real_runtime_fills_the_table(tmp_path: Path, name: str) -> None:
     layers = {sample.key.kind for sample in table.rows()}
     assert layers == {"conv", "linear"}
     for network in table.networks(graph):
-        assert network.whole.n == 4
+        assert network.whole.n in (4, 6, 8, 10, 12)  # two rounds of two runs, at most three times as many
+        assert network.origin.reference_us > 0
         assert network.whole.median_us > 0
         assert network.layers_us > 0
     assert np.isfinite(table.predict_us(graph, {}))

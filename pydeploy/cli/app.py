@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from pydeploy.cli import engine_verbs, model_verbs, profile_verbs, quant_verbs, run_verbs, table_verbs, tensorrt_verbs
+from pydeploy.cli import (
+    engine_verbs,
+    model_verbs,
+    profile_verbs,
+    quant_verbs,
+    run_verbs,
+    table_file_verbs,
+    tensorrt_verbs,
+)
 
 app = typer.Typer(
     name="pydeploy",
@@ -56,4 +64,4 @@ for _verb in (
 app.command("trtexec-command")(tensorrt_verbs.trtexec_command)
 app.command("gpu-check")(tensorrt_verbs.gpu_check)
 app.add_typer(profile_verbs.app, name="profile")
-app.add_typer(table_verbs.app, name="table")
+app.add_typer(table_file_verbs.app, name="table")

@@ -1,4 +1,4 @@
-"""``pydeploy table``: measure, show, export, import."""
+"""``pydeploy table measure`` and ``verify``: the verbs that run engines."""
 
 from __future__ import annotations
 
@@ -16,8 +16,13 @@ from pydeploy.cli.arguments import INPUT_HELP, MODEL_HELP, OPTION_HELP, TARGET_H
 if TYPE_CHECKING:
     from pydeploy.graph import Graph
     from pydeploy.latency.board import ProbeFolder
+    from pydeploy.latency.table import Table
 
-app = typer.Typer(help="Latency tables: measure, show, export, import.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Latency tables: measure, verify, show, plot, export, import, merge.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 Database = Annotated[Path, typer.Option("--db", help="Table file (SQLite).")]
 
@@ -42,8 +47,8 @@ def measure(
     batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 1,
     limit: Annotated[Optional[int], typer.Option(min=1, help="Most networks to build.")] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads; 0 = all cores this process may use.")] = 0,
-    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 8,
-    runs: Annotated[int, typer.Option(min=1, help="Runs in a round.")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds, at least.")] = 6,
+    runs: Annotated[int, typer.Option(min=1, help="Runs in a round.")] = 5,
 ) -> None:
     """Measure layers inside networks at planned widths; what the table holds already is kept.
 
@@ -61,6 +66,7 @@ def measure(
     with _dense(model or "", input or [], option or [], graph, batch, folder) as (structure, file):
         table = Table.open(db, backend.target())
         widths = grid(structure, points, align or align_of(backend)) if folder is None else folder.widths
+        table.set_note("input", " ".join("x".join(map(str, shape)) for shape in structure.inputs))
         with terminal.bar("measure the latency table") as tick:
             done = fill(structure, file, backend, table, widths=widths, rounds=rounds, runs=runs, limit=limit,
                         progress=tick, announce=lambda s: terminal.say(f"about {max(1, round(s / 60))} minutes"))  # fmt: skip
@@ -142,82 +148,48 @@ def probes(
 
 
 @app.command()
-def show(
+def verify(
+    model: Annotated[str, typer.Argument(help=f"{MODEL_HELP[:-1]}; or MODEL.onnx together with --graph.")],
+    target: Annotated[str, typer.Option(help=TARGET_HELP)],
     db: Database,
-    layer: Annotated[str, typer.Option(help="Only layers whose description contains this text.")] = "",
+    plans: Annotated[int, typer.Option(min=2, help="Random plans to build and measure.")] = 30,
+    seed: Annotated[int, typer.Option(help="Seed of the random plans.")] = 0,
+    input: Annotated[Optional[list[str]], typer.Option("--input", help=INPUT_HELP)] = None,
+    option: Annotated[Optional[list[str]], typer.Option("--option", "-o", help=OPTION_HELP)] = None,
+    graph: Annotated[Optional[Path], typer.Option(help="Graph JSON of an ONNX model ('pydeploy trace --out').")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, help="Threads; 0 = all cores this process may use.")] = 0,
+    isolated: Annotated[bool, typer.Option(help="Measure isolated layers as well, to compare with.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List a table's layers with n and spread.
+    """Predict random plans that the table was not made from, build and measure them, and print the errors.
 
-    Example: pydeploy table show --db resnet18.sqlite --layer conv3x3
+    Example: pydeploy table verify torchvision:resnet18 --target onnxruntime:fp32 --plans 30 --seed 0 --db resnet18.sqlite
     """
-    from pydeploy.cli.console import show_json, show_table
+    from pydeploy.cli.arguments import backend_named
+    from pydeploy.cli.console import Terminal, show_json, show_table
     from pydeploy.latency.table import Table
+    from pydeploy.latency.verify import verify as check
 
-    table = Table.open(db)
-    keys = sorted({row.key for row in table.rows() if layer in str(row.key)})
-    found = [(key, table.lookup(key)) for key in keys]
+    backend, table = backend_named(target, batch=batch, threads=threads), Table.open(db)
+    table.target.require(backend.target(), f"the latency table {db}")
+    with (
+        _dense(model, input or _input_of(table), option or [], graph, batch) as (structure, onnx),
+        Terminal().bar("verify the latency table") as tick,
+    ):
+        found = check(structure, onnx, backend, table, plans=plans, seed=seed, isolated=isolated, progress=tick)
     if json:
-        rows = [{"key": key.to_list(), "latency_us": f.latency_us, "n": f.n, "spread": f.spread} for key, f in found]
-        show_json({"target": table.target.to_json(), "layers": rows})
+        show_json({"target": table.target.to_json(), **found.to_json()})
         return
+    rows = [("this table", found.table), ("two builds of one plan", found.floor), ("isolated layers", found.isolated),
+            ("multiply-accumulates", found.macs)]  # fmt: skip
     sys.stdout.write(f"{table.target}\n")
     show_table(
-        ("layer", "latency_us", "n", "spread"),
-        [(str(k), round(f.latency_us, 2), f.n, f"{f.spread:.1%}") for k, f in found],
+        ("prediction by", "median_error", "p95_error", "spearman", "n"),
+        [(name, f"{e.median_error:.2%}", f"{e.p95_error:.2%}", f"{e.spearman:.3f}", e.n) for name, e in rows if e],
     )
 
 
-@app.command("export")
-def export_(
-    db: Database,
-    out: Annotated[Path, typer.Option(help="File to write; .csv or .json.")],
-) -> None:
-    """Write a table as CSV or JSON.
-
-    Example: pydeploy table export --db resnet18.sqlite --out resnet18.json
-    """
-    from pydeploy.errors import ConfigError
-    from pydeploy.latency.table import Table
-
-    table = Table.open(db)
-    writers = {".csv": table.to_csv, ".json": table.to_json}
-    if out.suffix not in writers:
-        raise ConfigError(f"--out must end in .csv or .json, got '{out.name}'")
-    writers[out.suffix](out)
-    sys.stdout.write(f"{out}\n")
-
-
-@app.command("import")
-def import_(
-    file: Annotated[
-        Path, typer.Argument(help="CSV or JSON of 'pydeploy table export'; or a folder measured by trtexec.")
-    ],
-    db: Database,
-    device: Annotated[str, typer.Option(help="For a folder: name of the device, e.g. 'Jetson Orin Nano'.")] = "",
-    trt: Annotated[str, typer.Option(help="For a folder: version of TensorRT, e.g. 10.3.")] = "",
-    target: Annotated[str, typer.Option(help="For a folder: tensorrt:PRECISION and options.")] = "tensorrt:fp16",
-) -> None:
-    """Add the rows of an exported table of the same target to a table, or what trtexec measured in a folder of probes.
-
-    Example: pydeploy table import resnet18.json --db resnet18.sqlite
-    """
-    if file.is_dir():
-        from pydeploy.cli.tensorrt_verbs import import_folder
-
-        import_folder(file, db, device, trt, target)
-        return
-    from pydeploy.errors import ConfigError
-    from pydeploy.files import read_json
-    from pydeploy.latency.table import Table
-    from pydeploy.timing import Target
-
-    if db.exists():
-        table = Table.open(db)
-    elif file.suffix == ".json":
-        table = Table.open(db, Target.from_json(read_json(file).get("target", {})))
-    else:
-        raise ConfigError(
-            f"{db} does not exist, and a CSV file does not say its target; import the JSON export instead"
-        )
-    sys.stdout.write(f"{table.import_file(file)} sample sets added to {db}\n")
+def _input_of(table: Table) -> list[str]:
+    """The input shapes of the model that the table was made for."""
+    return [text for text in table.note("input").split() if text]

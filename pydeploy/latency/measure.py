@@ -1,9 +1,10 @@
 """Fill a latency table: probe networks at planned widths are built, timed in turns, and read layer by layer.
 
-* Probes run in chunks, all engines of a chunk open at once: many short rounds in turns reach all of them alike, and
-  a round that other load disturbed is repeated.
-* Each finished probe is written in one transaction. A run that is killed loses the chunk in hand and nothing else;
-  the next run skips what is there. Two processes may fill one table.
+* Each probe is timed between two runs of the dense network (`pydeploy.pace`): what counts is its time in units of
+  the dense network's, taken while the computer runs at the table's level of speed.
+* Probes run in chunks, all engines of a chunk open at once. Each finished probe is written in one transaction: a run
+  that is killed loses the chunk in hand and nothing else; the next run skips what is there.
+* Two processes may fill one table; they take turns, chunk by chunk, as two at once would disturb each other.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,20 +25,31 @@ import onnx
 from numpy.typing import NDArray
 
 from pydeploy.backends.base import Backend, Engine, Feeds, Session
-from pydeploy.clock import Watch, interleave, quiet_rounds, unwatched
+from pydeploy.clock import Watch, unwatched
 from pydeploy.errors import DataError, MissingTiming
 from pydeploy.graph import Graph, OpKey, Widths
+from pydeploy.latency import store
 from pydeploy.latency.design import Grid, grid, op_keys, probe_plans
 from pydeploy.latency.probe import resize
+from pydeploy.latency.quantized import int8_transform
 from pydeploy.latency.table import Table, origin
+from pydeploy.pace import Kept, Limits, Pace, take_turns, time_in_turns, timing_of
 from pydeploy.profile import attribute, random_feeds
 from pydeploy.timing import Timing
 
 CHUNK = 16
-"""Most engines open at once; fewer where a round over all of them would take longer than `ROUND_S`."""
-ROUND_S = 1.0
+"""Most engines open at once."""
 LAYER_ROUNDS = 5
-"""A runtime's profiler may need a fresh session for each round, so layers get fewer and longer rounds."""
+"""A runtime's profiler may need a fresh session for each round, so layers get fewer rounds."""
+PRECISION = 0.02
+"""Rounds go on until half the width of a median's 95 % confidence interval is below this share of it."""
+MOST = 3
+"""At most this many times the asked rounds."""
+PATIENCE_S = 20.0
+"""After the asked rounds, how long a chunk waits for the computer to come back to the table's level of speed."""
+
+LEVELS = 2
+"""How often probes that were measured at another level than the last one are measured again, the first time included."""
 
 Transform = Callable[[onnx.ModelProto], onnx.ModelProto]
 
@@ -55,29 +67,30 @@ class MeasureReport:
 
 
 @dataclass(frozen=True, slots=True)
-class _Probe:
+class Probe:
+    """A network to measure; `name` is unique and stable: graph, widths and repetition."""
+
     name: str
-    """Unique and stable: graph, widths and repetition."""
     widths: Widths
 
 
 @dataclass(frozen=True)
-class _Lab:
-    """What stays the same from probe to probe."""
+class Lab:
+    """What stays the same from probe to probe. Obtained from `opened`."""
 
     graph: Graph
     model: onnx.ModelProto
     backend: Backend
-    table: Table
     rounds: int
     runs: int
     transform: Transform | None
     folder: Path
     watch: Watch
+    pace: Pace
 
     @property
-    def layer_runs(self) -> int:
-        return max(1, -(-self.rounds * self.runs // LAYER_ROUNDS))
+    def limits(self) -> Limits:
+        return Limits(self.rounds, MOST * self.rounds, PRECISION, PATIENCE_S)
 
 
 def measure(
@@ -87,8 +100,9 @@ def measure(
     table: Table,
     *,
     widths: Grid | None = None,
-    rounds: int = 10,
-    runs: int = 10,
+    plans: Sequence[Widths] | None = None,
+    rounds: int = 6,
+    runs: int = 5,
     limit: int | None = None,
     resume: bool = True,
     workdir: Path | str | None = None,
@@ -99,33 +113,76 @@ def measure(
     """Measure every pair of `widths` (by default `design.grid`) that meets in a layer of `graph`, inside networks.
 
     `path` is the dense ONNX model that `graph` describes; `transform` is applied to each cut model before it is built
-    (quantisation, for instance). Each probe gets `rounds` rounds of `runs` runs, its layers as many. There are at most
-    `limit` probes; those that the table holds are skipped, or measured once more with ``resume=False``. `progress` is
-    told (done, total) probes, and `announce` the seconds to expect on a quiet machine, once the first probe is built
-    (repeating disturbed rounds can add half as much again).
+    (for int8, a float model is quantized without being asked). `plans` replaces the planned probes. Each probe gets at
+    least `rounds` rounds of `runs` runs, more until its median is known to `PRECISION` (at most `MOST` times as many),
+    and its layers `LAYER_ROUNDS`. There are at most `limit` probes; those that the table holds are skipped, or measured
+    once more with ``resume=False``. `progress` is told (done, total) probes, and `announce` the seconds to expect on a
+    quiet machine, once the dense network is built.
     Raises `Mismatch` when the table belongs to another target or the model to another graph.
     """
     began = time.monotonic()
-    target = backend.target()
-    table.target.require(target, f"the latency table {table.path}")
+    table.target.require(backend.target(), f"the latency table {table.path}")
     chosen = grid(graph) if widths is None else widths
-    plans = probe_plans(graph, chosen, limit)
-    probes = _pending(graph, plans, table, resume=resume)
-    skipped, done, disturbed = len(plans) - len(probes), len(plans) - len(probes), 0
-    watch = Watch() if target.measured else unwatched()
-    model = _load(Path(path))
-    with tempfile.TemporaryDirectory(prefix="probes-", dir=workdir) as folder:
-        lab = _Lab(graph, model, backend, table, rounds, runs, transform, Path(folder), watch)
-        size = _survey(lab, probes, announce) if probes else 1
-        while probes:
-            finished = table.probes()
-            chunk, probes = probes[:size], probes[size:]
-            mine = [probe for probe in chunk if probe.name not in finished]
-            disturbed += _run(lab, mine) if mine else 0
-            done += len(chunk)
-            if progress is not None:
-                progress(done, len(plans))
-    return MeasureReport(done - skipped, skipped, disturbed, time.monotonic() - began, _missing(graph, chosen, table))
+    wanted = probe_plans(graph, chosen, limit) if plans is None else list(plans)[:limit]
+    probes = _pending(graph, wanted, table, resume=resume)
+    total = len(wanted)
+    skipped = total - len(probes)
+    if probes:
+        with opened(graph, Path(path), backend, table, rounds=rounds, runs=runs, transform=transform, workdir=workdir,
+                    announce=None if announce is None else partial(_announce, announce, graph, probes)) as lab:  # fmt: skip
+            for attempt in range(LEVELS):
+                for _ in _chunks(lab, table, probes):
+                    if progress is not None:
+                        progress(total - len(_left(table, probes)), total)
+                if attempt + 1 < LEVELS and (other := _flag_other_level(lab, table)):
+                    probes = _pending(graph, other, table, resume=False)
+                    total += len(probes)
+    disturbed = sum(network.whole.disturbed for network in _newest(table, graph).values())
+    return MeasureReport(total - skipped, skipped, disturbed, time.monotonic() - began, _missing(graph, chosen, table))
+
+
+@contextmanager
+def opened(
+    graph: Graph, path: Path, backend: Backend, table: Table, *, rounds: int, runs: int,
+    transform: Transform | None = None, workdir: Path | str | None = None,
+    announce: Callable[[float, float, float], None] | None = None,
+) -> Iterator[Lab]:  # fmt: skip
+    """The dense network is built and opened as the reference, and its level found, for as long as the block lasts.
+
+    `announce` is told the seconds that building the dense network, a round, and reading its layers once took.
+    """
+    model = _load(path)
+    with tempfile.TemporaryDirectory(prefix="probes-", dir=workdir) as folder, ExitStack() as stack:
+        here = Path(folder)
+        if transform is None and backend.precision == "int8" and not _quantized(model):
+            transform = int8_transform(path, backend, here)
+        measured = backend.target().measured
+        lab = Lab(
+            graph, model, backend, rounds, runs, transform, here, Watch() if measured else unwatched(), Pace.still()
+        )
+        start = time.monotonic()
+        with store.turn(table.path):
+            session = stack.enter_context(backend.open(build(lab, Probe("reference", graph.widths))))
+            built = time.monotonic()
+            feeds = random_feeds(session.inputs)
+            timer = partial(session.time, feeds)
+            if measured:
+                lab = replace(lab, pace=Pace.survey(timer, table.reference_us(graph), PATIENCE_S))
+            if announce is not None:
+                timed = time.monotonic()
+                session.time(feeds, runs)
+                ran = time.monotonic()
+                session.layers(feeds, runs)
+                announce(built - start, ran - timed, time.monotonic() - ran)
+        yield lab
+
+
+def _announce(
+    announce: Callable[[float], None], graph: Graph, probes: Sequence[Probe], build_s: float, round_s: float, layers_s: float
+) -> None:  # fmt: skip
+    share = sum(graph.macs(probe.widths) for probe in probes) / len(probes) / max(1, graph.macs())
+    each = build_s + 8 * (round_s * (1 + share)) + LAYER_ROUNDS * layers_s * share
+    announce(each * len(probes))
 
 
 def _load(path: Path) -> onnx.ModelProto:
@@ -135,7 +192,11 @@ def _load(path: Path) -> onnx.ModelProto:
         raise DataError(f"{path} is not a readable ONNX file ({error}); export the model again") from None
 
 
-def _pending(graph: Graph, plans: Sequence[Widths], table: Table, *, resume: bool) -> list[_Probe]:
+def _quantized(model: onnx.ModelProto) -> bool:
+    return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+
+
+def _pending(graph: Graph, plans: Sequence[Widths], table: Table, *, resume: bool) -> list[Probe]:
     """Probes to measure; the first plan (dense) first, the others shuffled so that drift favours no width."""
     finished = table.probes()
     probes = []
@@ -143,7 +204,7 @@ def _pending(graph: Graph, plans: Sequence[Widths], table: Table, *, resume: boo
         name = probe_name(graph, plan, 0)
         if not resume:
             name = next(name for i in range(len(finished) + 1) if (name := probe_name(graph, plan, i)) not in finished)
-        probes.append(_Probe(name, plan))
+        probes.append(Probe(name, plan))
     rest = probes[1:]
     random.Random(0).shuffle(rest)  # noqa: S311 (an order, not a secret)
     return [probe for probe in [*probes[:1], *rest] if probe.name not in finished]
@@ -155,73 +216,103 @@ def probe_name(graph: Graph, widths: Widths, repetition: int) -> str:
     return f"{graph.fingerprint}-{hashlib.sha256(text.encode()).hexdigest()[:12]}-{repetition}"
 
 
-def _survey(lab: _Lab, probes: Sequence[_Probe], announce: Callable[[float], None] | None) -> int:
-    """Build and time the first probe once: announces the seconds to expect, returns how many fit in a chunk."""
-    start = time.monotonic()
-    engine = _build(lab, probes[0])
-    with lab.backend.open(engine) as session:
-        feeds = random_feeds(session.inputs)
-        session.time(feeds, 2)
-        opened = time.monotonic()
-        session.time(feeds, lab.runs)
-        timed = time.monotonic()
-        session.layers(feeds, lab.layer_runs)
-        layered = time.monotonic()
-    running_s = lab.rounds * (timed - opened) + LAYER_ROUNDS * (layered - timed)
-    first = max(1, lab.graph.macs(probes[0].widths))
-    share = sum(lab.graph.macs(probe.widths) for probe in probes) / first
-    if announce is not None:
-        announce((opened - start) * len(probes) + running_s * share)
-    return int(np.clip(ROUND_S / max(timed - opened, 1e-6), 2, CHUNK))
+def _left(table: Table, probes: Sequence[Probe]) -> list[Probe]:
+    finished = table.probes()
+    return [probe for probe in probes if probe.name not in finished]
 
 
-def _build(lab: _Lab, probe: _Probe) -> Engine:
+def _chunks(lab: Lab, table: Table, probes: Sequence[Probe]) -> Iterator[None]:
+    """Measure what no process has measured yet, a chunk at a time, each in this process's turn."""
+    left = list(probes)
+    while left:
+        with store.turn(table.path):
+            left = _left(table, left)
+            chunk, left = left[:CHUNK], left[CHUNK:]
+            if chunk:
+                _run(lab, table, chunk)
+        yield
+
+
+def build(lab: Lab, probe: Probe) -> Engine:
     """The probe's engine, with weights drawn from the probe's name."""
     engine = lab.folder / f"{probe.name}.engine"
-    if engine.exists():
-        return Engine.load(engine)
     source = lab.folder / f"{probe.name}.onnx"
     generator = np.random.default_rng(int(hashlib.sha256(probe.name.encode()).hexdigest()[:16], 16))
     model = resize(lab.model, lab.graph, probe.widths, generator)
     onnx.save(model if lab.transform is None else lab.transform(model), source)
-    return lab.backend.build(source, engine)
+    built = lab.backend.build(source, engine)
+    source.unlink()
+    return built
 
 
-def _run(lab: _Lab, chunk: Sequence[_Probe]) -> int:
-    """Time all probes of a chunk in turns and store them; returns how many were disturbed."""
-    engines = [_build(lab, probe) for probe in chunk]
+@contextmanager
+def sessions(lab: Lab, engines: Mapping[str, Engine]) -> Iterator[dict[str, tuple[Session, Feeds]]]:
+    """All engines open and warmed up, each with feeds; the files are removed afterwards."""
     with ExitStack() as stack:
-        opened = [stack.enter_context(lab.backend.open(engine)) for engine in engines]
-        sessions = {probe.name: session for probe, session in zip(chunk, opened, strict=True)}
-        feeds = {name: random_feeds(session.inputs) for name, session in sessions.items()}
-        timers = {name: partial(session.time, feeds[name]) for name, session in sessions.items()}
-        wholes = interleave(timers, rounds=lab.rounds, runs=lab.runs, retries=lab.rounds // 2, watch=lab.watch)
-        layers = _layer_timings(lab, sessions, feeds)
+        found: dict[str, tuple[Session, Feeds]] = {}
+        for name, engine in engines.items():
+            session = stack.enter_context(lab.backend.open(engine))
+            found[name] = session, random_feeds(session.inputs)
+            session.time(found[name][1], 3)
+        yield found
+    for engine in engines.values():
+        for file in lab.folder.glob(f"{engine.path.stem}.*"):
+            file.unlink()
+
+
+def _run(lab: Lab, table: Table, chunk: Sequence[Probe]) -> None:
+    """Time all probes of a chunk in turns and store them."""
+    with sessions(lab, {probe.name: build(lab, probe) for probe in chunk}) as running:
+        wholes = timed(lab, running)
+        layers = _layer_timings(lab, running)
     for probe in chunk:
-        whole, made = wholes[probe.name].timing, origin("probe", probe.name)
-        lab.table.add_network(lab.graph, probe.widths, whole, layers[probe.name], made)
-    for leftover in lab.folder.iterdir():
-        if leftover.is_file():
-            leftover.unlink()
-    return sum(wholes[probe.name].disturbed for probe in chunk)
+        made = origin("probe", probe.name, lab.pace.level_us)
+        table.add_network(lab.graph, probe.widths, wholes[probe.name], layers[probe.name], made)
 
 
-def _layer_timings(
-    lab: _Lab, sessions: Mapping[str, Session], feeds: Mapping[str, Feeds]
-) -> dict[str, dict[str, Timing]]:
+def timed(lab: Lab, running: Mapping[str, tuple[Session, Feeds]]) -> dict[str, Timing]:
+    """Whole networks in turns; where the level did not come back for most of them, once more at what prevails."""
+    timers = {name: partial(session.time, feeds) for name, (session, feeds) in running.items()}
+
+    def turns() -> dict[str, Timing]:
+        return time_in_turns(timers, lab.pace, runs=lab.runs, limits=lab.limits, watch=lab.watch)
+
+    found = turns()
+    if 2 * sum(timing.disturbed for timing in found.values()) > len(found) and not lab.pace.at_level:
+        lab.pace.settle()
+        found = turns()
+    return found
+
+
+def _layer_timings(lab: Lab, running: Mapping[str, tuple[Session, Feeds]]) -> dict[str, dict[str, Timing]]:
     """Per probe, per operator. An operator that the runtime merged into another one takes no time of its own."""
     ops = [op.name for op in lab.graph.ops]
+    count = 2 * lab.runs
 
-    def one_round() -> dict[str, dict[str, NDArray[np.float64]]]:
-        return {name: attribute(session.layers(feeds[name], lab.layer_runs), ops) for name, session in sessions.items()}
+    def turn(session: Session, feeds: Feeds) -> Callable[[], dict[str, NDArray[np.float64]]]:
+        return lambda: attribute(session.layers(feeds, count), ops)
 
-    kept = quiet_rounds(one_round, rounds=LAYER_ROUNDS, retries=LAYER_ROUNDS // 2, watch=lab.watch)
-    nothing = np.zeros(lab.layer_runs)
-    result: dict[str, dict[str, Timing]] = {}
-    for name in sessions:
-        found = {op: [r[name].get(op, nothing) for r in kept.results] for op in ["", *ops]}
-        result[name] = {op: Timing.of(np.concatenate(us), disturbed=kept.disturbed) for op, us in found.items()}
-    return result
+    rounds = min(LAYER_ROUNDS, lab.rounds)
+    limits = Limits(rounds, 2 * rounds, PRECISION, PATIENCE_S)
+    kept = take_turns({name: turn(*pair) for name, pair in running.items()}, lab.pace, limits, watch=lab.watch)
+    nothing = np.zeros(count)
+    return {
+        name: {op: timing_of(Kept(tuple(value.get(op, nothing) for value in one.values), one.factors, one.disturbed,
+                                  one.rejected)) for op in ["", *ops]}
+        for name, one in kept.items()
+    }  # fmt: skip
+
+
+def _newest(table: Table, graph: Graph) -> dict[str, store.Network]:
+    return {network.widths: network for network in table.networks(graph)}
+
+
+def _flag_other_level(lab: Lab, table: Table) -> list[Widths]:
+    """Flag probes that were measured at another level than the last one; returns their widths."""
+    other = [network for network in _newest(table, lab.graph).values()
+             if network.origin.reference_us and not lab.pace.near(network.origin.reference_us)]  # fmt: skip
+    store.flag(table.path, [network.origin.probe for network in other])
+    return [json.loads(network.widths) for network in other]
 
 
 def _missing(graph: Graph, chosen: Grid, table: Table) -> tuple[OpKey, ...]:

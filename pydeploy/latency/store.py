@@ -1,12 +1,15 @@
 """The file under a latency table: SQLite, one target per file, crash-safe, shared by several processes.
 
 * Write-ahead logging and one transaction per probe: a process killed anywhere loses no finished probe.
+* Nothing is deleted: what a faster level of the device makes obsolete is flagged as disturbed (`flag`).
+* `turn` lets one process at a time measure: two would disturb each other. A killed process frees its turn.
 * A file is created whole and then linked into place, so two processes may start the same table.
 * Connections are opened per operation, so a table holds no handle and may be used after a fork.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sqlite3
@@ -21,19 +24,18 @@ from pydeploy.errors import DataError
 from pydeploy.graph import OpKey
 from pydeploy.timing import Target, Timing
 
-SCHEMA = 1
+SCHEMA = 2
 _APPLICATION = 0x70644C54  # "pdLT" in SQLite's application_id: tells our files from other databases
 _BUSY_S = 30.0
 
-_CREATE = """
+_TIMING = """n INTEGER NOT NULL, median_us REAL NOT NULL, p10_us REAL NOT NULL, p90_us REAL NOT NULL,
+  disturbed INTEGER NOT NULL, interval REAL NOT NULL, outliers INTEGER NOT NULL"""
+_ORIGIN = """source TEXT NOT NULL, probe TEXT NOT NULL, date TEXT NOT NULL, version TEXT NOT NULL,
+  reference_us REAL NOT NULL"""
+_CREATE = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE samples (
-  key TEXT NOT NULL, n INTEGER NOT NULL, median_us REAL NOT NULL, p10_us REAL NOT NULL, p90_us REAL NOT NULL,
-  disturbed INTEGER NOT NULL, source TEXT NOT NULL, probe TEXT NOT NULL, date TEXT NOT NULL, version TEXT NOT NULL);
-CREATE TABLE networks (
-  graph TEXT NOT NULL, widths TEXT NOT NULL, layers_us REAL NOT NULL,
-  n INTEGER NOT NULL, median_us REAL NOT NULL, p10_us REAL NOT NULL, p90_us REAL NOT NULL,
-  disturbed INTEGER NOT NULL, source TEXT NOT NULL, probe TEXT NOT NULL, date TEXT NOT NULL, version TEXT NOT NULL);
+CREATE TABLE samples (key TEXT NOT NULL, {_TIMING}, {_ORIGIN});
+CREATE TABLE networks (graph TEXT NOT NULL, widths TEXT NOT NULL, layers_us REAL NOT NULL, {_TIMING}, {_ORIGIN});
 CREATE INDEX samples_key ON samples (key);
 CREATE INDEX networks_graph ON networks (graph);
 """
@@ -41,12 +43,14 @@ CREATE INDEX networks_graph ON networks (graph);
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a measurement comes from: 'probe' or 'engine', the probe's id, UTC date, pydeploy version."""
+    """Where a measurement comes from: 'probe', 'engine' or a foreign file, the probe's id, UTC date, pydeploy version."""
 
     source: str
     probe: str
     date: str
     version: str
+    reference_us: float = 0.0
+    """The reference engine's time that the samples are scaled to (0 = there was none)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +152,40 @@ def append(path: Path, samples: Iterable[Sample], networks: Iterable[Network] = 
     wholes = [(n.graph, n.widths, n.layers_us, *_timing(n.whole), *_origin(n.origin)) for n in networks]
     with _connection(path) as connection:
         connection.execute("BEGIN IMMEDIATE")
-        connection.executemany("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-        connection.executemany("INSERT INTO networks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", wholes)
+        connection.executemany("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        connection.executemany("INSERT INTO networks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", wholes)
         connection.execute("COMMIT")
+
+
+def flag(path: Path, probes: Iterable[str]) -> None:
+    """Mark all rows of `probes` as disturbed, so that newer ones count instead."""
+    names = [(name,) for name in probes]
+    with _connection(path) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.executemany("UPDATE samples SET disturbed = 1 WHERE probe = ?", names)
+        connection.executemany("UPDATE networks SET disturbed = 1 WHERE probe = ?", names)
+        connection.execute("COMMIT")
+
+
+def set_note(path: Path, name: str, value: str) -> None:
+    """Keep a further fact beside the target, such as the model's input shapes."""
+    with _connection(path) as connection:
+        connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"note:{name}", value))
+
+
+def note(path: Path, name: str) -> str:
+    """A fact that `set_note` kept; '' where there is none."""
+    with _connection(path) as connection:
+        row = connection.execute("SELECT value FROM meta WHERE name = ?", (f"note:{name}",)).fetchone()
+    return str(row[0]) if row else ""
+
+
+@contextmanager
+def turn(path: Path) -> Iterator[None]:
+    """Wait until no other process measures for this table, and keep others waiting meanwhile."""
+    with path.with_name(path.name + ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def read(path: Path) -> tuple[list[Sample], list[Network]]:
@@ -170,35 +205,38 @@ def probes(path: Path) -> set[str]:
 
 
 def sample_from(row: tuple[Any, ...]) -> Sample:
-    key, n, median, p10, p90, disturbed, *origin = row
-    return Sample(
-        OpKey.from_list(json.loads(key)), _as_timing(n, median, p10, p90, disturbed), Origin(*map(str, origin))
-    )
+    key, *rest = row
+    return Sample(OpKey.from_list(json.loads(key)), _as_timing(*rest[:7]), _as_origin(*rest[7:]))
 
 
 def network_from(row: tuple[Any, ...]) -> Network:
-    graph, widths, layers, n, median, p10, p90, disturbed, *origin = row
-    whole = _as_timing(n, median, p10, p90, disturbed)
-    return Network(str(graph), str(widths), float(layers), whole, Origin(*map(str, origin)))
+    graph, widths, layers, *rest = row
+    return Network(str(graph), str(widths), float(layers), _as_timing(*rest[:7]), _as_origin(*rest[7:]))
 
 
-def _as_timing(n: Any, median: Any, p10: Any, p90: Any, disturbed: Any) -> Timing:
-    return Timing(int(n), float(median), float(p10), float(p90), bool(int(disturbed)))
+def _as_timing(n: Any, median: Any, p10: Any, p90: Any, disturbed: Any, interval: Any, outliers: Any) -> Timing:
+    return Timing(int(n), float(median), float(p10), float(p90), bool(int(disturbed)), float(interval), int(outliers))
 
 
-def _timing(timing: Timing) -> tuple[int, float, float, float, int]:
-    return timing.n, timing.median_us, timing.p10_us, timing.p90_us, int(timing.disturbed)
+def _as_origin(source: Any, probe: Any, date: Any, version: Any, reference_us: Any) -> Origin:
+    return Origin(str(source), str(probe), str(date), str(version), float(reference_us))
 
 
-def _origin(origin: Origin) -> tuple[str, str, str, str]:
-    return origin.source, origin.probe, origin.date, origin.version
+def _timing(timing: Timing) -> tuple[int, float, float, float, int, float, int]:
+    return (timing.n, timing.median_us, timing.p10_us, timing.p90_us, int(timing.disturbed), timing.interval,
+            timing.outliers)  # fmt: skip
+
+
+def _origin(origin: Origin) -> tuple[str, str, str, str, float]:
+    return origin.source, origin.probe, origin.date, origin.version, origin.reference_us
 
 
 def _text(key: OpKey) -> str:
     return json.dumps(key.to_list(), separators=(",", ":"))
 
 
-SAMPLE_COLUMNS = ("key", "n", "median_us", "p10_us", "p90_us", "disturbed", "source", "probe", "date", "version")
+SAMPLE_COLUMNS = ("key", "n", "median_us", "p10_us", "p90_us", "disturbed", "interval", "outliers",
+                  "source", "probe", "date", "version", "reference_us")  # fmt: skip
 NETWORK_COLUMNS = ("graph", "widths", "layers_us", *SAMPLE_COLUMNS[1:])
 
 

@@ -25,7 +25,7 @@ from pydeploy.errors import MissingTiming
 from pydeploy.graph import Graph, OpKey, Widths
 from pydeploy.latency import exchange, store
 from pydeploy.latency.store import Network, Origin, Sample
-from pydeploy.timing import Profile, Target, Timing
+from pydeploy.timing import Profile, Target, Timing, median_interval
 from pydeploy.version import __version__
 
 Family = tuple[str, OpKey]
@@ -41,11 +41,17 @@ class Lookup:
     sets: int
     spread: float
     interpolated: bool = False
+    p10_us: float = 0.0
+    p90_us: float = 0.0
+    interval: float = 0.0
+    """Half the width of the median's 95 % confidence interval, relative; of one set where there is only one."""
+    disturbed: bool = False
+    """Nothing but disturbed sample sets are known."""
 
 
-def origin(source: str, probe: str) -> Origin:
+def origin(source: str, probe: str, reference_us: float = 0.0) -> Origin:
     """The origin of something measured now by this version: 'probe' or 'engine', and an id of the network."""
-    return Origin(source, probe, datetime.now(timezone.utc).isoformat(timespec="seconds"), __version__)
+    return Origin(source, probe, datetime.now(timezone.utc).isoformat(timespec="seconds"), __version__, reference_us)
 
 
 class Table:
@@ -116,6 +122,21 @@ class Table:
         """All probe networks (of `graph`), oldest first."""
         return tuple(n for n in self._now.networks if graph is None or n.graph == graph.fingerprint)
 
+    def reference_us(self, graph: Graph) -> float | None:
+        """The dense network's time that the rows of `graph` are scaled to, if any were; the newest where it changed."""
+        levels = [
+            n.origin.reference_us for n in self.networks(graph) if n.origin.reference_us and not n.whole.disturbed
+        ]
+        return levels[-1] if levels else None
+
+    def note(self, name: str) -> str:
+        """A fact kept in the file, '' where there is none: 'input' is the shapes of the model it was made for."""
+        return store.note(self.path, name)
+
+    def set_note(self, name: str, value: str) -> None:
+        """Keep a fact in the file."""
+        store.set_note(self.path, name, value)
+
     def probes(self) -> set[str]:
         """Ids of all probes in the file at this moment, those of other processes included."""
         return store.probes(self.path)
@@ -130,7 +151,14 @@ class Table:
 
     def import_file(self, path: str | Path) -> int:
         """Add the rows of an exported CSV or JSON file of the same target that are not here yet; says how many."""
-        samples, networks = exchange.read(Path(path), self.target)
+        return self._add_new(*exchange.read(Path(path), self.target))
+
+    def merge(self, other: Table) -> int:
+        """Add the rows of another table of the same target that are not here yet; says how many. Else `Mismatch`."""
+        self.target.require(other.target, f"the latency table {other.path}")
+        return self._add_new(other.rows(), other.networks())
+
+    def _add_new(self, samples: Sequence[Sample], networks: Sequence[Network]) -> int:
         known = {*self._now.samples, *self._now.networks}
         new_samples = [sample for sample in samples if sample not in known]
         new_networks = [network for network in networks if network not in known]
@@ -274,9 +302,13 @@ def _read(path: Path, corrections: dict[OpKey, Lookup]) -> _Read:
 
 
 def _summary(timings: Sequence[Timing]) -> Lookup:
-    calm = [timing for timing in timings if not timing.disturbed] or timings
-    spread = median(t.spread for t in calm)
-    return Lookup(median(t.median_us for t in calm), sum(t.n for t in calm), len(calm), spread)
+    calm = [timing for timing in timings if not timing.disturbed]
+    used = calm or timings
+    spread, p10, p90 = (median(getattr(t, name) for t in used) for name in ("spread", "p10_us", "p90_us"))
+    medians = [t.median_us for t in used]
+    interval = median_interval(medians) if len(used) > 2 else median(t.interval for t in used)
+    return Lookup(median(medians), sum(t.n for t in used), len(used), spread, p10_us=p10, p90_us=p90,
+                  interval=interval, disturbed=not calm)  # fmt: skip
 
 
 def _engine_value(timings: Sequence[Timing]) -> Lookup:

@@ -1,0 +1,195 @@
+"""``pydeploy table show``, ``plot``, ``export``, ``import`` and ``merge``: the verbs that only read and write files."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pydeploy.cli.table_verbs import Database
+from pydeploy.cli.table_verbs import app as app  # the same group of verbs
+
+if TYPE_CHECKING:
+    from pydeploy.graph import OpKey
+    from pydeploy.latency.table import Table
+
+LAYER_HELP = "Only layers whose description contains this text."
+
+
+def _keys(table: Table, text: str) -> list[OpKey]:
+    return sorted({row.key for row in table.rows() if text in str(row.key)})
+
+
+@app.command()
+def show(
+    db: Database,
+    layer: Annotated[str, typer.Option(help=LAYER_HELP)] = "",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List a table's layers with n, spread and the confidence interval of the median.
+
+    Example: pydeploy table show --db resnet18.sqlite --layer conv3x3
+    """
+    from pydeploy.cli.console import show_json, show_table
+    from pydeploy.latency.table import Table
+
+    table = Table.open(db)
+    found = [(key, table.lookup(key)) for key in _keys(table, layer)]
+    if json:
+        rows = [{"key": key.to_list(), "latency_us": f.latency_us, "n": f.n, "sets": f.sets, "spread": f.spread,
+                 "interval": f.interval, "disturbed": f.disturbed} for key, f in found]  # fmt: skip
+        show_json({"target": table.target.to_json(), "layers": rows})
+        return
+    sys.stdout.write(f"{table.target}\n")
+    show_table(
+        ("layer", "latency_us", "n", "spread", "+-", "note"),
+        [(str(k), round(f.latency_us, 2), f.n, f"{f.spread:.1%}", f"{f.interval:.1%}", "disturbed" if f.disturbed else "")
+         for k, f in found],
+    )  # fmt: skip
+
+
+@app.command()
+def plot(
+    db: Database,
+    layer: Annotated[str, typer.Option(help=LAYER_HELP + " Of several kinds the most measured one is drawn.")] = "",
+    out: Annotated[Path, typer.Option(help="File to write: .html, .png or .svg.")] = Path("stairs.html"),
+) -> None:
+    """Draw the stairs of a layer: latency over output channels, for up to four numbers of input channels.
+
+    Example: pydeploy table plot --db resnet18.sqlite --layer "conv3x3/s1" --out stairs.html
+    """
+    from dataclasses import replace
+
+    from pydeploy.errors import ConfigError, DataError
+    from pydeploy.latency.table import Table
+    from pydeploy.report.stairs import MOST, Step, write
+
+    if out.suffix not in (".html", ".png", ".svg"):
+        raise ConfigError(f"--out must end in .html, .png or .svg, got '{out.name}'")
+    table = Table.open(db)
+    kinds: dict[OpKey, dict[int, list[Step]]] = {}
+    for key in _keys(table, layer):
+        found = table.lookup(key)
+        kind = replace(key, cin=0, cout=0, groups=1 if key.groups == 1 else 0)
+        step = Step(key.cout, found.latency_us, found.p10_us, found.p90_us)
+        # A depthwise layer's widths move together, so all its widths make one line.
+        kinds.setdefault(kind, {}).setdefault(key.cin if key.groups == 1 else 0, []).append(step)
+    if not kinds:
+        raise DataError(f"{db} has no layer whose description contains '{layer}'; list them with 'pydeploy table show'")
+    kind, by_cin = max(kinds.items(), key=lambda pair: sum(map(len, pair[1].values())))
+    cins = sorted(by_cin)
+    chosen = [cins[round(i * (len(cins) - 1) / max(1, min(MOST, len(cins)) - 1))] for i in range(min(MOST, len(cins)))]
+    lines = {f"cin={cin}" if cin else "depthwise": by_cin[cin] for cin in reversed(chosen)}
+    n, sets = (sum(getattr(table.lookup(key), name) for key in _keys(table, layer)) for name in ("n", "sets"))
+    title = f"{str(kind).replace(' cin=0 cout=0', '')}, {table.target.backend} {table.target.precision} ({n} runs, {sets} sets)"
+    write(out, title, lines)
+    sys.stdout.write(f"{out}: {title}\n")
+
+
+@app.command("export")
+def export_(
+    db: Database,
+    out: Annotated[Path, typer.Option(help="File to write; .csv or .json.")],
+) -> None:
+    """Write a table as CSV or JSON.
+
+    Example: pydeploy table export --db resnet18.sqlite --out resnet18.json
+    """
+    from pydeploy.errors import ConfigError
+    from pydeploy.latency.table import Table
+
+    table = Table.open(db)
+    writers = {".csv": table.to_csv, ".json": table.to_json}
+    if out.suffix not in writers:
+        raise ConfigError(f"--out must end in .csv or .json, got '{out.name}'")
+    writers[out.suffix](out)
+    sys.stdout.write(f"{out}\n")
+
+
+@app.command("import")
+def import_(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="CSV or JSON of 'pydeploy table export'; a folder measured by trtexec; or a list of "
+            "convolutions (.txt), one '{conv_type,batch,in_c,in_h,in_w,out_c,kernel,stride,fused} ms' a line."
+        ),
+    ],
+    db: Database,
+    device: Annotated[str, typer.Option(help="For a folder or a list: name of the device, e.g. 'NVIDIA V100'.")] = "",
+    trt: Annotated[str, typer.Option(help="For a folder or a list: version of TensorRT, e.g. 10.3.")] = "",
+    target: Annotated[
+        str, typer.Option(help="For a folder or a list: BACKEND:PRECISION and options.")
+    ] = "tensorrt:fp16",
+    batch: Annotated[int, typer.Option(min=1, help="For a list: batch size of the rows to take.")] = 1,
+) -> None:
+    """Add rows of an exported table, of what trtexec measured in a folder of probes, or of a list of convolutions.
+
+    Example: pydeploy table import resnet18.json --db resnet18.sqlite
+    """
+    if file.is_dir():
+        from pydeploy.cli.tensorrt_verbs import import_folder
+
+        import_folder(file, db, device, trt, target)
+        return
+    from pydeploy.errors import ConfigError, DataError
+    from pydeploy.files import read_json
+    from pydeploy.latency.foreign import read_lines
+    from pydeploy.latency.table import Table, origin
+    from pydeploy.timing import Target
+
+    suffix = file.suffix.lower()
+    if suffix not in (".csv", ".json"):
+        table = _table_for_list(db, device, trt, target, batch)
+        found = read_lines(file, table.target.batch)
+        table.add(found, origin("lines", file.name))
+        sys.stdout.write(f"{len(found)} layers added to {db}\n")
+        return
+    if db.exists():
+        table = Table.open(db)
+    elif suffix == ".json":
+        data = read_json(file)
+        if not isinstance(data, dict) or "target" not in data:
+            raise DataError(
+                f"{file} is not an exported latency table; trtexec's files are imported as a folder of probes"
+            )
+        table = Table.open(db, Target.from_json(data["target"]))
+    else:
+        raise ConfigError(
+            f"{db} does not exist, and a CSV file does not say its target; import the JSON export instead"
+        )
+    sys.stdout.write(f"{table.import_file(file)} sample sets added to {db}\n")
+
+
+def _table_for_list(db: Path, device: str, trt: str, target: str, batch: int) -> Table:
+    """The table in `db`, or a new one for the device that the user names."""
+    from pydeploy.errors import ConfigError
+    from pydeploy.latency.table import Table
+    from pydeploy.timing import Target
+
+    if db.exists() and not device:
+        return Table.open(db)
+    backend, _, precision = target.partition(":")
+    if not (device and backend and precision):
+        raise ConfigError(
+            "a list of layers does not say where it was measured: give --device and --target BACKEND:PRECISION"
+        )
+    return Table.open(db, Target(device, backend, trt or "unknown", precision, batch, 0))
+
+
+@app.command()
+def merge(
+    sources: Annotated[list[Path], typer.Argument(help="Tables of the same target.")],
+    db: Database,
+) -> None:
+    """Add the rows of other tables that this one lacks; a table that does not exist yet is made.
+
+    Example: pydeploy table merge night.sqlite day.sqlite --db resnet18.sqlite
+    """
+    from pydeploy.latency.table import Table
+
+    for source in sources:
+        other = Table.open(source)
+        sys.stdout.write(f"{Table.open(db, other.target).merge(other)} rows of {source} added to {db}\n")

@@ -1,0 +1,196 @@
+"""How far a table's predictions are from whole networks that it was not made from.
+
+Random plans are built and measured in turns with the dense network, as the table's own probes were. Beside the error of
+the prediction stand, from the same run: the floor (the difference between two builds of one plan), a table of isolated
+layers, scaled so that it is right for the dense network, and a line over multiply-accumulates through the table's networks.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pydeploy.backends.base import Backend
+from pydeploy.errors import DataError
+from pydeploy.graph import Graph, OpKey, Widths
+from pydeploy.latency import store
+from pydeploy.latency.isolated import isolated_us
+from pydeploy.latency.measure import CHUNK, Lab, Probe, Transform, build, opened, probe_name, sessions, timed
+from pydeploy.latency.table import Table
+from pydeploy.pace import TOLERANCE
+from pydeploy.timing import Timing
+
+TRIES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """Relative errors of n predictions, and how well they rank."""
+
+    median_error: float
+    p95_error: float
+    spearman: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One plan: what was predicted and what was measured, both builds; `interval` is of the first build's median."""
+
+    widths: dict[str, int]
+    predicted_us: float
+    measured_us: float
+    again_us: float
+    interval: float
+    disturbed: bool
+    isolated_us: float | None
+    macs: int
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found."""
+
+    table: Errors
+    floor: Errors
+    """Of the second build as a prediction of the first."""
+    isolated: Errors | None
+    macs: Errors
+    pairs: tuple[Pair, ...]
+    dense_us: float
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {"schema": 1, **asdict(self.table), "floor": asdict(self.floor), "macs": asdict(self.macs),
+                "isolated": None if self.isolated is None else asdict(self.isolated), "dense_us": self.dense_us,
+                "seconds": self.seconds, "pairs": [asdict(pair) for pair in self.pairs]}  # fmt: skip
+
+
+def errors(predicted: Sequence[float], measured: Sequence[float]) -> Errors:
+    """Errors relative to `measured`."""
+    one, other = np.asarray(predicted, dtype=np.float64), np.asarray(measured, dtype=np.float64)
+    relative = np.abs(one - other) / other
+    return Errors(float(np.median(relative)), float(np.percentile(relative, 95)), spearman(one, other), len(other))
+
+
+def spearman(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Correlation of the ranks, equal values sharing their mean rank (Spearman 1904); NaN where all values are equal."""
+    first, second = _ranks(one), _ranks(other)
+    if len(one) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return float("nan")
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return np.asarray((last - (counts - 1) / 2.0)[inverse], dtype=np.float64)
+
+
+def random_plans(graph: Graph, table: Table, count: int, seed: int) -> list[dict[str, int]]:
+    """`count` different plans of the table's candidate widths that the table was not made from."""
+    widths = table.widths(graph)
+    known = {network.origin.probe.rpartition("-")[0] for network in table.networks(graph)}
+    rng = random.Random(seed)  # noqa: S311 (a sample, not a secret)
+    found: dict[str, dict[str, int]] = {}
+    for _ in range(TRIES * count):
+        plan = {name: rng.choice(values) for name, values in widths.items()}
+        name = probe_name(graph, plan, 0).rpartition("-")[0]
+        if name not in known:
+            found[name] = plan
+        if len(found) == count:
+            return list(found.values())
+    raise DataError(
+        f"{table.path} holds all but {len(found)} plans of its widths, {count} were asked for: "
+        "verify fewer plans, or measure more widths"
+    )
+
+
+def verify(
+    graph: Graph,
+    path: Path | str,
+    backend: Backend,
+    table: Table,
+    *,
+    plans: int = 30,
+    seed: int = 0,
+    isolated: bool = True,
+    rounds: int = 8,
+    runs: int = 5,
+    transform: Transform | None = None,
+    workdir: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Verification:
+    """Build `plans` random plans twice, measure them, and compare with what `table` predicts.
+
+    Raises `Mismatch` for a table of another target, `MissingTiming` for one that lacks layers of the model.
+    """
+    began = time.monotonic()
+    table.target.require(backend.target(), f"the latency table {table.path}")
+    chosen = random_plans(graph, table, plans, seed)
+    predicted = [table.predict_us(graph, plan) for plan in chosen]
+    with (
+        opened(
+            graph, Path(path), backend, table, rounds=rounds, runs=runs, transform=transform, workdir=workdir
+        ) as lab,
+        store.turn(table.path),
+    ):
+        times = _measure(lab, chosen, progress)
+        lone = isolated_us(graph, [{}, *chosen], backend, lab.folder) if isolated else None
+    known, dense_us = table.reference_us(graph), table.predict_us(graph, {})
+    alone = [None if lone is None else _sum(graph, plan, lone) for plan in [{}, *chosen]]
+    pairs = tuple(
+        Pair(plan, us, first.median_us / speed, second.median_us / speed, first.interval,
+             first.disturbed or abs(speed - 1) > TOLERANCE, lonely, graph.macs(plan))
+        for plan, us, (first, second, level), lonely in zip(chosen, predicted, times, alone[1:], strict=True)
+        for speed in [level / known if known else 1.0]
+    )  # fmt: skip
+    measured = [pair.measured_us for pair in pairs]
+    by_macs = _line_through(graph, table, [pair.macs for pair in pairs])
+    by_layers = [pair.isolated_us / (alone[0] or 1.0) * dense_us for pair in pairs if pair.isolated_us is not None]
+    return Verification(
+        errors([pair.predicted_us for pair in pairs], measured),
+        errors([pair.again_us for pair in pairs], measured),
+        errors(by_layers, measured) if isolated else None,
+        errors(by_macs, measured),
+        pairs, dense_us, time.monotonic() - began,
+    )  # fmt: skip
+
+
+def _line_through(graph: Graph, table: Table, macs: Sequence[int]) -> list[float]:
+    """Latency by multiply-accumulates alone: the line that fits the table's own networks best."""
+    networks = table.networks(graph)
+    known = [float(graph.macs(json.loads(network.widths))) for network in networks]
+    slope, start = np.polyfit(known, [network.whole.median_us for network in networks], 1)
+    return [float(start + slope * one) for one in macs]
+
+
+def _sum(graph: Graph, plan: Widths, layers: Mapping[OpKey, float]) -> float:
+    full = {**graph.widths, **plan}
+    return sum(op.calls * layers[op.key(full)] for op in graph.ops)
+
+
+def _measure(
+    lab: Lab, plans: Sequence[Widths], progress: Callable[[int, int], None] | None
+) -> list[tuple[Timing, Timing, float]]:
+    """Both builds of every plan, timed in the same chunk of turns, and the level that they were scaled to."""
+    found: list[tuple[Timing, Timing, float]] = []
+    size = CHUNK // 2
+    for start in range(0, len(plans), size):
+        names = [f"verify{start + i}" for i in range(len(plans[start : start + size]))]
+        engines = {f"{name}-{build_}": build(lab, Probe(f"{name}-{build_}", plan))
+                   for name, plan in zip(names, plans[start : start + size], strict=True) for build_ in "ab"}  # fmt: skip
+        with sessions(lab, engines) as running:
+            timings = timed(lab, running)
+        found += [(timings[f"{name}-a"], timings[f"{name}-b"], lab.pace.level_us) for name in names]
+        if progress is not None:
+            progress(len(found), len(plans))
+    return found
