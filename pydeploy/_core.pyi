@@ -36,6 +36,23 @@ def keep_largest(
 ) -> NDArray[np.uint8]: ...
 
 @final
+class Batcher:
+    def __init__(
+        self,
+        size: tuple[int, int],
+        resize: tuple[int, int],
+        interpolation: str,
+        shift: Sequence[float],
+        scale: Sequence[float],
+        planar: bool = False,
+        batch: int = 1,
+        buffers: int = 3,
+        threads: int = 0,
+    ) -> None: ...
+    def submit(self, images: Sequence[NDArray[np.uint8]]) -> None: ...
+    def take(self) -> NDArray[np.float32]: ...
+
+@final
 class Histogram:
     def __init__(self, bins: int = 4096) -> None: ...
     def update(self, values: NDArray[np.float32] | NDArray[np.float16], threads: int = 0) -> None: ...

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pydeploy.errors import ConfigError, nearest
+from pydeploy.files import read_yaml
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -164,14 +165,7 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     Raises `ConfigError` naming the file, the key and what was expected.
     """
     path = Path(path)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; pass one of the files under configs/") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is not readable YAML: {error}") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} must hold a mapping of sections, got {type(data).__name__}")
+    data = read_yaml(path, "config", "pass one of the files under configs/")
     for text in overrides:
         _override(data, text)
     return parse(data, str(path))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydeploy.errors import DataError
+from pydeploy.errors import ConfigError, DataError
 
 
 @contextmanager
@@ -75,6 +75,21 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path} does not exist") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not readable JSON ({error}); it is truncated or another kind of file") from None
+
+
+def read_yaml(path: Path, what: str, remedy: str) -> dict[str, Any]:
+    """The mapping in a YAML file; `ConfigError` that calls the file `what`, and names the `remedy` where it is missing."""
+    import yaml
+
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{what} {path} does not exist; {remedy}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{what} {path} is not readable YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{what} {path} must hold a mapping, got {type(data).__name__}")
+    return data
 
 
 def sha256(path: Path) -> str:

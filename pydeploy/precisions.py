@@ -67,11 +67,10 @@ def quantize(job: Job, at: Artefacts, here: Path) -> None:
     assert settings is not None
     assert manifest is not None
     source, style = at.pruned / "model.onnx", style_for(job.backend.name)
-    samples = stages.calibration_samples(job.task, manifest)
-    manifest.require(samples[:1])
     with job.console.bar("calibrate") as tick:
-        ranges = calibrate(source, stages.calibration_feeds(job.task, samples, job.backend.batch), observer=settings.observer,
-                           style=style, threads=job.backend.threads, progress=lambda done: tick(done, manifest.count))  # fmt: skip
+        ranges = calibrate(source, stages.calibration_batches(job.task, manifest), observer=settings.observer, style=style,
+                           threads=job.backend.threads, progress=lambda done: tick(done, manifest.count),
+                           resume=here / "counts.json", key=manifest.key())  # fmt: skip
     ranges.save(here / "ranges.json")
     _int8(job, at, ranges, settings.exclude, here)
 
@@ -156,10 +155,8 @@ def _options(job: Job, at: Artefacts, pair: dict[str, tuple[Backend, Engine]]) -
     times = {side: profile(backend, engine, ops, rounds=5, runs=20).layers for side, (backend, engine) in pair.items()}
     manifest = stages.check_calibration(job.config)
     assert manifest is not None
-    samples = [array[:SENSITIVITY_SAMPLES] for array in stages.calibration_samples(job.task, manifest)]
-    feeds: list[Feeds] = list(stages.calibration_feeds(job.task, samples, job.backend.batch))
-    if len(feeds) > 1:  # the last batch may be short, and the file's batch is static
-        feeds = list(islice(feeds, len(samples[0]) // job.backend.batch))
+    batches = stages.exact_batches(stages.calibration_batches(job.task, manifest), job.backend.batch)
+    feeds: list[Feeds] = list(islice(batches, max(1, SENSITIVITY_SAMPLES // job.backend.batch)))
     with job.console.bar("sensitivity of layers") as tick:
         errors = sensitivity(at.pruned / "model.onnx", Ranges.load(at.quantized / "ranges.json"), feeds, layers,
                              style=style_for(job.backend.name), threads=job.backend.threads, progress=tick)  # fmt: skip

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pydeploy.artefacts import Artefacts
-from pydeploy.backends.base import Backend, Engine
+from pydeploy.backends.base import Backend, Engine, Feeds
 from pydeploy.config import Config, TrainSection
-from pydeploy.errors import DataError
+from pydeploy.errors import ConfigError, DataError, nearest
 from pydeploy.files import replacing, write_json
 from pydeploy.graph import Graph, Plan
 from pydeploy.profile import profile, time_engines
@@ -198,22 +199,53 @@ def check_calibration(config: Config) -> Manifest | None:
     return load_manifest(config.quantize.calibration) if config.quantize is not None else None
 
 
-def calibration_samples(task: Task, manifest: Manifest) -> list[NDArray[Any]]:
-    """Inputs of the manifest's samples, preprocessed as for evaluation; one array per model input."""
+def calibration_batches(task: Task, manifest: Manifest) -> Iterator[dict[str, NDArray[Any]]]:
+    """Inputs of the manifest's samples, preprocessed as for evaluation: some of a batch of evaluation at a time."""
     total = sum(len(batch.inputs[0]) for batch in task.eval_batches(1024, manifest.split))
     wanted = manifest.indices(total)
-    parts: list[list[NDArray[Any]]] = []
-    at = 0
-    for batch in task.eval_batches(1024, manifest.split):
-        count = len(batch.inputs[0])
-        inside = wanted[(wanted >= at) & (wanted < at + count)] - at
-        at += count
-        if len(inside):
-            parts.append([tensor.numpy()[inside] for tensor in batch.inputs])
-    return [np.concatenate(columns) for columns in zip(*parts, strict=True)]
+
+    def chosen() -> Iterator[list[NDArray[Any]]]:
+        at = 0
+        for batch in task.eval_batches(256, manifest.split):
+            count = len(batch.inputs[0])
+            inside = wanted[(wanted >= at) & (wanted < at + count)] - at
+            at += count
+            if len(inside):
+                yield [tensor.numpy()[inside] for tensor in batch.inputs]
+
+    digest = hashlib.sha256()
+    for arrays in chosen():
+        digest.update(np.ascontiguousarray(arrays[0], dtype="<f4").data)
+        yield dict(zip(task.input_names, arrays, strict=True))
+    manifest.require_hash(digest.hexdigest())
 
 
-def calibration_feeds(task: Task, samples: list[NDArray[Any]], batch: int) -> Iterator[dict[str, NDArray[Any]]]:
-    """Feeds of `batch` samples; the last one may have fewer."""
-    for start in range(0, len(samples[0]), batch):
-        yield {name: array[start : start + batch] for name, array in zip(task.input_names, samples, strict=True)}
+def manifest_batches(manifest: Manifest, threads: int = 0) -> Iterator[NDArray[np.float32]]:
+    """Model inputs of the manifest's samples, without a task: a data set by its name, or a path. Valid for one step."""
+    if manifest.path is not None:
+        from pydeploy.quant.images import batches
+
+        yield from batches(manifest, threads=threads)
+        return
+    from pydeploy.train.data import load as load_images
+
+    images = load_images(manifest.source)
+    parts = {"train": images.train_images, "test": images.test_images}
+    if manifest.split not in parts:
+        raise ConfigError(f"unknown split '{manifest.split}'{nearest(manifest.split, parts)}")
+    pixels = parts[manifest.split]
+    settings = manifest.settings or images.preprocessing
+    chosen = (pixels[index] for index in manifest.indices(len(pixels)))
+    yield from manifest.checked(settings.batches(chosen, 8, planar=True, threads=threads))
+
+
+def exact_batches(feeds: Iterable[Feeds], batch: int) -> Iterator[dict[str, NDArray[Any]]]:
+    """The samples of `feeds` in batches of exactly `batch`. The last one is filled up by repeating its samples."""
+    waiting: dict[str, NDArray[Any]] = {}
+    for given in feeds:
+        waiting = {name: np.concatenate([waiting[name], part]) if waiting else part for name, part in given.items()}
+        while waiting and len(next(iter(waiting.values()))) >= batch:
+            yield {name: part[:batch] for name, part in waiting.items()}
+            waiting = {name: part[batch:] for name, part in waiting.items()}
+    if waiting and len(next(iter(waiting.values()))):
+        yield {name: np.resize(part, (batch, *part.shape[1:])) for name, part in waiting.items()}

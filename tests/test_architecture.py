@@ -18,6 +18,7 @@ RANKS = {
     "pydeploy.files": 1,
     "pydeploy.graph": 2,
     "pydeploy.timing": 2,
+    "pydeploy.preprocessing": 2,
     "pydeploy.config": 3,
     "pydeploy.clock": 3,
     "pydeploy.pace": 4,

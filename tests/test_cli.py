@@ -13,6 +13,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pydeploy.cli import main
@@ -177,6 +178,33 @@ def test_quantize_and_lint(work: Path, tmp_path: Path) -> None:
         pydeploy("quantize", model, "--ranges", ranges, "--style", "onxruntime", "--out", tmp_path / "x"),
         "did you mean",
     )
+
+
+def test_calibrate(work: Path, tmp_path: Path) -> None:
+    model, out, cache = work / "dense.onnx", tmp_path / "ranges.json", tmp_path / "trt.cache"
+    data = tmp_path / "set.yaml"
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (40, 20, 24, 3), np.uint8))
+    data.write_text(
+        "source: images.npy\ncount: 32\npreprocessing: {mean: [0.5, 0.5, 0.5], std: [0.3, 0.3, 0.3], resize: 18, crop: 16}\n"
+    )
+    command = ("calibrate", model, "--data", data, "--out", out, "--threads", 1)
+    done = pydeploy(*command)
+    assert done.returncode == 0, done.stderr
+    assert "32 samples, observer entropy" in done.stdout
+    done = pydeploy(*command, "--observer", "minmax", "--cache", cache, "--tensorrt", "10.3.0")
+    assert done.returncode == 0, done.stderr
+    assert cache.read_text().startswith("TRT-100300-EntropyCalibration2\n")
+    assert json.loads(out.read_text())["observer"] == "minmax"
+    before = out.read_bytes()
+    fails(pydeploy(*command, "--observer", "entropi"), "did you mean 'entropy'")
+    fails(pydeploy(*command, "--cache", cache, "--tensorrt", "11.0"), "reads no calibration cache")
+    fails(pydeploy("calibrate", tmp_path / "no.onnx", "--data", data, "--out", out), "does not exist")
+    fails(pydeploy("calibrate", model, "--data", tmp_path / "no.yaml", "--out", out), "does not exist")
+    data.write_text(data.read_text() + "sha256: " + "a" * 64 + "\n")
+    fails(pydeploy(*command), "the data or their preprocessing changed")
+    data.write_text("source: synthetic\ncount: 8\n")
+    fails(pydeploy(*command), "give samples of this type and shape")
+    assert out.read_bytes() == before
 
 
 def test_half(work: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 
 namespace deploy::bindings {
 
+void bind_batch(pybind11::module_& module);
 void bind_fold(pybind11::module_& module);
 void bind_histogram(pybind11::module_& module);
 void bind_solver(pybind11::module_& module);

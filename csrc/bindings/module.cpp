@@ -24,6 +24,7 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
     module.doc() = "Compiled inner loops: surgery, histograms, thresholds, the budget solver.";
     module.attr("__version__") = PYDEPLOY_VERSION;
     py::register_local_exception_translator(translate);
+    deploy::bindings::bind_batch(module);
     deploy::bindings::bind_fold(module);
     deploy::bindings::bind_histogram(module);
     deploy::bindings::bind_solver(module);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -21,30 +21,56 @@ Threads = Annotated[int, typer.Option(help="Threads of the engine; 0 = all cores
 
 def calibrate(
     model: Annotated[Path, typer.Argument(help="ONNX file (float).")],
-    config: Annotated[Path, typer.Option(help="Config whose task gives the images.")],
-    out: Annotated[Path, typer.Option(help="Ranges file (JSON).")],
-    data: Annotated[Path, typer.Option(help="Calibration manifest.")] = Path("calib/fashion_mnist.yaml"),
-    observer: Annotated[str, typer.Option(help="entropy, percentile, mse or minmax.")] = "entropy",
-    style: Annotated[Optional[str], typer.Option(help="onnxruntime, openvino or tensorrt.")] = None,
+    data: Annotated[Path, typer.Option(help="Calibration manifest.")],
+    out: Annotated[Path, typer.Option(help="Ranges file (JSON); the counts go to <out>.counts.json.")],
+    observer: Annotated[str, typer.Option(help="entropy, percentile, mse, minmax or moving_average.")] = "entropy",
+    style: Annotated[Optional[str], typer.Option(help="onnxruntime, openvino or tensorrt; all without.")] = None,
+    config: Annotated[Optional[Path], typer.Option(help="Config whose task gives the samples.")] = None,
+    threads: Threads = 0,
+    cache: Annotated[Optional[Path], typer.Option(help="Also write a TensorRT calibration cache here.")] = None,
+    tensorrt: Annotated[str, typer.Option(help="Version of TensorRT that reads the cache.")] = "8.6.1",
 ) -> None:
-    """Find the range of every tensor that INT8 needs, by running the calibration images.
+    """Find the range of every tensor that INT8 needs, by running the calibration images. Goes on where it was stopped.
 
-    Example: pydeploy calibrate model.onnx --config configs/fashion_mnist_resnet20_cpu.yaml --out ranges.json
+    Example: pydeploy calibrate model.onnx --data calib/fashion_mnist.yaml --out ranges.json
     """
     from pydeploy import stages
     from pydeploy.cli.console import Terminal
     from pydeploy.config import load
     from pydeploy.quant.calibrate import calibrate as observe
+    from pydeploy.quant.implicit import cache_version, write_cache
     from pydeploy.quant.manifest import load_manifest
 
-    task, manifest = stages.open_task(load(config)), load_manifest(data)
-    samples = stages.calibration_samples(task, manifest)
-    manifest.require(samples[:1])
-    feeds = stages.calibration_feeds(task, samples, batch_of(model))
+    manifest = load_manifest(data)
+    if cache is not None:
+        cache_version(tensorrt)  # a wrong one is found before any work
+    if config is not None:
+        feeds: Iterable[Feeds] = stages.calibration_batches(stages.open_task(load(config)), manifest)
+    else:
+        name = input_of(model)
+        feeds = ({name: batch} for batch in stages.manifest_batches(manifest, threads))
     with Terminal().bar("calibrate") as tick:
-        ranges = observe(model, feeds, observer=observer, style=style, progress=lambda done: tick(done, manifest.count))
+        ranges = observe(model, feeds, observer=observer, style=style, every=cache is not None, threads=threads,
+                         progress=lambda done: tick(done, manifest.count),
+                         resume=out.with_name(out.name + ".counts.json"), key=manifest.key())  # fmt: skip
     ranges.save(out)
     sys.stdout.write(f"{out}: {len(ranges.tensors)} tensors, {ranges.count} samples, observer {observer}\n")
+    if cache is not None:
+        write_cache(ranges, cache, tensorrt)
+        sys.stdout.write(f"{cache}: calibration cache for TensorRT {tensorrt}\n")
+
+
+def input_of(path: Path) -> str:
+    """Name of an ONNX file's only input."""
+    from pydeploy.errors import ConfigError
+    from pydeploy.quant.model import read_float_model
+
+    graph = read_float_model(path).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    names = [value.name for value in graph.input if value.name not in weights]
+    if len(names) != 1:
+        raise ConfigError(f"{path} takes inputs {names}; a manifest alone feeds one input, give --config")
+    return str(names[0])
 
 
 def batch_of(path: Path) -> int:
@@ -166,7 +192,8 @@ def _test_feeds(config: Path, batch: int, count: int) -> list[dict[str, Any]]:
 
     task = stages.open_task(load(config))
     first = next(iter(task.eval_batches(batch * count)))
-    feeds = stages.calibration_feeds(task, [tensor.numpy() for tensor in first.inputs], batch)
+    arrays = [tensor.numpy() for tensor in first.inputs]
+    feeds = stages.exact_batches([dict(zip(task.input_names, arrays, strict=True))], batch)
     return [one for one, _ in zip(feeds, range(count), strict=False)]
 
 

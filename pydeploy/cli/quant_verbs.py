@@ -90,7 +90,7 @@ def _calibration_batches(model: Path, config: Path, data: Path) -> Iterable[Feed
     from pydeploy.quant.manifest import load_manifest
 
     task = stages.open_task(load(config))
-    return stages.calibration_feeds(task, stages.calibration_samples(task, load_manifest(data)), batch_of(model))
+    return stages.exact_batches(stages.calibration_batches(task, load_manifest(data)), batch_of(model))
 
 
 def lint(

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from pydeploy.backends.base import Feeds
@@ -35,6 +36,7 @@ def calibrate(
     observer: str = "entropy",
     style: str | None = None,
     tensors: Sequence[str] | None = None,
+    every: bool = False,
     threads: int = 0,
     progress: Callable[[int], None] | None = None,
     resume: Path | None = None,
@@ -44,7 +46,8 @@ def calibrate(
 
     `batches` yields arrays by input name, the samples along the first dimension, in batches of any size. Without
     `style` the result serves every style; with one, thresholds suit its activation type as well. `tensors` measures
-    these instead. ``threads=0`` means all cores; `progress` is called with the number of samples seen so far.
+    these instead, `every` all float tensors (for a TensorRT calibration cache). ``threads=0`` means all cores;
+    `progress` is called with the number of samples seen so far.
 
     `resume` names a file that keeps the counts: after an interruption the samples it holds are not run again, and
     neither are they for another observer. It is used for the same model and the same `key`, which stands for the
@@ -56,7 +59,10 @@ def calibrate(
     onnx_path = Path(onnx_path)
     check_observer(observer)
     graph, ir_version = _float_graph(onnx_path)
-    names = _known(graph, tensors) if tensors is not None else measured_tensors(graph, style)
+    if every:
+        names = tuple(name for name in _tensor_names(graph) if graph.tensors()[name].dtype == np.float32)
+    else:
+        names = _known(graph, tensors) if tensors is not None else measured_tensors(graph, style)
     tapped = Tapped(graph, names, ir_version, threads, onnx_path)
     del graph
     model = model_hash(onnx_path)

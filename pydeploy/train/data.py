@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pydeploy.errors import ConfigError, DataError, nearest
+from pydeploy.preprocessing import Preprocessing
 from pydeploy.train.idx import read_idx
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -51,14 +52,14 @@ class ImageSet:
                     f"{self.name}: {part} labels must lie in 0..{self.classes - 1}, got up to {labels.max()}"
                 )
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """uint8 ``(N, C, H, W)`` to float32, ``(pixel / 255 - mean) / std`` per channel.
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What training, evaluation and calibration all do to the images."""
+        return Preprocessing(self.mean, self.std)
 
-        The only normalisation: training, evaluation and calibration all come through here.
-        """
-        scale = torch.tensor([255.0 * s for s in self.std]).view(1, -1, 1, 1)
-        shift = torch.tensor([255.0 * m for m in self.mean]).view(1, -1, 1, 1)
-        return (images.to(torch.float32) - shift) / scale
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 ``(N, C, H, W)`` to float32, ``(pixel / 255 - mean) / std`` per channel."""
+        return torch.from_numpy(self.preprocessing(images.numpy(), planar=True))
 
 
 def fashion_mnist() -> ImageSet:
