@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pydeploy.errors import Mismatch
+from pydeploy.export import export
 from pydeploy.graph import Graph, Plan
 from pydeploy.prune.copying import copied
 from pydeploy.prune.entries import compose
@@ -123,3 +125,66 @@ def test_a_class_that_copies_itself_is_asked() -> None:
 
     twin = copied(nn.Sequential(Own(2, 3)), {})
     assert twin[0].out_features == 4
+
+
+def silenced(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
+    """The same architecture with every entry of every removed channel set to zero."""
+    result = copy.deepcopy(model)
+    tensors = result.state_dict()
+    for name, channels in plan.kept.items():
+        removed = np.setdiff1d(np.arange(graph.by_name[name].width), channels)
+        for piece in graph.by_name[name].slices if len(removed) else ():
+            tensors[piece.param].index_fill_(piece.dim, torch.from_numpy(piece.entries(removed)), 0)
+    return result
+
+
+def worst(one: Tensor, two: Tensor) -> float:
+    """Largest difference relative to the largest value."""
+    return float((one - two).abs().max() / two.abs().max().clamp_min(1e-30))
+
+
+VISION = {"resnet18": 64, "mobilenet_v2": 64, "mobilenet_v3_small": 64, "squeezenet1_1": 64, "efficientnet_b0": 64,
+          "regnet_y_400mf": 64, "mnasnet0_5": 64}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VISION)
+def test_laws_hold_on_torchvision(name: str) -> None:
+    """Half of the channels of a known network: silenced in both precisions, widths as planned, backward, untouched."""
+    from torchvision.models import get_model
+
+    torch.manual_seed(0)
+    model = get_model(name, weights=None)
+    model(torch.randn(4, 3, VISION[name], VISION[name]))  # batch statistics that are not those of a fresh network
+    model.eval()
+    example = torch.randn(1, 3, VISION[name], VISION[name])
+    graph = trace(model, example)
+    rng = np.random.default_rng(0)
+    kept = {g.name: tuple(np.sort(rng.permutation(g.width)[: max(1, g.width // 2)]).tolist()) for g in graph.prunable}
+    plan = Plan(kept, graph.fingerprint)
+    assert plan.widths
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    small = apply(model, graph, plan)
+    zeroed = silenced(model, graph, plan)
+    with torch.no_grad():
+        assert worst(small(example), zeroed(example)) < 1e-4
+        assert worst(small.double()(example.double()), zeroed.double()(example.double())) < 1e-6
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    small = small.float()
+    again = trace(small, example)
+    assert again.macs() == graph.macs(plan.widths)
+    assert {g.name: g.width for g in again.prunable} == {g.name: plan.widths[g.name] for g in graph.prunable}
+    small(example).sum().backward()
+    assert all(p.grad is not None for p in small.parameters())
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_float32_and_the_exported_file_agree(name: str, tmp_path: Path) -> None:
+    """`export` itself runs the file on ONNX Runtime and raises where it differs from the cut model."""
+    model = build(name)
+    graph = trace(model, torch.zeros(SHAPE))
+    plan = random_plan(graph, np.random.default_rng(11))
+    small = apply(model, graph, plan)
+    x = torch.randn(2, *SHAPE[1:])
+    with torch.no_grad():
+        assert worst(small(x), silenced(model, graph, plan)(x)) < 1e-4
+    export(small, torch.zeros(SHAPE), tmp_path / "small.onnx", tolerance=1e-4)
