@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-TARGET_SIDE = ["backends.base", "backends.null", "backends.onnxruntime", "clock", "compare", "latency.measure", "latency.table",
+TARGET_SIDE = ["backends.base", "backends.null", "backends.onnxruntime", "backends.tensorrt.backend",
+               "backends.tensorrt.checkup", "backends.tensorrt.trtexec", "clock", "compare", "latency.board", "latency.measure", "latency.table",
                "profile", "quant.calibrate", "quant.qdq", "report", "solve"]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a check found something, 2 bad input or an interrupted run
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from types import FrameType
@@ -34,6 +35,9 @@ def _run() -> None:
     from pydeploy.cli.app import app
     from pydeploy.errors import DeployError
 
+    # Long steps tell how far they are through their log; other packages only when something is wrong.
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("pydeploy").setLevel(logging.INFO)
     try:
         app()
     except DeployError as error:

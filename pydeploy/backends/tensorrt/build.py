@@ -155,15 +155,16 @@ def _reporter(asked: Sequence[object]) -> Callable[[str, int, int], bool]:
 def held_interrupts() -> Iterator[list[tuple[int, FrameType | None]]]:
     """Collects Ctrl-C, which must not be raised through TensorRT's own code, and acts on it at the end."""
     asked: list[tuple[int, FrameType | None]] = []
-    if threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):  # ignored, as after 'nohup'
         yield asked
         return
-    before = signal.signal(signal.SIGINT, lambda number, frame: asked.append((number, frame)))
+    signal.signal(signal.SIGINT, lambda number, frame: asked.append((number, frame)))
     try:
         yield asked
     finally:
         signal.signal(signal.SIGINT, before)
-        if asked and callable(before):
+        if asked:
             before(*asked[0])
 
 
