@@ -164,6 +164,7 @@ def test_calibration_cache_where_the_version_has_calibrators(world: World, tmp_p
         return
     backend.build(source, tmp_path / "net.engine")
     calibrator = world.config.int8_calibrator
+    assert world.flags == {"TF32", "FP16", "INT8"}
     assert calibrator.read_calibration_cache() == cache.read_bytes()
     assert calibrator.get_batch(["image"]) is None
     cache.write_bytes(b"TRT-7000-EntropyCalibration2\n")

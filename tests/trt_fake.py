@@ -299,7 +299,8 @@ class NetworkCore(Core):
             cost = null._cost(node, shapes)
             if cost is None:
                 continue
-            int8 = len(node.input) > 1 and {node.input[0], node.input[1]} <= quantized
+            implicit = getattr(config.face, "int8_calibrator", None) is not None
+            int8 = implicit or (len(node.input) > 1 and {node.input[0], node.input[1]} <= quantized)
             size = 1 if int8 else 2 if half else 4
             layers.append({"node": node_name(node), "us": null._layer_us(*cost, size, 1), "bits": 8 * size,
                            "cin": int(shapes[node.input[0]][1]), "cout": int(shapes[node.output[0]][1])})  # fmt: skip
@@ -372,6 +373,9 @@ class ConfigCore(Core):
         if typed and flag.name in ("FP16", "INT8", "BF16", "FP8", "OBEY_PRECISION_CONSTRAINTS"):
             raise AssertionError(f"BuilderFlag.{flag.name} on a strongly typed network is an error of TensorRT's")
         self.world.flags.add(flag.name)
+
+    def assigned_int8_calibrator(self, calibrator: Any) -> None:
+        assert not self.world.network_flags & 2, "a strongly typed network takes no calibrator"
 
     def clear_flag(self, flag: Any) -> None:
         self.world.flags.discard(flag.name)

@@ -19,6 +19,7 @@ from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import Backend, Engine, open_backend, reopen
 from pydeploy.backends.tensorrt.backend import TensorRt
 from pydeploy.backends.tensorrt.checkup import checkup
+from pydeploy.backends.tensorrt.compat import ONLY_TYPED_SINCE, parse_version
 from pydeploy.clock import interleave
 from pydeploy.config import Config
 from pydeploy.errors import DeployError
@@ -28,6 +29,8 @@ from pydeploy.latency.probe import resize
 from pydeploy.latency.table import Table
 from pydeploy.pipeline import run
 from pydeploy.profile import profile, random_feeds
+from pydeploy.quant.implicit import write_cache
+from pydeploy.quant.observe import Ranges
 from pydeploy.report import Report
 from pydeploy.rundir import Console
 
@@ -261,6 +264,21 @@ def _sparse(bench: Bench) -> str:
     return f"builds with 2:4 sparse kernels allowed, {_median_us(backend, engine):.1f} us"
 
 
+def _implicit(bench: Bench) -> str | None:
+    """Int8 by a calibration cache made of the run's ranges, where the version still has calibrators."""
+    ranges, version = bench.at.quantized / "ranges.json", bench.backend.target().backend_version
+    if parse_version(version) >= ONLY_TYPED_SINCE or not ranges.exists():
+        return None
+    cache = bench.folder / "calibration.cache"
+    write_cache(Ranges.load(ranges), cache, version)
+    backend = open_backend("tensorrt", precision="int8", batch=bench.backend.batch, options=f"calibration={cache}")
+    assert isinstance(backend, TensorRt)
+    with backend.open(backend.build(bench.at.pruned / "model.onnx", bench.folder / "implicit.engine")) as session:
+        layers = session.describe()
+    used = [info for info in layers if any(tensor.dtype == "int8" for tensor in info.inputs)]
+    return _require(bool(used), f"{len(used)} of {len(layers)} layers read int8")
+
+
 CHECKS: dict[str, Callable[[Bench], str | None]] = {
     "the budget is met": _budget,
     "pruned: within 1 point of dense": _accuracy,
@@ -274,6 +292,7 @@ CHECKS: dict[str, Callable[[Bench], str | None]] = {
     "two builds agree": _rebuild,
     "dynamic batch": _dynamic,
     "2:4 sparsity": _sparse,
+    "int8 from a calibration cache": _implicit,
 }
 
 

@@ -80,7 +80,7 @@ class TensorRt:
         shapes = dynamic_inputs(model, self.batch)
         typed = is_typed_file(model)
         source = Source(path, model, typed, shapes)
-        wants_half = self.precision in ("fp16", "bf16", "int8") and not typed
+        wants_half = self.precision in ("fp16", "bf16", "int8") and not typed and not implicit
         if wants_half and compat.is_typed(compat.version(self._trt), typed_file=False):
             return replace(source, model=typed_copy(path, self.precision), typed=True)
         return source

@@ -54,15 +54,16 @@ class Built:
 def build(trt: ModuleType, source: Source, precision: str, options: Options, cache: Path) -> Built:
     """Raises `DataError` with TensorRT's own reasons when the file cannot be parsed or no engine comes out."""
     began = time.monotonic()
+    calibrator = cache_reader(trt, Path(options.calibration)) if options.calibration else None
     messages = make_logger(trt)
     builder = trt.Builder(messages)
-    typed = compat.is_typed(compat.version(trt), typed_file=source.typed)
+    # A strongly typed network takes no calibrator.
+    typed = calibrator is None and compat.is_typed(compat.version(trt), typed_file=source.typed)
     network = builder.create_network(compat.network_flags(trt, typed=typed))
     parser = trt.OnnxParser(network, messages)
     _parse(parser, source)
     config = _config(trt, builder, options)
     compat.set_precision(trt, config, precision, typed=typed)
-    calibrator = cache_reader(trt, Path(options.calibration)) if options.calibration else None
     if calibrator is not None:
         compat.set_calibrator(trt, config, calibrator)
     _add_profile(builder, config, network, source)
