@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from pathlib import Path
 
@@ -25,6 +24,8 @@ MIN_OPSET = 13
 """The first opset with scales per channel."""
 LARGEST_BYTES = 2**31 - 1
 """What one ONNX file can hold."""
+_LARGE = 1024
+"""Values; tensors that decide shapes have fewer."""
 _QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul",
                         "ConvInteger", "MatMulInteger"})  # fmt: skip
 
@@ -38,7 +39,7 @@ def read_model(path: Path) -> onnx.ModelProto:
         onnx.load_external_data_for_model(model, str(path.parent))
         for tensor in model.graph.initializer:
             tensor.ClearField("data_location")
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(str(path))  # by path: without another copy of the weights
     except FileNotFoundError as error:
         missing = Path(error.filename or path)
         raise DataError(
@@ -113,8 +114,8 @@ def save_graph(graph: gs.Graph, source: onnx.ModelProto, out: Path) -> None:
 
 def import_graph(model: onnx.ModelProto) -> gs.Graph:
     """An editable copy of `model` with the shapes of its tensors; constants of nodes become initialisers."""
-    # Exporting a graph writes into the tensors that it was imported from, hence the copy.
-    graph = gs.import_onnx(onnx.shape_inference.infer_shapes(copy.deepcopy(model)))
+    # Exporting a graph writes into the tensors that it was imported from; shape inference returns a copy.
+    graph = gs.import_onnx(_with_shapes(model))
     for node in graph.nodes:
         if node.op == "Constant" and isinstance(node.attrs.get("value"), gs.Constant):
             values = node.attrs["value"].values
@@ -123,6 +124,23 @@ def import_graph(model: onnx.ModelProto) -> gs.Graph:
             result.to_constant(values)
     graph.nodes = [node for node in graph.nodes if node.outputs]
     return graph
+
+
+def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of `model` with the shapes of its tensors. Large weights stay out of the inference, which serialises twice."""
+    heavy = {tensor.name: tensor.raw_data for tensor in model.graph.initializer if np.prod(tensor.dims) > _LARGE}
+    stripped = [tensor for tensor in model.graph.initializer if heavy.get(tensor.name)]
+    for tensor in stripped:
+        tensor.ClearField("raw_data")
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model)
+    finally:
+        for tensor in stripped:
+            tensor.raw_data = heavy[tensor.name]
+    for tensor in inferred.graph.initializer:
+        if heavy.get(tensor.name):
+            tensor.raw_data = heavy[tensor.name]
+    return inferred
 
 
 def prepare(model: onnx.ModelProto) -> gs.Graph:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
@@ -39,29 +38,29 @@ class Tapped:
         by_name = graph.tensors()
         shapes = [by_name[name].shape for name in self._taps]
         graph.outputs = [by_name[name] for name in self._taps] or graph.outputs
+        del by_name
         for tensor in graph.outputs:
             tensor.dtype = tensor.dtype or np.float32
         graph.cleanup(remove_unused_graph_inputs=False)
-        model = gs.export_onnx(graph)
-        model.ir_version = ir_version
         self.batch = 1
         """Samples in one run."""
         written = {shape[0] for _, shape in self.inputs.values() if shape}
         batch = next(iter(written)) if len(written) == 1 else 1
         self._session: Any = None
         if isinstance(batch, int) and batch > 1:
-            self._session = self._alone(model, batch, shapes, threads)
+            self._session = self._alone(_serialized(graph, ir_version, alone=True), batch, shapes, threads)
             self.batch = batch if self._session is None else 1
         if self._session is None:
-            self._session = _open(model, threads)
+            self._session = _open(_serialized(graph, ir_version), threads)
+        _empty(graph)
 
-    def _alone(self, model: onnx.ModelProto, batch: int, shapes: Sequence[Shape | None], threads: int) -> Any:
+    def _alone(self, model: bytes, batch: int, shapes: Sequence[Shape | None], threads: int) -> Any:
         """A session that takes single samples, or None where the graph needs its batch."""
         if any(not isinstance(size, int) for _, shape in self.inputs.values() for size in shape):
             return None
         zeros = {name: np.zeros((1, *shape[1:]), dtype) for name, (dtype, shape) in self.inputs.items()}
         try:
-            session = _open(_with_batch_of_one(model), threads)
+            session = _open(model, threads)
             found = session.run(self._taps, zeros) if self._taps else []
         except Exception:  # ONNX Runtime's own types; whatever it dislikes, the written batch works
             return None
@@ -107,21 +106,32 @@ class Tapped:
                        for name in self.names}  # fmt: skip
 
 
-def _open(model: onnx.ModelProto, threads: int) -> Any:
+def _open(model: bytes, threads: int) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # what fails is raised; `_alone` may fail and be no error
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    # Threads that wait busily for the next run would take the processors from the counting in between.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _with_batch_of_one(model: onnx.ModelProto) -> onnx.ModelProto:
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
-    for value in changed.graph.input:
-        value.type.tensor_type.shape.dim[0].dim_value = 1
-    del changed.graph.value_info[:]
-    for value in changed.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    return changed
+def _serialized(graph: gs.Graph, ir_version: int, *, alone: bool = False) -> bytes:
+    """The graph as a file's content, with a batch of 1 where `alone`. A function, so that the copy in between goes."""
+    model = gs.export_onnx(graph)
+    model.ir_version = ir_version
+    if not alone:
+        _empty(graph)  # it is not needed again, and this function makes one more copy of the weights
+    else:
+        for value in model.graph.input:
+            value.type.tensor_type.shape.dim[0].dim_value = 1
+        del model.graph.value_info[:]
+        for value in model.graph.output:
+            value.type.tensor_type.ClearField("shape")
+    return bytes(model.SerializeToString())
+
+
+def _empty(graph: gs.Graph) -> None:
+    """Let go of the weights, whoever else holds the graph: the session has its own."""
+    graph.nodes, graph.inputs, graph.outputs = [], [], []
