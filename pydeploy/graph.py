@@ -60,6 +60,8 @@ class Group:
     frozen: str = ""
     min_width: int = 1
     align: int = 1
+    inexact: str = ""
+    """Why the other channels' values change when some are cut ('' = they do not): a normalisation over channels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,6 @@ class Op:
     dilation: tuple[int, ...] = (1, 1)
     groups: int = 1
     depthwise: bool = False
-    calls: int = 1
     tail: str = ""
 
     @property
@@ -143,10 +144,10 @@ class Op:
         return OpKey(self.kind, cin, cout, self.h, self.w, self.kernel, self.stride, self.dilation, groups, self.tail)
 
     def macs(self, widths: Widths) -> int:
-        """Multiply-accumulates of all calls: H_out * W_out * C_out * C_in/groups * kernel area (no bias, no BN)."""
+        """Multiply-accumulates: H_out * W_out * C_out * C_in/groups * kernel area (no bias, no BN)."""
         key = self.key(widths)
         per_position = key.cout * (key.cin // key.groups) * int(np.prod(self.kernel))
-        return self.calls * self.h * self.w * per_position
+        return self.h * self.w * per_position
 
 
 @dataclass(frozen=True)

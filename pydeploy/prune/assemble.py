@@ -4,95 +4,133 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pydeploy.graph import Extent, Graph, Group, Op, Slice
 from pydeploy.prune.layout import Atoms, Labels
+from pydeploy.prune.propagate import RawOp, Tracer
 
 
-@dataclass
-class RawOp:
-    """A recorded layer, its channels still as atoms."""
+@dataclass(frozen=True)
+class Limits:
+    """What the user asks of groups."""
 
-    kind: str
-    weight: str
-    incoming: Labels | None
-    outgoing: Labels
-    cin: int
-    h: int
-    w: int
-    facts: Mapping[str, Any]
-    tail: list[str] = field(default_factory=list)
+    exclude: Sequence[str] = ()
+    """Patterns (``*``, ``?``) of layer names whose output channels must stay."""
+    min_width: int = 1
+    align: int | Mapping[str, int] = 1
+    """Multiple that kept widths must be of; by pattern of group names, or one for all."""
 
-    @property
-    def layer(self) -> str:
-        return self.weight.removesuffix(".weight")
+    def alignment(self, name: str) -> int:
+        if isinstance(self.align, int):
+            return self.align
+        return next((n for pattern, n in self.align.items() if fnmatchcase(name, pattern)), 1)
 
 
-def assemble(atoms: Atoms, ops: Sequence[RawOp], params: Mapping[str, tuple[int, ...]], learnable: int,
-             inputs: tuple[tuple[int, ...], ...], min_width: int) -> Graph:  # fmt: skip
+@dataclass(frozen=True)
+class Assembly:
+    """The graph, and for each atom the number of its group (-1: none)."""
+
+    graph: Graph
+    home: Labels
+    rank: Labels
+    """Number of each atom's channel within its group."""
+
+
+def assemble(tracer: Tracer, params: Mapping[str, tuple[int, ...]], learnable: int, inputs: tuple[tuple[int, ...], ...],
+             limits: Limits) -> Assembly:  # fmt: skip
     """Group atoms that appear in the same places, name the groups and express every layer's widths by them."""
-    maker = {root: op.layer for op in reversed(ops) for root in atoms.roots(op.outgoing).tolist()}
+    atoms = tracer.atoms
+    makers: dict[int, str] = {}
+    for op in tracer.ops:
+        for root in np.unique(atoms.roots(op.outgoing)).tolist():
+            makers.setdefault(root, op.layer)
+    reasons, notes = atoms.why()
+    reasons = {**_excluded(tracer, limits.exclude), **reasons}
+    home, rank = np.full((2, atoms.count), -1, dtype=np.int64)
     groups: list[Group] = []
-    home: dict[int, str] = {}
     names: Counter[str] = Counter()
-    for roots, positions in _members(atoms):
-        slices = _slices(positions)
-        reason = atoms.reason.get(roots[0], "") or ("" if slices else "channels lie in an irregular pattern")
-        layer = maker.get(roots[0], "parameters")
+    for roots, slices in _members(atoms, reasons, notes, makers):
+        layer = makers[int(roots[0])]
         names[layer] += 1
         name = layer if names[layer] == 1 else f"{layer}#{names[layer]}"
-        groups.append(Group(name, len(roots), slices or (), reason, min_width=min(min_width, len(roots))))
-        home.update(dict.fromkeys(roots, name))
-    prunable = {group.name: group.width for group in groups if not group.frozen}
-    layers = tuple(_op(op, name, atoms, home, prunable) for op, name in zip(ops, _op_names(ops), strict=True))
-    return Graph(tuple(groups), layers, params, learnable, inputs)
+        reason = reasons.get(int(roots[0]), "" if len(roots) > 1 else "its channels only exist together")
+        home[roots], rank[roots] = len(groups), np.arange(len(roots))
+        groups.append(Group(name, len(roots), slices, reason, min(limits.min_width, len(roots)),
+                            1 if reason else limits.alignment(name), notes.get(int(roots[0]), "")))  # fmt: skip
+    layers = tuple(_op(op, name, atoms, home, groups) for op, name in zip(tracer.ops, _op_names(tracer.ops), strict=True))
+    return Assembly(Graph(tuple(groups), layers, params, learnable, inputs), home, rank)
 
 
-Positions = Mapping[tuple[str, int], list[int]]
-"""Entries along each (parameter, dim) that one atom occupies."""
+def _excluded(tracer: Tracer, patterns: Sequence[str]) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for op in tracer.ops:
+        for pattern in patterns:
+            if fnmatchcase(op.layer, pattern):
+                found.update(dict.fromkeys(tracer.atoms.roots(op.outgoing).tolist(), f"excluded by '{pattern}'"))
+    return found
 
 
-def _members(atoms: Atoms) -> list[tuple[list[int], list[Positions]]]:
-    """Atoms with the same places and the same reason for being frozen, in order of birth, with their positions."""
-    positions: dict[int, dict[tuple[str, int], list[int]]] = defaultdict(lambda: defaultdict(list))
-    for place, labels in atoms.places.items():
-        for at, root in enumerate(atoms.roots(labels).tolist()):
-            if root >= 0:
-                positions[root][place].append(at)
-    families: dict[Any, list[int]] = defaultdict(list)
-    for root in sorted(positions):
-        counts = tuple((place, len(entries)) for place, entries in positions[root].items())
-        families[counts, atoms.reason.get(root, "")].append(root)
-    return [(roots, [positions[root] for root in roots]) for roots in families.values()]
+def _members(
+    atoms: Atoms, reasons: Mapping[int, str], notes: Mapping[int, str], makers: Mapping[int, str]
+) -> list[tuple[Labels, tuple[Slice, ...]]]:
+    """Atoms with the same places, reason and note, in order of birth, with the slices that they occupy."""
+    if not atoms.places:
+        return []
+    places = list(atoms.places)
+    labels = [atoms.roots(found) for found in atoms.places.values()]
+    root = np.concatenate(labels)
+    place = np.repeat(np.arange(len(places)), [len(found) for found in labels])
+    entry = np.concatenate([np.arange(len(found)) for found in labels])
+    order = np.lexsort((entry, place, root))
+    order = order[root[order] >= 0]
+    root, place, entry = root[order], place[order], entry[order]
+    starts = np.flatnonzero(np.diff(root, prepend=-1))
+    families: dict[tuple[bytes, str, str], list[int]] = defaultdict(list)
+    ends = np.append(starts[1:], len(root))
+    for at, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        atom = int(root[at])
+        if atom in makers:
+            families[place[at:end].tobytes(), reasons.get(atom, ""), notes.get(atom, "")].append(at)
+    found_groups = []
+    for (key, _, _), family in families.items():
+        own = np.frombuffer(key, dtype=np.int64)
+        table = entry[np.asarray(family)[:, None] + np.arange(len(own))]
+        for first, last in _regular_runs(table):
+            found_groups.append((root[np.asarray(family[first:last])], _slices([places[p] for p in own], table[first:last])))
+    return sorted(found_groups, key=lambda found: int(found[0][0]))
 
 
-def _slices(positions: Sequence[Positions]) -> tuple[Slice, ...] | None:
-    """Where the atoms of one group lie, or None when the pattern is not offset + i*step + repeat."""
+def _regular_runs(table: Labels) -> list[tuple[int, int]]:
+    """Runs of channels whose entries advance by one constant step per column; mostly one run."""
+    steps = np.diff(table, axis=0)
+    runs, first = [], 0
+    while first < len(table):
+        last = first + 1
+        if last < len(table) and (steps[first] > 0).all():
+            odd = np.flatnonzero((steps[first:] != steps[first]).any(axis=1))
+            last = first + 1 + (int(odd[0]) if len(odd) else len(table) - first - 1)
+        runs.append((first, last))
+        first = last
+    return runs
+
+
+def _slices(places: Sequence[tuple[str, int]], table: Labels) -> tuple[Slice, ...]:
+    """Where the channels of one group lie; adjacent columns of one parameter and dim are one slice."""
     result: list[Slice] = []
-    for param, dim in positions[0]:
-        found = _regular(np.asarray([p[param, dim] for p in positions], dtype=np.int64))
-        if found is None:
-            return None
-        result += [Slice(param, dim, *numbers) for numbers in found]
+    column = 0
+    while column < len(places):
+        end = column + 1
+        while end < len(places) and places[end] == places[column] and (table[:, end] == table[:, end - 1] + 1).all():
+            end += 1
+        step = int(table[1, column] - table[0, column]) if len(table) > 1 else end - column
+        result.append(Slice(*places[column], int(table[0, column]), end - column, step))
+        column = end
     return tuple(result)
-
-
-def _regular(positions: Labels) -> list[tuple[int, int, int]] | None:
-    """(offset, repeat, step) of each run of adjacent entries; `positions` has shape ``(channels, entries)``."""
-    entries = positions.shape[1]
-    starts = [0] + [j for j in range(1, entries) if (positions[:, j] != positions[:, j - 1] + 1).any()]
-    result = []
-    for j, end in zip(starts, [*starts[1:], entries], strict=True):
-        first = positions[:, j]
-        steps = np.unique(np.diff(first))
-        if len(steps) > 1 or (len(steps) == 1 and steps[0] <= 0):
-            return None
-        result.append((int(first[0]), end - j, int(steps[0]) if len(steps) else end - j))
-    return result
 
 
 def _op_names(ops: Sequence[RawOp]) -> list[str]:
@@ -105,13 +143,19 @@ def _op_names(ops: Sequence[RawOp]) -> list[str]:
     return names
 
 
-def _op(op: RawOp, name: str, atoms: Atoms, home: Mapping[int, str], prunable: Mapping[str, int]) -> Op:
+def _op(op: RawOp, name: str, atoms: Atoms, home: NDArray[np.int64], groups: Sequence[Group]) -> Op:
     def extent(labels: Labels | None, total: int) -> Extent:
         if labels is None:
             return Extent(total)
-        counts = Counter(home.get(int(root), "") for root in atoms.roots(labels))
-        terms = tuple((group, counts[group] // prunable[group]) for group in counts if group in prunable)
-        return Extent(total - sum(repeat * prunable[group] for group, repeat in terms), terms)
+        own = home[atoms.roots(labels[labels >= 0])]
+        numbers, first, counts = np.unique(own, return_index=True, return_counts=True)
+        terms = tuple(
+            (groups[n].name, count // groups[n].width)
+            for n, _, count in sorted(zip(numbers.tolist(), first.tolist(), counts.tolist(), strict=True), key=lambda row: row[1])
+            if n >= 0 and not groups[n].frozen
+        )
+        widths = {group.name: group.width for group in groups}
+        return Extent(total - sum(repeat * widths[group] for group, repeat in terms), terms)
 
     return Op(name, op.kind, op.weight, extent(op.incoming, op.cin), extent(op.outgoing, len(op.outgoing)), op.h, op.w,
               tail="+".join(op.tail), **op.facts)  # fmt: skip

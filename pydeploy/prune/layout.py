@@ -1,112 +1,159 @@
 """Which channel each entry of a tensor belongs to: the bookkeeping under `trace`.
 
-A *channel atom* is born for every output of a convolution or linear layer. A tensor's layout is an integer array
-that broadcasts to the tensor's shape: entry ``-1`` belongs to no channel, any other number is an atom. Rules move
-layouts through operators with NumPy's own reshape and transpose. Atoms that must live or die together are united.
+A *channel atom* is born for every output of a convolution or linear layer. A tensor has at most one labelled axis:
+its `Layout` holds that axis and the atom of every entry along it. Rules move layouts through operators. Atoms that
+must live or die together are united (union-find, all operations on whole arrays).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 Labels = NDArray[np.int64]
-"""Atom of each entry; one axis per tensor axis, length 1 where the atom does not depend on that axis."""
+"""Atom of each entry along one axis; `FIXED` where no channel lies."""
+
+FIXED = -1
+"""Entry that belongs to no channel and always stays."""
+UNUSED = -2
+"""Entry of a parameter that no operator has read so far."""
+
+
+class Unknown(Exception):
+    """A rule cannot promise that channels stay independent; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The labelled axis of a tensor and the atom of every entry along it."""
+
+    axis: int
+    atoms: Labels
 
 
 @dataclass
 class Atoms:
     """Union-find over channel atoms, the reasons why some are frozen, and where each lies in the parameters."""
 
-    parent: list[int] = field(default_factory=list)
-    reason: dict[int, str] = field(default_factory=dict)
+    parent: Labels = field(default_factory=lambda: np.arange(1024, dtype=np.int64))
+    count: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    """Texts in order of first use."""
+    frozen: list[tuple[Labels, int]] = field(default_factory=list)
+    """(atoms, number of the reason), in order."""
+    notes: list[tuple[Labels, str]] = field(default_factory=list)
+    """(atoms, why cutting them changes the other channels' values)."""
     places: dict[tuple[str, int], Labels] = field(default_factory=dict)
-    """Atom of every entry along (parameter, dim); -1 where no channel lies."""
+    """Atom of every entry along (parameter, dim), or `FIXED`, or `UNUSED`."""
 
     def fresh(self, count: int) -> Labels:
         """`count` new atoms, shape ``(count,)``."""
-        first = len(self.parent)
-        self.parent.extend(range(first, first + count))
-        return np.arange(first, first + count, dtype=np.int64)
-
-    def find(self, atom: int) -> int:
-        """The representative of the set that `atom` is in."""
-        root = atom
-        while self.parent[root] != root:
-            root = self.parent[root]
-        while self.parent[atom] != root:
-            self.parent[atom], atom = root, self.parent[atom]
-        return root
+        first, self.count = self.count, self.count + count
+        if self.count > len(self.parent):
+            grown = np.arange(2 * self.count, dtype=np.int64)
+            grown[:first] = self.parent[:first]
+            self.parent = grown
+        return np.arange(first, self.count, dtype=np.int64)
 
     def roots(self, labels: Labels) -> Labels:
-        """Representatives of all `labels`; -1 stays -1."""
-        flat = [self.find(int(a)) if a >= 0 else -1 for a in labels.ravel()]
-        return np.asarray(flat, dtype=np.int64).reshape(labels.shape)
+        """Representatives of all `labels`; negative labels stay."""
+        found = np.where(labels < 0, labels, self.parent[labels])
+        while True:
+            further = np.where(found < 0, found, self.parent[found])
+            if (further == found).all():
+                return found
+            known = labels >= 0
+            self.parent[labels[known]] = further[known]
+            found = further
 
     def unite(self, left: Labels, right: Labels) -> None:
         """Unite entry by entry (shapes broadcast). An atom that meets an entry without a channel is frozen."""
         left, right = np.broadcast_arrays(left, right)
-        pairs = np.unique(np.stack([left.ravel(), right.ravel()], axis=1), axis=0)
-        for a, b in pairs.tolist():
-            if a >= 0 and b >= 0:
-                self._join(a, b)
-            elif a >= 0 or b >= 0:
-                self.freeze(np.asarray([max(a, b)]), "combined with values that are not channels")
-
-    def _join(self, a: int, b: int) -> None:
-        low, high = sorted((self.find(a), self.find(b)))
-        if low == high:
-            return
-        self.parent[high] = low
-        why = self.reason.pop(high, None)
-        if why is not None:
-            self.reason.setdefault(low, why)
+        lone = (left < 0) != (right < 0)
+        if lone.any():
+            self.freeze(np.maximum(left, right)[lone], "combined with values that are not channels")
+        both = (left >= 0) & (right >= 0)
+        left, right = left[both], right[both]
+        while len(left):
+            a, b = self.roots(left), self.roots(right)
+            apart = a != b
+            if not apart.any():
+                return
+            left, right, a, b = left[apart], right[apart], a[apart], b[apart]
+            np.minimum.at(self.parent, np.maximum(a, b), np.minimum(a, b))
 
     def freeze(self, labels: Labels, reason: str) -> None:
         """Forbid pruning of all atoms in `labels`; the first reason is kept."""
-        for atom in np.unique(labels).tolist():
-            if atom >= 0:
-                self.reason.setdefault(self.find(atom), reason)
+        atoms = labels[labels >= 0]
+        if len(atoms):
+            self.frozen.append((np.unique(atoms), self.reasons.setdefault(reason, len(self.reasons))))
 
-    def place(self, param: str, dim: int, atoms: Labels) -> None:
-        """Note that entry ``i`` along `dim` of `param` belongs to ``atoms[i]``; a second note unites."""
-        known = self.places.get((param, dim))
-        if known is None:
-            self.places[param, dim] = atoms.astype(np.int64, copy=True)
-        else:
-            self.unite(known, atoms)
+    def place(self, param: str, dim: int, size: int, entries: Labels, atoms: Labels) -> None:
+        """Note that entry ``entries[i]`` of `dim` of `param` belongs to ``atoms[i]`` (``entries[i] < 0``: none does).
+
+        A second note unites; an entry that is `FIXED` in one use and a channel in another freezes.
+        """
+        table = self.places.get((param, dim))
+        if table is None:
+            table = self.places[param, dim] = np.full(size, UNUSED, dtype=np.int64)
+        real = entries >= 0
+        if not real.all():
+            self.freeze(atoms[~real], "combined with values that are not channels")
+            entries, atoms = entries[real], atoms[real]
+        known = table[entries]
+        used = known != UNUSED
+        if used.any():
+            self.unite(known[used], atoms[used])
+        table[entries] = np.where(used & (known >= 0), known, atoms)
+        again = table[entries]
+        if (again != atoms).any():  # one entry may occur several times
+            self.unite(again, atoms)
+
+    def why(self) -> tuple[dict[int, str], dict[int, str]]:
+        """{representative: reason} of all frozen atoms, and {representative: note}."""
+        texts = list(self.reasons)
+        reasons: dict[int, str] = {}
+        for atoms, number in self.frozen:
+            for root in np.unique(self.roots(atoms)).tolist():
+                reasons.setdefault(root, texts[number])
+        notes: dict[int, str] = {}
+        for atoms, text in self.notes:
+            for root in np.unique(self.roots(atoms[atoms >= 0])).tolist():
+                notes.setdefault(root, text)
+        return reasons, notes
 
 
-def channel_axis(labels: Labels) -> int | None:
-    """The only axis along which `labels` vary, or None when there are several or none."""
-    axes = [axis for axis, size in enumerate(labels.shape) if size > 1]
-    return axes[0] if len(axes) == 1 else None
+Choose = Callable[[Sequence[int]], int]
+"""Picks the axis that stays free where a reshape splits a channel axis into several."""
 
 
-def unlabelled(rank: int) -> Labels:
-    """The layout of a tensor without channels."""
-    return np.full((1,) * rank, -1, dtype=np.int64)
-
-
-def has_channels(labels: Labels) -> bool:
-    return bool((labels >= 0).any())
-
-
-def reshaped(labels: Labels, before: tuple[int, ...], after: tuple[int, ...]) -> Labels | None:
-    """Layout after a reshape, or None where a channel axis is split (its factors would be frozen into the code)."""
-    shape_in: list[int] = []
-    shape_out: list[int] = []
+def reshaped(atoms: Atoms, layout: Layout, before: tuple[int, ...], after: tuple[int, ...], choose: Choose) -> Layout | None:
+    """Layout after a reshape. Where a channel axis is split, all but one of the new axes keep their sizes: channels are
+    united along those. None when nothing is labelled any more."""
     for inner, outer in blocks(before, after):
-        labelled = any(labels.shape[axis] > 1 for axis in inner)
-        many = [axis for axis in outer if after[axis] > 1]
-        same = [before[a] for a in inner if before[a] > 1] == [after[a] for a in many]
-        if labelled and len(many) > 1 and not same:
-            return None
-        shape_in += [before[axis] if labelled else 1 for axis in inner]
-        shape_out += [after[axis] if labelled else 1 for axis in outer]
-    return np.broadcast_to(labels, shape_in).reshape(shape_out)
+        if layout.axis not in inner:
+            continue
+        shape = [before[axis] for axis in inner]
+        aligned = layout.atoms.reshape([-1 if axis == layout.axis else 1 for axis in inner])
+        grid = np.broadcast_to(aligned, shape).reshape([after[axis] for axis in outer])
+        return along_one_axis(atoms, grid, outer, choose)
+    return None
+
+
+def along_one_axis(atoms: Atoms, grid: Labels, axes: Sequence[int], choose: Choose) -> Layout | None:
+    """`grid` holds the atom of every entry over `axes`; unite until the atoms depend on one axis only."""
+    roots = atoms.roots(grid)
+    varying = [i for i in range(grid.ndim) if (roots != roots.take([0], axis=i)).any()]
+    if not varying:
+        varying = [i for i in range(grid.ndim) if grid.shape[i] > 1][:1] or [0]
+    free = varying[0] if len(varying) == 1 else varying[choose([axes[i] for i in varying])]
+    first = tuple(slice(None) if i == free else slice(0, 1) for i in range(grid.ndim))
+    if len(varying) > 1:
+        atoms.unite(grid, grid[first])
+    return Layout(axes[free], np.ascontiguousarray(grid[first].ravel()))
 
 
 def blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
@@ -115,6 +162,8 @@ def blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[i
     >>> blocks((2, 3, 4, 5), (2, 12, 5))
     [([0], [0]), ([1, 2], [1]), ([3], [2])]
     """
+    if 0 in before:
+        raise Unknown("a tensor without entries is reshaped")
     result: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(before) or j < len(after):

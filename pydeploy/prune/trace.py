@@ -1,222 +1,174 @@
 """`trace`: run the model once and find which channels can be removed, and which layers cost time.
 
-The operators are recorded by a dispatch mode while the model really runs, so anything that runs can be traced. An
-operator without a rule freezes the channels that it touches and says so in ``graph.frozen``; it never guesses.
+1. The run is recorded, operator by operator (`tape`); anything that runs can be recorded.
+2. Channel layouts move through the recording by one rule per operator (`rules`). An operator without a rule freezes what
+   it touches; it never guesses.
+3. Trial cuts run the model's own code at smaller widths, on shapes alone, and compare every tensor with the prediction
+   (`trial`). What leaves the predicted path is frozen with the reason, until a trial passes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from pydeploy.errors import TraceError
-from pydeploy.graph import Graph
-from pydeploy.prune.assemble import RawOp, assemble
-from pydeploy.prune.layout import Atoms, Labels, unlabelled
-from pydeploy.prune.rules import RULES, Unknown
-
-_HIDDEN = frozenset({"empty", "detach", "alias", "t", "view", "_unsafe_view", "reshape", "permute", "transpose", "unsqueeze",
-                     "squeeze", "expand", "native_batch_norm", "_native_batch_norm_legit_no_training", "dropout",
-                     "native_dropout", "lift_fresh", "clone", "contiguous", "_to_copy"})  # fmt: skip
-"""Operators that an engine folds away, so they do not appear in a layer's tail."""
+from pydeploy.errors import ConfigError, TraceError
+from pydeploy.graph import Graph, Plan
+from pydeploy.prune.assemble import Assembly, Limits, assemble
+from pydeploy.prune.propagate import Decisions, Tracer, follow
+from pydeploy.prune.entries import kept_entries
+from pydeploy.prune.surgery import replaced
+from pydeploy.prune.tape import Tape, record, to_meta
+from pydeploy.prune.trial import Failure, attempt
 
 
-@dataclass(frozen=True, slots=True)
-class ParamView:
-    """A parameter, possibly transposed or with axes of length 1 inserted: parameter dim of each axis."""
-
-    name: str
-    dims: tuple[int | None, ...]
-
-
-@dataclass
-class Tracer:
-    """What is known while the model runs: layout of every tensor, names of parameters, recorded layers."""
-
-    names: dict[int, str]
-    atoms: Atoms = field(default_factory=Atoms)
-    ops: list[RawOp] = field(default_factory=list)
-    layouts: dict[int, Labels] = field(default_factory=dict)
-    views: dict[int, ParamView] = field(default_factory=dict)
-    alive: list[Tensor] = field(default_factory=list)
-    """Keeps every tensor of the run alive, because layouts are found by object identity."""
-    stack: list[str] = field(default_factory=list)
-
-    def labels(self, tensor: Any) -> Labels:
-        known = self.layouts.get(id(tensor))
-        return unlabelled(tensor.dim()) if known is None else known
-
-    def param_name(self, tensor: Tensor) -> str | None:
-        view = self.param_view(tensor)
-        return view.name if view is not None and view.dims == tuple(range(tensor.dim())) else None
-
-    def param_view(self, tensor: Tensor) -> ParamView | None:
-        name = self.names.get(id(tensor))
-        return ParamView(name, tuple(range(tensor.dim()))) if name is not None else self.views.get(id(tensor))
-
-    def record(self, kind: str, weight: str, incoming: Labels | None, outgoing: Labels, size: Sequence[int],
-               cin: int, **facts: Any) -> None:  # fmt: skip
-        """Note a layer; `size` is the output's (height, width), `cin` counts input channels that are no atoms, too."""
-        self.ops.append(RawOp(kind, weight, incoming, outgoing, int(cin), int(size[0]), int(size[1]), facts))
-
-    def step(self, op: str, args: Sequence[Any], out: Any) -> None:
-        """Move layouts through one operator."""
-        count = len(self.ops)
-        try:
-            rule = RULES.get(op)
-            if rule is None:
-                raise Unknown("no rule for this operator")
-            if not self._view_of_param(op, args, out):
-                first = out[0] if isinstance(out, tuple | list) else out
-                self.layouts[id(first)] = rule(self, args, out)
-        except (Unknown, ValueError, IndexError, TypeError) as error:
-            self._give_up(op, args, out, str(error))
-        self.alive += [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        if len(self.ops) == count and self.ops and op not in _HIDDEN:
-            self.ops[-1].tail.append(op)
-
-    def _view_of_param(self, op: str, args: Sequence[Any], out: Any) -> bool:
-        """Follow a parameter through the views that layers take of it (``weight.t()``, ``gamma[:, None, None]``)."""
-        view = self.param_view(args[0]) if args and isinstance(args[0], Tensor) else None
-        if view is None or not isinstance(out, Tensor):
-            return False
-        if op == "t":
-            dims: tuple[int | None, ...] = view.dims[::-1]
-        elif op == "unsqueeze":
-            at = args[1] % out.dim()
-            dims = (*view.dims[:at], None, *view.dims[at:])
-        elif op in ("view", "reshape") and [s for s in args[0].shape if s > 1] == [s for s in out.shape if s > 1]:
-            real = iter(d for d, size in zip(view.dims, args[0].shape, strict=True) if size > 1)
-            dims = tuple(next(real) if size > 1 else None for size in out.shape)
-        elif op in ("detach", "alias"):
-            dims = view.dims
-        else:
-            return False
-        self.views[id(out)] = ParamView(view.name, dims)
-        return True
-
-    def _give_up(self, op: str, args: Sequence[Any], out: Any, why: str) -> None:
-        """Freeze every channel that went in; what came out carries none."""
-        reason = f"{op} at {(self.stack[-1] if self.stack else '') or 'the model'}: {why}"
-        for leaf in tree_leaves(list(args)):
-            if isinstance(leaf, Tensor):
-                self.atoms.freeze(self.labels(leaf), reason)
-                self._freeze_param(leaf, reason)
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self.layouts.pop(id(leaf), None)
-
-    def _freeze_param(self, tensor: Tensor, why: str) -> None:
-        """A parameter used in an unknown way: whatever channels lie in it now or later must stay."""
-        view = self.param_view(tensor)
-        if view is None:
-            return
-        for dim in {d for d in view.dims if d is not None}:
-            size = tensor.shape[view.dims.index(dim)]
-            atoms = self.atoms.fresh(size)
-            self.atoms.freeze(atoms, why)
-            self.atoms.place(view.name, dim, atoms)
-
-
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its base untyped
-    def __init__(self, tracer: Tracer) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.tracer = tracer
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        name = func._schema.name.split("::")[-1]
-        schema = func._schema.arguments
-        given = {**dict(zip((a.name for a in schema), args, strict=False)), **(kwargs or {})}
-        positional = [given.get(a.name, a.default_value) for a in schema]
-        self.tracer.step(name[:-1] if name.endswith("_") and not name.startswith("__") else name, positional, out)
-        return out
-
-
-def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...], *, min_width: int = 1) -> Graph:
+def trace(model: nn.Module, example: Any, *, exclude: Sequence[str] = (), min_width: int = 1,
+          align: int | Mapping[str, int] = 1) -> Graph:  # fmt: skip
     """Groups of channels that can be removed, and the layers that cost time, of `model` run on `example`.
 
-    `example` is a tensor or a tuple of the forward's arguments (batch 1 is enough). The model is run once in eval
-    mode without gradients and left as it was. Raises `TraceError` when its forward fails or it has meta tensors.
+    `example` is a tensor or a tuple of the forward's arguments (batch 1 is enough). `exclude` are name patterns of layers
+    whose output channels stay; `min_width` and `align` (one number, or one by pattern of group names) go into the groups
+    for the solvers. The model runs in eval mode without gradients and is left as it was. What cannot be cut is in
+    ``graph.frozen``, with operator, location and reason.
+
+    Raises `TraceError` when the forward fails, changes parameters or takes another path each time, or when the model
+    holds meta, sparse or quantised tensors.
     """
+    limits = _checked(exclude, min_width, align)
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
-    tracer = Tracer(_names(model))
-    output = _run(model, inputs, tracer)
-    for leaf in tree_leaves(output):
-        if isinstance(leaf, Tensor):
-            tracer.atoms.freeze(tracer.labels(leaf), "model output")
-    shapes = {name: tuple(t.shape) for name, t in model.state_dict(keep_vars=True).items()}
+    tensors = _own_tensors(model)
+    tape = record(model, inputs, tensors)
+    if {name: id(t) for name, t in _own_tensors(model).items()} != {name: id(t) for name, t in tensors.items()}:
+        raise TraceError("the forward replaces the model's parameters; a model that changes itself has no fixed structure")
+    shapes = {name: tuple(t.shape) for name, t in tensors.items()}
     learnable = sum(p.numel() for p in model.parameters())
-    return assemble(tracer.atoms, tracer.ops, shapes, learnable, tuple(tuple(t.shape) for t in inputs), min_width)
+    decisions = Decisions()
+    while True:
+        tracer = follow(tape, decisions)
+        _separate_memory(tracer, tensors)
+        found = assemble(tracer, shapes, learnable, tuple(tape.shapes), limits)
+        failure = _tried(model, inputs, tensors, tape, tracer, found)
+        if failure is None:
+            return found.graph
+        if failure.other_operator:
+            _require_same(tape, record(model, inputs, tensors))
+        _learn(decisions, failure, tape, tracer, found)
 
 
-def _names(model: nn.Module) -> dict[int, str]:
-    """First ``state_dict`` name of every parameter and buffer, by object identity (tied weights share one)."""
-    names: dict[int, str] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, Tensor):
-            if tensor.is_meta:
-                raise TraceError(f"'{name}' is a meta tensor without values; load the model's weights first")
-            names.setdefault(id(tensor), name)
-    return names
+def _checked(exclude: Sequence[str], min_width: int, align: int | Mapping[str, int]) -> Limits:
+    steps = [align] if isinstance(align, int) else list(align.values())
+    if min_width < 1 or any(step < 1 for step in steps):
+        raise ConfigError(f"min_width is {min_width} and align {align}, expected at least 1")
+    return Limits((exclude,) if isinstance(exclude, str) else tuple(exclude), min_width, align)
 
 
-def _run(model: nn.Module, inputs: tuple[Tensor, ...], tracer: Tracer) -> Any:
-    with _evaluating(model), _module_paths(model, tracer.stack), torch.no_grad(), _Recorder(tracer):
-        try:
-            return model(*inputs)
-        except Exception as error:
-            shapes = [list(t.shape) for t in inputs]
-            raise TraceError(f"the model fails on inputs of shape {shapes}: {type(error).__name__}: {error}") from error
+def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by its ``state_dict`` name."""
+    tensors = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+    for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise TraceError(f"'{name}' is a meta tensor without values; load the model's weights first")
+        if tensor.is_quantized:
+            raise TraceError(f"'{name}' is quantised; trace the float model and quantise the cut one")
+        if tensor.layout != torch.strided:
+            raise TraceError(f"'{name}' is a sparse tensor ({tensor.layout}); make it dense first ('tensor.to_dense()')")
+    return tensors
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; each module's own mode restored after."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+def _separate_memory(tracer: Tracer, tensors: Mapping[str, Tensor]) -> None:
+    """Different parameters on the same memory would no longer share it after a cut."""
+    owners: dict[int, str] = {}
+    shared: set[str] = set()
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        if memory and id(tensor) not in seen and memory in owners:
+            shared |= {name, owners[memory]}
+        owners.setdefault(memory, name)
+        seen.add(id(tensor))
+    for (param, _), atoms in tracer.atoms.places.items():
+        if param in shared:
+            tracer.atoms.freeze(atoms, f"'{param}' shares its memory with another parameter")
 
 
-@contextmanager
-def _module_paths(model: nn.Module, stack: list[str]) -> Iterator[None]:
-    """Keep `stack` at the path of the module that runs, for error and freeze texts."""
-    handles = []
-    for path, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(_Enter(stack, path)))
-        handles.append(module.register_forward_hook(_Leave(stack), always_call=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        stack.clear()
+def _tried(model: nn.Module, inputs: tuple[Any, ...], tensors: Mapping[str, Tensor], tape: Tape, tracer: Tracer, found: Assembly) -> Failure | None:
+    """Cut to about half of all widths, then to one channel of each."""
+    rng = np.random.default_rng(0)
+    halves = {g.name: np.sort(rng.permutation(g.width)[: -(-g.width // 2)]) for g in found.graph.prunable}
+    ones = {g.name: np.array([g.width - 1]) for g in found.graph.prunable}
+    for kept in (halves, ones) if halves else ():
+        plan = Plan({name: tuple(channels.tolist()) for name, channels in kept.items()}, "")
+        small = _on_meta(model, tensors, found.graph, plan)
+        failure = attempt(small, inputs, tape, tracer, _alive(tracer, found, kept))
+        if failure is not None:
+            return failure
+    return None
 
 
-@dataclass(frozen=True)
-class _Enter:
-    stack: list[str]
-    path: str
+def _alive(tracer: Tracer, found: Assembly, kept: Mapping[str, NDArray[np.int64]]) -> NDArray[np.bool_]:
+    alive = np.ones(tracer.atoms.count, dtype=np.bool_)
+    for number, group in enumerate(found.graph.groups):
+        if group.name in kept:
+            own = found.home == number
+            alive[own] = np.isin(found.rank[own], kept[group.name])
+    return alive
 
-    def __call__(self, _module: nn.Module, _args: Any) -> None:
-        self.stack.append(self.path)
+
+def _on_meta(model: nn.Module, tensors: Mapping[str, Tensor], graph: Graph, plan: Plan) -> nn.Module:
+    """The cut model without values."""
+    cut = kept_entries(graph, plan)
+    small: dict[str, Tensor] = {}
+    for name, tensor in {id(t): (name, t) for name, t in reversed(tensors.items())}.values():  # tied ones once
+        sizes = [size if kept is None else len(kept) for size, kept in zip(tensor.shape, cut.get(name, [None] * tensor.dim()), strict=True)]
+        meta = torch.empty(sizes, dtype=tensor.dtype, device="meta") if name in cut else to_meta(tensor.detach())
+        small[name] = nn.Parameter(meta, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
+    return replaced(model, small)
 
 
-@dataclass(frozen=True)
-class _Leave:
-    stack: list[str]
+def _require_same(tape: Tape, again: Tape) -> None:
+    for one, two in zip(tape.calls, again.calls, strict=False):
+        if one.op != two.op or [v.shape for v in one.outs] != [v.shape for v in two.outs]:
+            raise TraceError(
+                f"two runs of the model differ: {one.location} in the first, {two.location} in the second; "
+                "a forward that takes another path each time has no fixed structure to prune"
+            )
+    if len(tape.calls) != len(again.calls):
+        longer = max(tape.calls, again.calls, key=len)[min(len(tape.calls), len(again.calls))]
+        raise TraceError(f"two runs of the model differ: {longer.location} runs in only one of them; the structure is not fixed")
 
-    def __call__(self, _module: nn.Module, _args: Any, _output: Any) -> None:
-        if self.stack:
-            self.stack.pop()
+
+def _learn(decisions: Decisions, failure: Failure, tape: Tape, tracer: Tracer, found: Assembly) -> None:
+    """Turn the choice at the failing call, or freeze what it touches, or, when nothing there is cut, its module, or all."""
+    call = tape.calls[failure.index]
+    options = tracer.choices.get(call.site, 0)
+    if decisions.turns.get(call.site, 0) + 1 < options:
+        decisions.turns[call.site] = decisions.turns.get(call.site, 0) + 1
+        return
+    same_site = [i for i, c in enumerate(tape.calls) if c.site == call.site]
+    inside = [i for i, c in enumerate(tape.calls) if c.path == call.path or c.path.startswith(f"{call.path}.")]
+    for indices in ([failure.index], same_site, inside, range(len(tape.calls))):
+        if any(_cuts(tracer, found, tape, i) for i in indices):
+            chosen = same_site if indices == [failure.index] else indices
+            text = failure.text if failure.index in chosen else f"{call.location} {failure.text}"
+            for i in chosen:
+                decisions.blocked.setdefault(i, text)
+            return
+    raise AssertionError("a trial failed although nothing was cut")
+
+
+def _cuts(tracer: Tracer, found: Assembly, tape: Tape, index: int) -> bool:
+    """Whether a channel that the call reads or makes is in a prunable group."""
+    call = tape.calls[index]
+    frozen = np.array([bool(group.frozen) for group in found.graph.groups] + [True])
+    for value in (*call.inputs, *call.outs):
+        layout = tracer.layouts.get(value)
+        if layout is not None:
+            roots = tracer.atoms.roots(layout.atoms)
+            if not frozen[found.home[roots[roots >= 0]]].all():
+                return True
+    return False

@@ -1,0 +1,221 @@
+"""Where the entries of a tensor computed from parameters come from: ``weight.t()``, ``bias[:c]``, ``gamma[:, None, None]``.
+
+For each axis of such a tensor a `ParamView` lists the parameter dims whose entries lie along it. Channels that meet
+the tensor on that axis are thereby placed in the parameters. Cut parameter entries are zero in the silenced model,
+so norms and sums over an axis may drop it; anything unclear loses the origin, and then the parameter is frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pydeploy.prune.layout import FIXED, Labels, Unknown, blocks
+from pydeploy.prune.tape import Value
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Entry ``entries[i]`` of `dim` of `param` (of `size` entries) lies at place ``i`` of an axis; negative: none does."""
+
+    param: str
+    dim: int
+    size: int
+    entries: Labels
+
+
+Axes = tuple[tuple[Origin, ...], ...]
+"""Origins along every axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParamView:
+    """What a tensor is made of; `lost` are dims whose entries can no longer be told apart."""
+
+    axes: Axes
+    lost: tuple[Origin, ...] = ()
+    zero: bool = True
+    """Entries that are cut are zero in the silenced model."""
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        return (*(origin for axis in self.axes for origin in axis), *self.lost)
+
+
+def whole(value: Value) -> ParamView:
+    """The parameter itself."""
+    return ParamView(tuple((Origin(value.param, dim, size, np.arange(size, dtype=np.int64)),) for dim, size in enumerate(value.shape)))
+
+
+def derived(op: str, views: Mapping[Value, ParamView], args: Sequence[Any], out: Value) -> ParamView | None:
+    """Origins of `out`; None when `op` is none of the operators that are followed. Raises `Unknown`."""
+    first = args[0]
+    if op in _ELEMENTWISE:
+        return _elementwise(op, views, args, out)
+    if op in ("cat", "concat"):
+        return _cat(views, first, args[1] % out.rank if len(args) > 1 else 0, out)
+    if not isinstance(first, Value) or first not in views:
+        return None
+    step = _STEPS.get(op)
+    return step(views[first], first, args, out) if step is not None else None
+
+
+def _elementwise(op: str, views: Mapping[Value, ParamView], args: Sequence[Any], out: Value) -> ParamView:
+    axes: list[tuple[Origin, ...]] = [()] * out.rank
+    lost: tuple[Origin, ...] = ()
+    operands = [arg for arg in args if isinstance(arg, Value)]
+    for value in (operand for operand in operands if operand in views):
+        view = views[value]
+        lost += view.lost
+        for axis, origins in enumerate(view.axes):
+            at = axis + out.rank - value.rank
+            if value.shape[axis] == out.shape[at]:
+                axes[at] += origins
+            else:
+                lost += _many(origins)
+    for value in (operand for operand in operands if operand not in views):
+        for at, size in enumerate(value.shape, start=out.rank - value.rank):
+            if size > 1:
+                lost, axes[at] = lost + axes[at], ()
+    zero = op in _ZERO_KEEPING and all(views[v].zero for v in operands if v in views)
+    return ParamView(tuple(axes), lost, zero)
+
+
+def _cat(views: Mapping[Value, ParamView], parts: Sequence[Value], axis: int, out: Value) -> ParamView:
+    axes: list[tuple[Origin, ...]] = [()] * out.rank
+    start = 0
+    for part in parts:
+        view = views.get(part, ParamView(((),) * part.rank))
+        for at, origins in enumerate(view.axes):
+            for origin in origins:
+                if at == axis:
+                    entries = np.full(out.shape[axis], FIXED, dtype=np.int64)
+                    entries[start : start + part.shape[axis]] = origin.entries
+                    axes[at] += (Origin(origin.param, origin.dim, origin.size, entries),)
+                else:
+                    axes[at] += (origin,)
+        start += part.shape[axis]
+    return ParamView(tuple(axes), tuple(o for part in parts if part in views for o in views[part].lost))
+
+
+Step = Callable[[ParamView, Value, Sequence[Any], Value], ParamView]
+
+
+def _same(view: ParamView, _source: Value, _args: Sequence[Any], _out: Value) -> ParamView:
+    return view
+
+
+def _t(view: ParamView, _source: Value, _args: Sequence[Any], _out: Value) -> ParamView:
+    return ParamView(view.axes[::-1], view.lost, view.zero)
+
+
+def _transpose(view: ParamView, _source: Value, args: Sequence[Any], _out: Value) -> ParamView:
+    axes = list(view.axes)
+    axes[args[1]], axes[args[2]] = axes[args[2]], axes[args[1]]
+    return ParamView(tuple(axes), view.lost, view.zero)
+
+
+def _permute(view: ParamView, _source: Value, args: Sequence[Any], _out: Value) -> ParamView:
+    return ParamView(tuple(view.axes[axis] for axis in args[1]), view.lost, view.zero)
+
+
+def _unsqueeze(view: ParamView, _source: Value, args: Sequence[Any], out: Value) -> ParamView:
+    at = args[1] % out.rank
+    return ParamView((*view.axes[:at], (), *view.axes[at:]), view.lost, view.zero)
+
+
+def _reshape(view: ParamView, source: Value, _args: Sequence[Any], out: Value) -> ParamView:
+    axes: list[tuple[Origin, ...]] = [()] * out.rank
+    lost = view.lost
+    for inner, outer in blocks(source.shape, out.shape):
+        shape, target = [source.shape[a] for a in inner], [out.shape[a] for a in outer]
+        for axis in inner:
+            for origin in view.axes[axis]:
+                aligned = origin.entries.reshape([-1 if a == axis else 1 for a in inner])
+                grid = np.broadcast_to(aligned, shape).reshape(target)
+                varying = [i for i in range(grid.ndim) if (grid != grid.take([0], axis=i)).any()]
+                if len(varying) == 1:
+                    line = grid[tuple(slice(None) if i == varying[0] else 0 for i in range(grid.ndim))]
+                    axes[outer[varying[0]]] += (Origin(origin.param, origin.dim, origin.size, np.ascontiguousarray(line)),)
+                elif origin.size > 1:
+                    lost += (origin,)
+    return ParamView(tuple(axes), lost, view.zero)
+
+
+def _expand(view: ParamView, source: Value, _args: Sequence[Any], out: Value) -> ParamView:
+    new = out.rank - source.rank
+    axes = [o if source.shape[i] == out.shape[i + new] else () for i, o in enumerate(view.axes)]
+    return ParamView(((),) * new + tuple(axes), view.lost, view.zero)
+
+
+def _repeat(view: ParamView, source: Value, args: Sequence[Any], out: Value) -> ParamView:
+    new = out.rank - source.rank
+    axes = [tuple(Origin(o.param, o.dim, o.size, np.tile(o.entries, args[1][i + new])) for o in origins)
+            for i, origins in enumerate(view.axes)]  # fmt: skip
+    return ParamView(((),) * new + tuple(axes), view.lost, view.zero)
+
+
+def _slice(view: ParamView, source: Value, args: Sequence[Any], _out: Value) -> ParamView:
+    axis, start, end, step = (args[1] or 0) % source.rank, args[2], args[3], args[4] if len(args) > 4 else 1
+    return _taken(view, axis, slice(start, end, step))
+
+
+def _narrow(view: ParamView, source: Value, args: Sequence[Any], _out: Value) -> ParamView:
+    return _taken(view, args[1] % source.rank, slice(args[2], args[2] + args[3]))
+
+
+def _taken(view: ParamView, axis: int, which: slice) -> ParamView:
+    origins = tuple(Origin(o.param, o.dim, o.size, o.entries[which]) for o in view.axes[axis])
+    return ParamView((*view.axes[:axis], origins, *view.axes[axis + 1 :]), view.lost, view.zero)
+
+
+def _select(view: ParamView, source: Value, args: Sequence[Any], _out: Value) -> ParamView:
+    axis = args[1] % source.rank
+    return ParamView((*view.axes[:axis], *view.axes[axis + 1 :]), (*view.lost, *_many(view.axes[axis])), view.zero)
+
+
+def _index(view: ParamView, source: Value, args: Sequence[Any], out: Value) -> ParamView:
+    at = [i for i, index in enumerate(args[1]) if index is not None]
+    if at != [0]:
+        raise Unknown("a parameter is indexed on an inner axis")
+    wide = out.rank - (source.rank - 1)
+    return ParamView(((),) * wide + view.axes[1:], (*view.lost, *_many(view.axes[0])), view.zero)
+
+
+def _norm(view: ParamView, source: Value, args: Sequence[Any], out: Value) -> ParamView:
+    """A norm or sum over some axes: cut entries are zero, so they do not count."""
+    dims = next((arg for arg in args[1:] if isinstance(arg, list | tuple)), None)
+    axes = {d % source.rank for d in (dims or range(source.rank))}
+    keep = out.rank == source.rank
+    if not view.zero and any(_many(view.axes[axis]) for axis in axes):
+        raise Unknown("reduces over entries of a parameter")
+    return ParamView(tuple(() if i in axes else o for i, o in enumerate(view.axes) if keep or i not in axes), view.lost, view.zero)
+
+
+def _many(origins: Sequence[Origin]) -> tuple[Origin, ...]:
+    return tuple(o for o in origins if o.size > 1)
+
+
+_ELEMENTWISE = frozenset("add sub mul div exp log neg abs sqrt rsqrt pow clamp clamp_min clamp_max sigmoid tanh softplus relu square "
+                         "reciprocal where maximum minimum rsub sign".split())  # fmt: skip
+
+_ZERO_KEEPING = frozenset(("mul", "div", "neg", "abs", "sqrt", "square", "relu", "tanh", "sign"))
+
+_STEPS: Mapping[str, Step] = {
+    **dict.fromkeys("clone detach alias contiguous _to_copy to lift_fresh fill zero".split(), _same),
+    **dict.fromkeys("view _unsafe_view reshape squeeze flatten _reshape_alias".split(), _reshape),
+    **dict.fromkeys(("linalg_vector_norm", "norm", "sum"), _norm),
+    "t": _t,
+    "transpose": _transpose,
+    "permute": _permute,
+    "unsqueeze": _unsqueeze,
+    "expand": _expand,
+    "repeat": _repeat,
+    "slice": _slice,
+    "narrow": _narrow,
+    "select": _select,
+    "index": _index,
+}

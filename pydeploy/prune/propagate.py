@@ -1,0 +1,269 @@
+"""Layouts and parameter origins of every value of a tape: the state that operator rules read and change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pydeploy.prune.layout import FIXED, Atoms, Labels, Layout, Unknown
+from pydeploy.prune.params import Origin, ParamView, derived, whole
+from pydeploy.prune.rules import RULES, UNIFORM
+from pydeploy.prune.tape import Call, Site, Tape, Value
+
+
+@dataclass
+class RawOp:
+    """A recorded layer, its channels still as atoms; `h`, `w` are the output's height and width."""
+
+    kind: str
+    weight: str
+    incoming: Labels | None
+    outgoing: Labels
+    cin: int
+    h: int
+    w: int
+    facts: Mapping[str, Any]
+    tail: list[str] = field(default_factory=list)
+
+    @property
+    def layer(self) -> str:
+        return self.weight.removesuffix(".weight")
+
+
+_HIDDEN = frozenset({"empty", "detach", "alias", "t", "view", "_unsafe_view", "reshape", "permute", "transpose", "unsqueeze",
+                     "squeeze", "expand", "native_batch_norm", "_native_batch_norm_legit_no_training", "dropout",
+                     "native_dropout", "lift_fresh", "clone", "contiguous", "_to_copy", "select", "slice", "split", "unbind",
+                     "zeros", "ones", "full", "arange", "new_zeros"})  # fmt: skip
+"""Operators that an engine folds away, so they do not appear in a layer's tail."""
+
+
+@dataclass
+class Decisions:
+    """What trial cuts taught: which of several axes stays free where a view splits channels, and what must not be cut."""
+
+    turns: dict[Site, int] = field(default_factory=dict)
+    blocked: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass
+class Tracer:
+    """What is known after some calls of a tape."""
+
+    decisions: Decisions
+    batch: int
+    atoms: Atoms = field(default_factory=Atoms)
+    ops: list[RawOp] = field(default_factory=list)
+    layouts: dict[Value, Layout] = field(default_factory=dict)
+    views: dict[Value, ParamView] = field(default_factory=dict)
+    uniform: set[Value] = field(default_factory=set)
+    """Values with equal entries everywhere, made to a computed size."""
+    choices: dict[Site, int] = field(default_factory=dict)
+    """Number of axes that could stay free, at each site where there were several."""
+    call: Call | None = None
+    bound: set[Value] = field(default_factory=set)
+    """Inputs of this call whose parameters were placed."""
+
+    def follow(self, tape: Tape) -> None:
+        """Move layouts through all calls; what comes out at the end is frozen."""
+        for index, call in enumerate(tape.calls):
+            self.call = call
+            self._step(index, call)
+        for value in tape.outputs:
+            self.freeze(value, "model output")
+
+    def _step(self, index: int, call: Call) -> None:
+        for value in call.inputs:
+            if value.param and value not in self.views:
+                self.views[value] = whole(value)
+        count = len(self.ops)
+        stop = self.decisions.blocked.get(index)
+        try:
+            if stop:
+                raise Unknown(stop)
+            if not self._params_only(call):
+                self._apply(call)
+        except (Unknown, ValueError, IndexError, TypeError, KeyError, AttributeError) as error:
+            # A rule that meets arguments it was not written for must freeze, not fail.
+            self._give_up(call, str(error) if isinstance(error, Unknown) else f"unusual arguments ({error!r})")
+        self._settle_writes(call)
+        if len(self.ops) == count and self.ops and call.op not in _HIDDEN:
+            self.ops[-1].tail.append(call.op)
+
+    def _params_only(self, call: Call) -> bool:
+        """Follow parameters through the views and the arithmetic that layers do on them before use."""
+        inputs = call.inputs
+        if not any(v in self.views for v in inputs) or any(v in self.layouts for v in inputs) or not call.outs:
+            return False
+        if call.op in ("split", "split_with_sizes", "unbind", "chunk", "unsafe_split", "_weight_norm_interface"):
+            return self._several_views(call)
+        view = derived(call.op, self.views, call.args, call.outs[0])
+        if view is None:
+            return False
+        self.views[call.outs[0]] = view
+        return True
+
+    def _several_views(self, call: Call) -> bool:
+        source = call.args[0]
+        view = self.views.get(source)
+        if view is None:
+            return False
+        if call.op == "_weight_norm_interface":
+            self.views[call.outs[0]] = derived("mul", self.views, call.args[:2], call.outs[0])  # type: ignore[assignment]
+            return True
+        axis = (call.args[-1] if isinstance(call.args[-1], int) else 0) % source.rank
+        start = 0
+        for out in call.outs:
+            if call.op == "unbind":
+                made = derived("select", self.views, [source, axis, start], out)
+                start += 1
+            else:
+                made = derived("narrow", self.views, [source, axis, start, out.shape[axis]], out)
+                start += out.shape[axis]
+            assert made is not None
+            self.views[out] = made
+        return True
+
+    def _apply(self, call: Call) -> None:
+        inputs = call.inputs
+        rule = RULES.get(call.op)
+        labelled = any(v in self.layouts for v in inputs)
+        if rule is None:
+            if labelled or any(v in self.views for v in inputs):
+                raise Unknown("no rule for this operator")
+            return
+        if call.op in UNIFORM or (inputs and call.op != "arange" and all(v in self.uniform for v in inputs)):
+            self.uniform.update(call.outs)
+            if not labelled:
+                return
+        self.bound.clear()
+        made = rule(self, call)
+        for value in inputs:
+            if value in self.views and value not in self.bound:
+                self.bind(value, {})
+        results: Sequence[Layout | None] = made if isinstance(made, list) else [made]
+        for out, layout in zip(call.outs, results, strict=False):
+            self._set(out, layout)
+
+    def _set(self, out: Value, layout: Layout | None) -> None:
+        if layout is None or not (layout.atoms >= 0).any():
+            return
+        if len(layout.atoms) != out.shape[layout.axis]:
+            raise Unknown(f"{len(layout.atoms)} channels on an axis of {out.shape[layout.axis]}")
+        if len(layout.atoms) == 1:
+            self.atoms.freeze(layout.atoms, "the only channel")
+            return
+        self.layouts[out] = layout
+
+    def _give_up(self, call: Call, why: str) -> None:
+        """Freeze every channel and parameter that went in; what came out carries none."""
+        reason = f"{call.location}: {why}"
+        for value in call.inputs:
+            self.freeze(value, reason)
+        for out in call.outs:
+            self.layouts.pop(out, None)
+            self.views.pop(out, None)
+
+    def freeze(self, value: Value, reason: str) -> None:
+        layout, view = self.layouts.get(value), self.views.get(value)
+        if layout is not None:
+            self.atoms.freeze(layout.atoms, reason)
+        for origin in view.origins if view is not None else ():
+            self._freeze_origin(origin, reason)
+
+    def _freeze_origin(self, origin: Origin, reason: str) -> None:
+        """A parameter used in an unknown way: whatever channels lie in it now or later must stay."""
+        entries = np.unique(origin.entries[origin.entries >= 0])
+        atoms = self.atoms.fresh(len(entries))
+        self.atoms.freeze(atoms, reason)
+        self.atoms.place(origin.param, origin.dim, origin.size, entries, atoms)
+
+    def _settle_writes(self, call: Call) -> None:
+        """Writing channels into a part of another tensor: the whole keeps no account of them, so they must stay."""
+        if not call.written or not call.outs:
+            return
+        before, after = call.written[0], call.outs[0]
+        if not (before.shared or before.base is not None):
+            return
+        old, new = self.layouts.get(before), self.layouts.get(after)
+        same = (old is None and new is None) or (
+            old is not None and new is not None and old.axis == new.axis and np.array_equal(old.atoms, new.atoms)
+        )
+        if same and not any(v in self.views for v in call.inputs if v is not before):
+            return
+        reason = f"{call.location}: writes into a part of another tensor"
+        for value in (*call.inputs, after, before.base):
+            if value is not None:
+                self.freeze(value, reason)
+
+    # What rules ask and tell.
+
+    def layout(self, value: Any) -> Layout | None:
+        return self.layouts.get(value) if isinstance(value, Value) else None
+
+    def channels(self, value: Value, axis: int) -> Labels | None:
+        """Atoms along `axis`, or None when the tensor has no channels. Raises when they lie elsewhere."""
+        layout = self.layouts.get(value)
+        if layout is None:
+            return None
+        if layout.axis != axis % value.rank:
+            raise Unknown(f"channels lie on axis {layout.axis}, not {axis % value.rank}")
+        return layout.atoms
+
+    def bind(self, value: Value, on: Mapping[int, Labels | None]) -> None:
+        """Channels `on` the axes of a tensor made of parameters (None: an axis that always stays whole)."""
+        view = self.views.get(value)
+        if view is None:
+            raise Unknown("the weight is computed from something else than parameters")
+        self.bound.add(value)
+        for axis, size in enumerate(value.shape):
+            atoms = on.get(axis)
+            if size > 1 and not view.axes[axis] and atoms is not None:
+                raise Unknown("the weight is computed, its channels cannot be told apart")
+            for origin in view.axes[axis]:
+                labels = np.full(size, FIXED, dtype=np.int64) if atoms is None else atoms
+                if size > 1 or origin.size > 1 or atoms is not None:
+                    self.atoms.place(origin.param, origin.dim, origin.size, origin.entries, labels)
+        for origin in view.lost:
+            self._freeze_origin(origin, f"{self.call.location if self.call else ''}: a weight mixes its entries")
+
+    def name(self, value: Value) -> str:
+        """The first parameter that a weight is made of."""
+        view = self.views.get(value)
+        origins = view.origins if view is not None else ()
+        if not origins:
+            raise Unknown("the weight is no parameter")
+        return value.param or origins[0].param
+
+    def fresh(self, count: int) -> Labels:
+        """New atoms; a single channel can never be removed."""
+        atoms = self.atoms.fresh(count)
+        if count == 1:
+            self.atoms.freeze(atoms, "the only channel")
+        return atoms
+
+    def choose(self, axes: Sequence[int]) -> int:
+        """Which of several axes of this call's result stays free: that of a ``-1``, else the middle one of three (query, key and
+        value by heads by features), else the last. Trials turn the choice."""
+        assert self.call is not None
+        sizes = self.call.args[1] if len(self.call.args) > 1 and isinstance(self.call.args[1], list | tuple) else ()
+        open_ends = [i for i, axis in enumerate(axes) if axis < len(sizes) and sizes[axis] == -1]
+        first = [*open_ends, 1 if len(axes) == 3 else len(axes) - 1]
+        order = list(dict.fromkeys([*first, *range(len(axes))]))
+        self.choices[self.call.site] = max(self.choices.get(self.call.site, 0), len(axes))
+        return order[self.decisions.turns.get(self.call.site, 0) % len(axes)]
+
+    def record(self, kind: str, weight: str, incoming: Labels | None, outgoing: Labels, size: Sequence[int], cin: int,
+               **facts: Any) -> None:  # fmt: skip
+        """Note a layer; `size` is the output's (height, width), `cin` counts input channels that are no atoms, too."""
+        self.ops.append(RawOp(kind, weight, incoming, outgoing, int(cin), int(size[0]), int(size[1]), facts))
+
+
+def follow(tape: Tape, decisions: Decisions) -> Tracer:
+    """The state after all calls of `tape`."""
+    shape = tape.shapes[0] if tape.shapes else (1,)
+    tracer = Tracer(decisions, shape[0] if shape else 1)
+    tracer.follow(tape)
+    return tracer

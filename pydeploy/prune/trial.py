@@ -1,0 +1,143 @@
+"""A trial cut: run the cut model's own code on shapes alone and compare every tensor with what the layouts predict.
+
+This finds what no operator shows: sizes written into the forward (``view(n, 2, 58, h, w)``), numbers computed from widths
+(``(c // heads) ** -0.5``), branches that depend on widths. The cut model follows the dense tape call by call; at the first
+difference the trial stops and says where.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from pydeploy.prune.propagate import Tracer
+from pydeploy.prune.tape import Call, Tape, Value, Where, flat, mapped, run, schema_of, to_meta
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Where the cut model left the predicted path: the number of the call, and how."""
+
+    index: int
+    text: str
+    other_operator: bool = False
+    """Another operator ran: branches of the forward depend on widths, or on chance."""
+
+
+class _Left(BaseException):
+    """Ends a trial; no model may catch it."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.text)
+        self.failure = failure
+
+
+def attempt(small: nn.Module, inputs: tuple[Any, ...], tape: Tape, tracer: Tracer, alive: NDArray[np.bool_]) -> Failure | None:
+    """Run `small` (cut, on the meta device) along `tape`; `alive` says which atoms are kept. None: all went as predicted."""
+    mode = _Trial(tape, tracer, alive)
+    try:
+        run(small, tree_map(lambda leaf: to_meta(leaf) if isinstance(leaf, Tensor) else leaf, inputs), mode)
+    except _Left as left:
+        return left.failure
+    except Exception as error:  # noqa: BLE001 (the model's own code may fail in any way on tensors of another size)
+        index = min(mode.index, len(tape.calls) - 1)
+        return Failure(index, f"fails when channels are cut: {type(error).__name__}: {' '.join(str(error).split())[:160]}")
+    if mode.index < len(tape.calls):
+        return Failure(mode.index, "does not run when channels are cut", other_operator=True)
+    return None
+
+
+class _Trial(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its base untyped
+    def __init__(self, tape: Tape, tracer: Tracer, alive: NDArray[np.bool_]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tape, self.tracer, self.alive = tape, tracer, alive
+        self.where = Where()
+        self.index = 0
+
+    def value(self, tensor: Tensor) -> Value:
+        return Value(tuple(tensor.shape), tensor.dtype)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name, index = schema_of(func).name, self.index
+        if index >= len(self.tape.calls):
+            raise _Left(Failure(index - 1, f"'{name}' runs after it when channels are cut", other_operator=True))
+        call = self.tape.calls[index]
+        if name != call.op:
+            raise _Left(Failure(index, f"'{name}' runs in its place when channels are cut", other_operator=True))
+        self._compare_numbers(call, args)
+        out = self._run(func, call, args, kwargs)
+        self._compare_shapes(call, out)
+        self.index += 1
+        return out
+
+    def _run(self, func: Any, call: Call, args: Any, kwargs: Any) -> Any:
+        if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in flat([*args, *kwargs.values()])):
+            args, kwargs = mapped(args, to_meta), mapped(kwargs, to_meta)
+            if call.result is not None and not call.outs:
+                return call.result
+        dynamic = torch.Tag.dynamic_output_shape in func.tags or torch.Tag.data_dependent_output in func.tags
+        try:
+            return func(*args, **kwargs)
+        except (RuntimeError, NotImplementedError):
+            if not dynamic and func.namespace == "aten":
+                raise
+        # What depends on values keeps the size that it had in the dense run.
+        made = [torch.empty(self._expected(value), dtype=value.dtype, device="meta") for value in call.outs]
+        return made[0] if len(func._schema.returns) == 1 and len(made) == 1 else made
+
+    def _compare_numbers(self, call: Call, args: Any) -> None:
+        """Numbers that the arithmetic uses must not follow the widths."""
+        integers = call.op in _ARITHMETIC
+        for dense, cut in zip(call.args, args, strict=False):
+            number = isinstance(dense, float) or (integers and isinstance(dense, int))
+            if number and isinstance(cut, int | float) and not math.isclose(dense, cut, rel_tol=1e-9) and dense == dense:  # noqa: PLR0124
+                raise _Left(Failure(self.index, f"uses a number computed from the width ({dense:g}, {cut:g} when cut)"))
+        if call.op == "native_group_norm" and call.args[0] in self.tracer.layouts:
+            atoms = self.tracer.layouts[call.args[0]].atoms
+            groups = call.args[6]
+            kept = self._kept(atoms.reshape(groups, -1)[:, 0]) if groups > 1 else 1
+            if args[6] != kept:
+                raise _Left(Failure(self.index, f"has a fixed number of groups ({groups})"))
+        if call.op == "slice" and call.args[0] in self.tracer.layouts:
+            layout, source = self.tracer.layouts[call.args[0]], call.args[0]
+            if (call.args[1] or 0) % source.rank == layout.axis and call.args[2]:
+                begin = self._kept(layout.atoms[: call.args[2] % source.shape[layout.axis]])
+                size = args[0].shape[layout.axis]
+                if args[2] % size != begin % size:
+                    raise _Left(Failure(self.index, "begins at a fixed channel"))
+
+    def _compare_shapes(self, call: Call, out: Any) -> None:
+        tracer = self.tracer
+        if not any(v in tracer.layouts for v in (*call.inputs, *call.outs)):
+            return
+        results = [leaf for leaf in flat(out) if isinstance(leaf, Tensor)]
+        if len(results) != len(call.outs):
+            raise _Left(Failure(self.index, f"gives {len(results)} tensors instead of {len(call.outs)} when channels are cut"))
+        for number, (value, tensor) in enumerate(zip(call.outs, results, strict=True)):
+            if number and value not in tracer.layouts:
+                continue  # statistics and the like that nobody reads
+            expected = self._expected(value)
+            if tuple(tensor.shape) != expected and value not in tracer.views and value not in tracer.uniform:
+                raise _Left(Failure(self.index, f"its size is fixed in the code: {list(tensor.shape)} where the cut model needs {list(expected)}"))
+
+    def _expected(self, value: Value) -> tuple[int, ...]:
+        layout = self.tracer.layouts.get(value)
+        if layout is None:
+            return value.shape
+        return (*value.shape[: layout.axis], self._kept(layout.atoms), *value.shape[layout.axis + 1 :])
+
+    def _kept(self, atoms: NDArray[np.int64]) -> int:
+        roots = self.tracer.atoms.roots(atoms)
+        return int(np.count_nonzero((roots < 0) | self.alive[roots]))
+
+
+_ARITHMETIC = frozenset(("add", "sub", "mul", "div", "pow", "rsub", "floor_divide", "remainder", "fmod"))
