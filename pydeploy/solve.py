@@ -113,7 +113,7 @@ def predict_us(graph: Graph, widths: Widths, table: Timings) -> float:
     Raises `MissingTiming`.
     """
     full = {**graph.widths, **widths}
-    layers_us = sum(op.calls * table.latency_us(op.key(full)) for op in graph.ops)
+    layers_us = sum(table.latency_us(op.key(full)) for op in graph.ops)
     return table.overhead_us(graph) + layers_us
 
 
@@ -203,7 +203,7 @@ def _add_layers(problem: _Problem, graph: Graph, table: Timings) -> None:
     for op in graph.ops:
         groups = [name for name in op.scope if name in problem.groups]
         if not groups:
-            problem.constant_us += op.calls * latency_us(op.key(graph.widths))
+            problem.constant_us += latency_us(op.key(graph.widths))
         elif len(groups) <= WIDE:
             scope = [problem.groups[name] for name in groups]
             choices = itertools.product(*(problem.options[v] for v in scope))
@@ -221,7 +221,7 @@ def _add_times(
     errors = [time for time in times if isinstance(time, MissingTiming)]
     if len(errors) == len(times):
         raise MissingTiming(f"layer '{op.name}' has no timing at any candidate width; the first asked for: {errors[0]}")
-    cost = np.array([np.inf if isinstance(time, MissingTiming) else op.calls * time for time in times])
+    cost = np.array([np.inf if isinstance(time, MissingTiming) else time for time in times])
     problem.add_cost(scope, cost.reshape([len(problem.options[v]) for v in scope]))
 
 

@@ -43,7 +43,7 @@ def graph_of(kind):
     if kind == "chain":
         sizes, ops = {"a": 8, "b": 6, "c": 8}, [
             op("first", Extent(3), Extent(0, (("a", 1),)), kernel=(3, 3)),
-            op("second", Extent(0, (("a", 1),)), Extent(0, (("b", 1),)), calls=2),
+            op("second", Extent(0, (("a", 1),)), Extent(0, (("b", 1),))),
             op("third", Extent(0, (("b", 1),)), Extent(0, (("c", 1),))),
             op("last", Extent(0, (("c", 4),)), Extent(0, (("out", 1),))),
         ]  # fmt: skip
@@ -124,7 +124,7 @@ def test_prediction_counts_calls_overhead_and_frozen_layers(kind):
     table = table_of(graph)
     total_us = 3.0
     for layer in graph.ops:
-        total_us += layer.calls * table.latency_us(layer.key(graph.widths))
+        total_us += table.latency_us(layer.key(graph.widths))
     assert predict_us(graph, {}, table) == pytest.approx(total_us)
 
 

@@ -109,7 +109,7 @@ class Table:
         """Append one network and all its layers (by operator name, per run) in one transaction."""
         full = {**graph.widths, **widths}
         timed = [(op, layers[op.name]) for op in graph.ops]
-        samples = [Sample(op.key(full), _per_call(timing, op.calls), made) for op, timing in timed]
+        samples = [Sample(op.key(full), timing, made) for op, timing in timed]
         total = sum(timing.median_us for timing in layers.values())
         kept = json.dumps({group.name: full[group.name] for group in graph.prunable}, sort_keys=True)
         self._append(samples, [Network(graph.fingerprint, kept, total, whole, made)])
@@ -219,7 +219,7 @@ class Table:
     def layers_us(self, graph: Graph, widths: Widths) -> float:
         """Sum of all layers at `widths`, without the overhead."""
         full = {**graph.widths, **widths}
-        return sum(op.calls * self.latency_us(op.key(full)) for op in graph.ops)
+        return sum(self.latency_us(op.key(full)) for op in graph.ops)
 
     def overhead_us(self, graph: Graph) -> float:
         """What this graph's networks cost beyond the sum of their layers (negative where profiling slows layers)."""
@@ -276,7 +276,7 @@ class Table:
         measured: dict[OpKey, list[Timing]] = defaultdict(list)
         for op in graph.ops:
             if op.name in profile.layers:
-                measured[op.key(full)].append(_per_call(profile.layers[op.name], op.calls))
+                measured[op.key(full)].append(profile.layers[op.name])
         corrections = self._corrections | {key: _engine_value(timings) for key, timings in measured.items()}
         beyond = profile.whole.median_us - Table(self.path, self.target, corrections).layers_us(graph, widths)
         return Table(self.path, self.target, corrections, {**self._offsets, graph.fingerprint: beyond})
@@ -314,14 +314,6 @@ def _summary(timings: Sequence[Timing]) -> Lookup:
 def _engine_value(timings: Sequence[Timing]) -> Lookup:
     # The mean, not the median: layers that share a key must add up to what they took together.
     return replace(_summary(timings), latency_us=mean(t.median_us for t in timings))
-
-
-def _per_call(timing: Timing, calls: int) -> Timing:
-    if calls == 1:
-        return timing
-    return replace(
-        timing, median_us=timing.median_us / calls, p10_us=timing.p10_us / calls, p90_us=timing.p90_us / calls
-    )
 
 
 def _axes(key: OpKey) -> Iterator[tuple[Family, int]]:

@@ -62,7 +62,9 @@ def assemble(tracer: Tracer, params: Mapping[str, tuple[int, ...]], learnable: i
         home[roots], rank[roots] = len(groups), np.arange(len(roots))
         groups.append(Group(name, len(roots), slices, reason, min(limits.min_width, len(roots)),
                             1 if reason else limits.alignment(name), notes.get(int(roots[0]), "")))  # fmt: skip
-    layers = tuple(_op(op, name, atoms, home, groups) for op, name in zip(tracer.ops, _op_names(tracer.ops), strict=True))
+    layers = tuple(
+        _op(op, name, atoms, home, groups) for op, name in zip(tracer.ops, _op_names(tracer.ops), strict=True)
+    )
     return Assembly(Graph(tuple(groups), layers, params, learnable, inputs), home, rank)
 
 
@@ -101,7 +103,9 @@ def _members(
         own = np.frombuffer(key, dtype=np.int64)
         table = entry[np.asarray(family)[:, None] + np.arange(len(own))]
         for first, last in _regular_runs(table):
-            found_groups.append((root[np.asarray(family[first:last])], _slices([places[p] for p in own], table[first:last])))
+            found_groups.append(
+                (root[np.asarray(family[first:last])], _slices([places[p] for p in own], table[first:last]))
+            )
     return sorted(found_groups, key=lambda found: int(found[0][0]))
 
 
@@ -151,7 +155,9 @@ def _op(op: RawOp, name: str, atoms: Atoms, home: NDArray[np.int64], groups: Seq
         numbers, first, counts = np.unique(own, return_index=True, return_counts=True)
         terms = tuple(
             (groups[n].name, count // groups[n].width)
-            for n, _, count in sorted(zip(numbers.tolist(), first.tolist(), counts.tolist(), strict=True), key=lambda row: row[1])
+            for n, _, count in sorted(
+                zip(numbers.tolist(), first.tolist(), counts.tolist(), strict=True), key=lambda row: row[1]
+            )
             if n >= 0 and not groups[n].frozen
         )
         widths = {group.name: group.width for group in groups}

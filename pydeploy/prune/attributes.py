@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from pydeploy.prune.attention import adopt, supported
+
 
 def update_attributes(before: nn.Module, twins: Mapping[int, Any]) -> None:
     """Set the attributes of every module's cut copy, ``twins[id(module)]``, to what its parameters now are."""
@@ -20,6 +22,9 @@ def update_attributes(before: nn.Module, twins: Mapping[int, Any]) -> None:
 
 @cache
 def _updater(kind: type[nn.Module]) -> Callable[[Any, Any], None] | None:
+    named = [NAMED[name] for base in kind.__mro__ if (name := f"{base.__module__}.{base.__qualname__}") in NAMED]
+    if named:
+        return named[0]
     return ATTRIBUTES.get(kind) or next((update for base, update in ATTRIBUTES.items() if issubclass(kind, base)), None)
 
 
@@ -41,9 +46,11 @@ def _batch_norm(_before: Any, after: Any) -> None:
         after.num_features = known.shape[0]
 
 
-def _group_norm(_before: Any, after: Any) -> None:
+def _group_norm(before: Any, after: Any) -> None:
     if after.weight is not None:
         after.num_channels = after.weight.shape[0]
+        if before.num_groups > 1:  # norm groups are cut as a whole
+            after.num_groups = after.num_channels * before.num_groups // before.num_channels
 
 
 def _layer_norm(_before: Any, after: Any) -> None:
@@ -55,6 +62,50 @@ def _prelu(_before: Any, after: Any) -> None:
     after.num_parameters = after.weight.shape[0]
 
 
+def _embedding(_before: Any, after: Any) -> None:
+    after.num_embeddings, after.embedding_dim = after.weight.shape
+
+
+def _multi_head(before: Any, after: Any) -> None:
+    if after.in_proj_weight is not None and after.in_proj_weight.shape != before.in_proj_weight.shape:
+        after.num_heads = after.in_proj_weight.shape[0] // 3 // before.head_dim
+        after.embed_dim = after.in_proj_weight.shape[1]
+        _adopted(after)
+
+
+def _heads(projection: str, count: str) -> Callable[[Any, Any], None]:
+    """The number of heads follows the rows of the projection to query, key and value."""
+
+    def update(before: Any, after: Any) -> None:
+        rows, dense = getattr(after, projection).weight.shape[0], getattr(before, projection).weight.shape[0]
+        setattr(after, count, getattr(before, count) * rows // dense)
+        if hasattr(after, "output_dim"):
+            after.output_dim = rows // 3
+        if getattr(after, projection).weight.shape != getattr(before, projection).weight.shape:
+            _adopted(after)
+
+    return update
+
+
+def _adopted(after: Any) -> None:
+    if supported(after):
+        adopt(after)
+
+
+def _stream(_before: Any, after: Any) -> None:
+    after.hidden_dim = after.conv_proj.weight.shape[0]
+
+
+NAMED: Mapping[str, Callable[[Any, Any], None]] = {
+    "torchvision.models.swin_transformer.ShiftedWindowAttention": _heads("qkv", "num_heads"),
+    "torchvision.models.swin_transformer.ShiftedWindowAttentionV2": _heads("qkv", "num_heads"),
+    "torchvision.models.video.swin_transformer.ShiftedWindowAttention3d": _heads("qkv", "num_heads"),
+    "torchvision.models.video.mvit.MultiscaleAttention": _heads("qkv", "num_heads"),
+    "torchvision.models.maxvit.RelativePositionalMultiHeadAttention": _heads("to_qkv", "n_heads"),
+    "torchvision.models.vision_transformer.VisionTransformer": _stream,
+}
+"""The same for torchvision's modules, by full class name: naming avoids importing it."""
+
 ATTRIBUTES: Mapping[type[nn.Module], Callable[[Any, Any], None]] = {
     nn.modules.conv._ConvNd: _convolution,
     nn.Linear: _linear,
@@ -62,5 +113,7 @@ ATTRIBUTES: Mapping[type[nn.Module], Callable[[Any, Any], None]] = {
     nn.GroupNorm: _group_norm,
     nn.LayerNorm: _layer_norm,
     nn.PReLU: _prelu,
+    nn.Embedding: _embedding,
+    nn.MultiheadAttention: _multi_head,
 }
 """How the attributes follow, by module type; subclasses follow their base."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pydeploy.prune.layout import FIXED, Labels, Layout, Unknown
+from pydeploy.prune.layout import Labels, Layout, Unknown
 from pydeploy.prune.tape import Call, Value
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def convolution(t: Tracer, call: Call) -> Layout | None:
     """``aten::convolution(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups)``."""
     source, weight, bias, stride, _, dilation, transposed, _, groups = call.args[:9]
     facts = {"kernel": weight.shape[2:], "stride": tuple(stride), "dilation": tuple(dilation)}
-    return _convolve(t, call, source, weight, bias, groups, transposed, facts)
+    return _convolve(t, call, source, weight, bias, groups, transposed=transposed, facts=facts)
 
 
 def deform_conv(t: Tracer, call: Call) -> Layout | None:
@@ -57,11 +57,19 @@ def deform_conv(t: Tracer, call: Call) -> Layout | None:
     if numbers[7] > 1:
         raise Unknown("a deformable convolution with several offset groups")
     facts = {"kernel": weight.shape[2:], "stride": tuple(numbers[0:2]), "dilation": tuple(numbers[4:6])}
-    return _convolve(t, call, source, weight, bias, numbers[6], False, facts)
+    return _convolve(t, call, source, weight, bias, numbers[6], transposed=False, facts=facts)
 
 
 def _convolve(
-    t: Tracer, call: Call, source: Value, weight: Value, bias: Value | None, groups: int, transposed: bool, facts: Mapping[str, Any]
+    t: Tracer,
+    call: Call,
+    source: Value,
+    weight: Value,
+    bias: Value | None,
+    groups: int,
+    *,
+    transposed: bool,
+    facts: Mapping[str, Any],
 ) -> Layout | None:
     out = call.outs[0]
     axis = out.rank - (weight.rank - 1)  # 0 without a batch axis
@@ -88,7 +96,8 @@ def _weight_dims(
     t: Tracer, call: Call, incoming: Labels | None, outgoing: Labels, groups: int, depthwise: bool
 ) -> tuple[Labels | None, Labels | None]:
     """Atoms of the weight's output and input dims. Grouped: the same offset goes in every group; depthwise: the output follows its
-    input. A transposed weight has its output dim short, the others their input dim."""
+    input. A transposed weight has its output dim short, the others their input dim.
+    """
     short_out = bool(call.args[6]) if call.op == "convolution" else False
     if groups == 1:
         return outgoing, incoming
@@ -156,7 +165,12 @@ def matmul(t: Tracer, left: Value, right: Value, call: Call) -> Layout | None:
     two = None if two is None or two.axis == right.rank - 2 else Layout(two.axis + rank - right.rank, two.atoms)
     if one is None or two is None:
         lone, other = (one, right) if one is not None else (two, left)
-        if lone is not None and lone.axis < rank - 2 and other.shape[lone.axis - (rank - other.rank)] > 1 and other not in t.uniform:
+        if (
+            lone is not None
+            and lone.axis < rank - 2
+            and other.shape[lone.axis - (rank - other.rank)] > 1
+            and other not in t.uniform
+        ):
             raise Unknown("a product with a tensor that has no channels of its own")
         return lone
     if one.axis != two.axis:
@@ -253,7 +267,7 @@ def embedding(t: Tracer, call: Call) -> Layout | None:
     return Layout(call.outs[0].rank - 1, outgoing)
 
 
-RULES: Mapping[str, Callable[[Tracer, Call], Layout | None | list[Layout | None]]] = {
+RULES: Mapping[str, Callable[[Tracer, Call], Layout | list[Layout | None] | None]] = {
     "convolution": convolution,
     "deform_conv2d": deform_conv,
     "native_batch_norm": batch_norm,

@@ -130,9 +130,12 @@ Choose = Callable[[Sequence[int]], int]
 """Picks the axis that stays free where a reshape splits a channel axis into several."""
 
 
-def reshaped(atoms: Atoms, layout: Layout, before: tuple[int, ...], after: tuple[int, ...], choose: Choose) -> Layout | None:
+def reshaped(
+    atoms: Atoms, layout: Layout, before: tuple[int, ...], after: tuple[int, ...], choose: Choose
+) -> Layout | None:
     """Layout after a reshape. Where a channel axis is split, all but one of the new axes keep their sizes: channels are
-    united along those. None when nothing is labelled any more."""
+    united along those. None when nothing is labelled any more.
+    """
     for inner, outer in blocks(before, after):
         if layout.axis not in inner:
             continue

@@ -47,7 +47,11 @@ class ParamView:
 
 def whole(value: Value) -> ParamView:
     """The parameter itself."""
-    return ParamView(tuple((Origin(value.param, dim, size, np.arange(size, dtype=np.int64)),) for dim, size in enumerate(value.shape)))
+    return ParamView(
+        tuple(
+            (Origin(value.param, dim, size, np.arange(size, dtype=np.int64)),) for dim, size in enumerate(value.shape)
+        )
+    )
 
 
 def derived(op: str, views: Mapping[Value, ParamView], args: Sequence[Any], out: Value) -> ParamView | None:
@@ -139,7 +143,9 @@ def _reshape(view: ParamView, source: Value, _args: Sequence[Any], out: Value) -
                 varying = [i for i in range(grid.ndim) if (grid != grid.take([0], axis=i)).any()]
                 if len(varying) == 1:
                     line = grid[tuple(slice(None) if i == varying[0] else 0 for i in range(grid.ndim))]
-                    axes[outer[varying[0]]] += (Origin(origin.param, origin.dim, origin.size, np.ascontiguousarray(line)),)
+                    axes[outer[varying[0]]] += (
+                        Origin(origin.param, origin.dim, origin.size, np.ascontiguousarray(line)),
+                    )
                 elif origin.size > 1:
                     lost += (origin,)
     return ParamView(tuple(axes), lost, view.zero)
@@ -192,21 +198,25 @@ def _norm(view: ParamView, source: Value, args: Sequence[Any], out: Value) -> Pa
     keep = out.rank == source.rank
     if not view.zero and any(_many(view.axes[axis]) for axis in axes):
         raise Unknown("reduces over entries of a parameter")
-    return ParamView(tuple(() if i in axes else o for i, o in enumerate(view.axes) if keep or i not in axes), view.lost, view.zero)
+    return ParamView(
+        tuple(() if i in axes else o for i, o in enumerate(view.axes) if keep or i not in axes), view.lost, view.zero
+    )
 
 
 def _many(origins: Sequence[Origin]) -> tuple[Origin, ...]:
     return tuple(o for o in origins if o.size > 1)
 
 
-_ELEMENTWISE = frozenset("add sub mul div exp log neg abs sqrt rsqrt pow clamp clamp_min clamp_max sigmoid tanh softplus relu square "
-                         "reciprocal where maximum minimum rsub sign".split())  # fmt: skip
+_ELEMENTWISE = frozenset(
+    ("add", "sub", "mul", "div", "exp", "log", "neg", "abs", "sqrt", "rsqrt", "pow", "clamp", "clamp_min", "clamp_max", "sigmoid",
+     "tanh", "softplus", "relu", "square", "reciprocal", "where", "maximum", "minimum", "rsub", "sign")
+)  # fmt: skip
 
 _ZERO_KEEPING = frozenset(("mul", "div", "neg", "abs", "sqrt", "square", "relu", "tanh", "sign"))
 
 _STEPS: Mapping[str, Step] = {
-    **dict.fromkeys("clone detach alias contiguous _to_copy to lift_fresh fill zero".split(), _same),
-    **dict.fromkeys("view _unsafe_view reshape squeeze flatten _reshape_alias".split(), _reshape),
+    **dict.fromkeys(["clone", "detach", "alias", "contiguous", "_to_copy", "to", "lift_fresh", "fill", "zero"], _same),
+    **dict.fromkeys(["view", "_unsafe_view", "reshape", "squeeze", "flatten", "_reshape_alias"], _reshape),
     **dict.fromkeys(("linalg_vector_norm", "norm", "sum"), _norm),
     "t": _t,
     "transpose": _transpose,

@@ -81,14 +81,14 @@ class Tracer:
         count = len(self.ops)
         stop = self.decisions.blocked.get(index)
         try:
-            if stop:
-                raise Unknown(stop)
             if not self._params_only(call):
                 self._apply(call)
         except (Unknown, ValueError, IndexError, TypeError, KeyError, AttributeError) as error:
             # A rule that meets arguments it was not written for must freeze, not fail.
             self._give_up(call, str(error) if isinstance(error, Unknown) else f"unusual arguments ({error!r})")
         self._settle_writes(call)
+        for value in (*call.inputs, *call.outs) if stop else ():
+            self.freeze(value, f"{call.location}: {stop}")
         if len(self.ops) == count and self.ops and call.op not in _HIDDEN:
             self.ops[-1].tail.append(call.op)
 
@@ -246,14 +246,16 @@ class Tracer:
 
     def choose(self, axes: Sequence[int]) -> int:
         """Which of several axes of this call's result stays free: that of a ``-1``, else the middle one of three (query, key and
-        value by heads by features), else the last. Trials turn the choice."""
+        value by heads by features), else the last. Trials turn the choice.
+        """
         assert self.call is not None
         sizes = self.call.args[1] if len(self.call.args) > 1 and isinstance(self.call.args[1], list | tuple) else ()
         open_ends = [i for i, axis in enumerate(axes) if axis < len(sizes) and sizes[axis] == -1]
         first = [*open_ends, 1 if len(axes) == 3 else len(axes) - 1]
         order = list(dict.fromkeys([*first, *range(len(axes))]))
         self.choices[self.call.site] = max(self.choices.get(self.call.site, 0), len(axes))
-        return order[self.decisions.turns.get(self.call.site, 0) % len(axes)]
+        turn = self.decisions.turns.get(self.call.site, 0)
+        return int(order[turn % len(axes)])
 
     def record(self, kind: str, weight: str, incoming: Labels | None, outgoing: Labels, size: Sequence[int], cin: int,
                **facts: Any) -> None:  # fmt: skip

@@ -17,11 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules import module as hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pydeploy.errors import TraceError
+from pydeploy.prune.attention import by_heads
+from pydeploy.prune.copying import copied
 
 
 @dataclass(eq=False, slots=True)
@@ -75,6 +78,8 @@ class Tape:
     outputs: list[Value] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     """Shapes of the example's tensors."""
+    real: bool = False
+    """The model ran with values."""
 
 
 class _NeedsValues(Exception):
@@ -107,9 +112,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
     def __init__(self, tensors: Mapping[str, Tensor], *, real: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.real = real
-        self.params = {id(tensor): name for name, tensor in reversed(tensors.items())}
+        self.params = {id(tensor): name for name, tensor in reversed(list(tensors.items()))}
         self.owners = {tensor.untyped_storage().data_ptr(): (name, tensor) for name, tensor in tensors.items()}
-        self.tape = Tape()
+        self.tape = Tape(real=real)
         self.where = Where()
         self.known: dict[int, tuple[Tensor, Value]] = {}
         """Values of tensors that the run did not make: parameters, constants, inputs."""
@@ -229,7 +234,10 @@ class Where:
             if len(self.stack) > 1:
                 self.stack.pop()
 
-        handles = (hooks.register_module_forward_pre_hook(enter), hooks.register_module_forward_hook(leave, always_call=True))
+        handles = (
+            hooks.register_module_forward_pre_hook(enter),
+            hooks.register_module_forward_hook(leave, always_call=True),
+        )
         try:
             yield
         finally:
@@ -243,22 +251,25 @@ def _kind(path: str, module: nn.Module) -> str:
     return path if cls.__module__.startswith("torch.nn") else f"{cls.__module__}.{cls.__qualname__}"
 
 
-def record(model: nn.Module, inputs: tuple[Any, ...], tensors: Mapping[str, Tensor]) -> Tape:
+def record(model: nn.Module, inputs: tuple[Any, ...], tensors: Mapping[str, Tensor]) -> tuple[Tape, nn.Module]:
     """Run `model` once, in eval mode and without gradients, and write down every operator.
 
-    Raises `TraceError` when the forward fails on real tensors too, or changes a parameter.
+    What runs is a copy around the same parameters, returned with whatever the run left in it: forwards keep caches and
+    counters. Raises `TraceError` when the forward fails on real tensors too, or changes a parameter.
     """
     buffers = [(t, t.detach().clone()) for t in tensors.values() if not isinstance(t, nn.Parameter)]
+    twin = _twin(model, tensors)
     try:
-        return run(model, tree_map(_meta_input, inputs), Recorder(tensors, real=False))
+        return run(twin, tree_map(_meta_input, inputs), Recorder(tensors, real=False)), twin
     except TraceError:
         raise
-    except Exception:  # noqa: BLE001 (a model may fail on tensors without values in any way; then it gets values)
+    except Exception:
         _LOG.debug("the model does not run without values", exc_info=True)
     finally:
         _restore(buffers)
+    twin = _twin(model, tensors)
     try:
-        return run(model, tree_map(_own_input, inputs), Recorder(tensors, real=True))
+        return run(twin, tree_map(_own_input, inputs), Recorder(tensors, real=True)), twin
     except TraceError:
         raise
     except Exception as error:
@@ -266,6 +277,13 @@ def record(model: nn.Module, inputs: tuple[Any, ...], tensors: Mapping[str, Tens
         raise TraceError(f"the model fails on inputs of shape {shapes}: {type(error).__name__}: {error}") from error
     finally:
         _restore(buffers)
+
+
+def _twin(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    try:
+        return copied(model, {id(t): t for t in tensors.values()})
+    except Exception as error:
+        raise TraceError(f"the model cannot be copied, so it cannot be cut: {type(error).__name__}: {error}") from error
 
 
 def _restore(buffers: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -286,7 +304,8 @@ def run(model: nn.Module, inputs: tuple[Any, ...], recorder: Any) -> Tape:
     """Run `model` under `recorder`; returns its tape with the outputs noted."""
     with ExitStack() as stack:
         stack.enter_context(_evaluating(model))
-        stack.enter_context(_plain_attention())
+        stack.enter_context(by_heads(model))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # fused attention is one opaque operator
         stack.enter_context(recorder.where.following(model))
         stack.enter_context(torch.no_grad())
         stack.enter_context(recorder)
@@ -315,22 +334,14 @@ def leaves(tree: Any, depth: int = 8) -> Iterator[Tensor]:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; each module's own mode restored after."""
+    """Eval mode and PyTorch's plain transformer layers inside; everything as before after."""
     modes = [(module, module.training) for module in model.modules()]
+    fast = torch.backends.mha.get_fastpath_enabled()
     model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """PyTorch's fused transformer layers are one opaque operator; their plain form shows the heads."""
-    before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, training in modes:
+            module.training = training

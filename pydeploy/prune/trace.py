@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from pydeploy.errors import ConfigError, TraceError
 from pydeploy.graph import Graph, Plan
 from pydeploy.prune.assemble import Assembly, Limits, assemble
-from pydeploy.prune.propagate import Decisions, Tracer, follow
 from pydeploy.prune.entries import kept_entries
+from pydeploy.prune.propagate import Decisions, Tracer, follow
 from pydeploy.prune.surgery import replaced
 from pydeploy.prune.tape import Tape, record, to_meta
 from pydeploy.prune.trial import Failure, attempt
@@ -42,22 +42,26 @@ def trace(model: nn.Module, example: Any, *, exclude: Sequence[str] = (), min_wi
     limits = _checked(exclude, min_width, align)
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     tensors = _own_tensors(model)
-    tape = record(model, inputs, tensors)
-    if {name: id(t) for name, t in _own_tensors(model).items()} != {name: id(t) for name, t in tensors.items()}:
-        raise TraceError("the forward replaces the model's parameters; a model that changes itself has no fixed structure")
+    tape, twin = record(model, inputs, tensors)
+    if {name: id(t) for name, t in _own_tensors(twin).items()} != {name: id(t) for name, t in tensors.items()}:
+        raise TraceError(
+            "the forward replaces the model's parameters; a model that changes itself has no fixed structure"
+        )
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
     learnable = sum(p.numel() for p in model.parameters())
-    decisions = Decisions()
+    decisions, steady = Decisions(), False
     while True:
         tracer = follow(tape, decisions)
         _separate_memory(tracer, tensors)
         found = assemble(tracer, shapes, learnable, tuple(tape.shapes), limits)
-        failure = _tried(model, inputs, tensors, tape, tracer, found)
+        failure = _tried(twin, inputs, tensors, tape, tracer, found)
         if failure is None:
             return found.graph
-        if failure.other_operator:
-            _require_same(tape, record(model, inputs, tensors))
-        _learn(decisions, failure, tape, tracer, found)
+        again = _settled(twin, inputs, tensors, tape) if failure.other_operator and not steady else tape
+        steady = steady or failure.other_operator
+        if again is tape:
+            _learn(decisions, failure, tape, tracer, found)
+        tape = again
 
 
 def _checked(exclude: Sequence[str], min_width: int, align: int | Mapping[str, int]) -> Limits:
@@ -76,7 +80,9 @@ def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
         if tensor.is_quantized:
             raise TraceError(f"'{name}' is quantised; trace the float model and quantise the cut one")
         if tensor.layout != torch.strided:
-            raise TraceError(f"'{name}' is a sparse tensor ({tensor.layout}); make it dense first ('tensor.to_dense()')")
+            raise TraceError(
+                f"'{name}' is a sparse tensor ({tensor.layout}); make it dense first ('tensor.to_dense()')"
+            )
     return tensors
 
 
@@ -96,7 +102,14 @@ def _separate_memory(tracer: Tracer, tensors: Mapping[str, Tensor]) -> None:
             tracer.atoms.freeze(atoms, f"'{param}' shares its memory with another parameter")
 
 
-def _tried(model: nn.Module, inputs: tuple[Any, ...], tensors: Mapping[str, Tensor], tape: Tape, tracer: Tracer, found: Assembly) -> Failure | None:
+def _tried(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    tensors: Mapping[str, Tensor],
+    tape: Tape,
+    tracer: Tracer,
+    found: Assembly,
+) -> Failure | None:
     """Cut to about half of all widths, then to one channel of each."""
     rng = np.random.default_rng(0)
     halves = {g.name: np.sort(rng.permutation(g.width)[: -(-g.width // 2)]) for g in found.graph.prunable}
@@ -105,9 +118,15 @@ def _tried(model: nn.Module, inputs: tuple[Any, ...], tensors: Mapping[str, Tens
         plan = Plan({name: tuple(channels.tolist()) for name, channels in kept.items()}, "")
         small = _on_meta(model, tensors, found.graph, plan)
         failure = attempt(small, inputs, tape, tracer, _alive(tracer, found, kept))
-        if failure is not None:
+        if failure is not None and not _only_values_lack(failure, tape, tracer, found):
             return failure
     return None
+
+
+def _only_values_lack(failure: Failure, tape: Tape, tracer: Tracer, found: Assembly) -> bool:
+    """Whether the trial left a path that depends on values, behind everything that is cut."""
+    rest = range(failure.index, len(tape.calls))
+    return tape.real and failure.other_operator and not any(_cuts(tracer, found, tape, i) for i in rest)
 
 
 def _alive(tracer: Tracer, found: Assembly, kept: Mapping[str, NDArray[np.int64]]) -> NDArray[np.bool_]:
@@ -123,23 +142,39 @@ def _on_meta(model: nn.Module, tensors: Mapping[str, Tensor], graph: Graph, plan
     """The cut model without values."""
     cut = kept_entries(graph, plan)
     small: dict[str, Tensor] = {}
-    for name, tensor in {id(t): (name, t) for name, t in reversed(tensors.items())}.values():  # tied ones once
-        sizes = [size if kept is None else len(kept) for size, kept in zip(tensor.shape, cut.get(name, [None] * tensor.dim()), strict=True)]
+    for name, tensor in {id(t): (name, t) for name, t in reversed(list(tensors.items()))}.values():  # tied ones once
+        sizes = [
+            size if kept is None else len(kept)
+            for size, kept in zip(tensor.shape, cut.get(name, [None] * tensor.dim()), strict=True)
+        ]
         meta = torch.empty(sizes, dtype=tensor.dtype, device="meta") if name in cut else to_meta(tensor.detach())
-        small[name] = nn.Parameter(meta, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
+        small[name] = (
+            nn.Parameter(meta, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
+        )
     return replaced(model, small)
 
 
-def _require_same(tape: Tape, again: Tape) -> None:
+def _settled(twin: nn.Module, inputs: tuple[Any, ...], tensors: Mapping[str, Tensor], tape: Tape) -> Tape:
+    """`tape` when a second run equals it, or the second when only the third equals that (the first run filled caches)."""
+    second, twin = record(twin, inputs, tensors)
+    if _difference(tape, second) is None:
+        return tape
+    where = _difference(second, record(twin, inputs, tensors)[0])
+    if where is not None:
+        raise TraceError(
+            f"two runs of the model differ: {where}; a forward that takes another path each time has no fixed structure to prune"
+        )
+    return second
+
+
+def _difference(tape: Tape, again: Tape) -> str | None:
     for one, two in zip(tape.calls, again.calls, strict=False):
         if one.op != two.op or [v.shape for v in one.outs] != [v.shape for v in two.outs]:
-            raise TraceError(
-                f"two runs of the model differ: {one.location} in the first, {two.location} in the second; "
-                "a forward that takes another path each time has no fixed structure to prune"
-            )
+            return f"{one.location} in the one, {two.location} in the other"
     if len(tape.calls) != len(again.calls):
         longer = max(tape.calls, again.calls, key=len)[min(len(tape.calls), len(again.calls))]
-        raise TraceError(f"two runs of the model differ: {longer.location} runs in only one of them; the structure is not fixed")
+        return f"{longer.location} runs in only one of them"
+    return None
 
 
 def _learn(decisions: Decisions, failure: Failure, tape: Tape, tracer: Tracer, found: Assembly) -> None:
@@ -149,9 +184,11 @@ def _learn(decisions: Decisions, failure: Failure, tape: Tape, tracer: Tracer, f
     if decisions.turns.get(call.site, 0) + 1 < options:
         decisions.turns[call.site] = decisions.turns.get(call.site, 0) + 1
         return
+    rest = range(failure.index, len(tape.calls))
     same_site = [i for i, c in enumerate(tape.calls) if c.site == call.site]
     inside = [i for i, c in enumerate(tape.calls) if c.path == call.path or c.path.startswith(f"{call.path}.")]
-    for indices in ([failure.index], same_site, inside, range(len(tape.calls))):
+    wider = [rest] if tape.real and failure.other_operator else [same_site, inside]
+    for indices in ([failure.index], *wider, range(len(tape.calls))):
         if any(_cuts(tracer, found, tape, i) for i in indices):
             chosen = same_site if indices == [failure.index] else indices
             text = failure.text if failure.index in chosen else f"{call.location} {failure.text}"

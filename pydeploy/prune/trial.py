@@ -40,17 +40,25 @@ class _Left(BaseException):
         self.failure = failure
 
 
-def attempt(small: nn.Module, inputs: tuple[Any, ...], tape: Tape, tracer: Tracer, alive: NDArray[np.bool_]) -> Failure | None:
+def attempt(
+    small: nn.Module, inputs: tuple[Any, ...], tape: Tape, tracer: Tracer, alive: NDArray[np.bool_]
+) -> Failure | None:
     """Run `small` (cut, on the meta device) along `tape`; `alive` says which atoms are kept. None: all went as predicted."""
     mode = _Trial(tape, tracer, alive)
     try:
         run(small, tree_map(lambda leaf: to_meta(leaf) if isinstance(leaf, Tensor) else leaf, inputs), mode)
     except _Left as left:
         return left.failure
-    except Exception as error:  # noqa: BLE001 (the model's own code may fail in any way on tensors of another size)
+    except Exception as error:
+        if mode.pending is not None:
+            return mode.pending
         index = min(mode.index, len(tape.calls) - 1)
-        return Failure(index, f"fails when channels are cut: {type(error).__name__}: {' '.join(str(error).split())[:160]}")
-    if mode.index < len(tape.calls):
+        return Failure(
+            index, f"fails when channels are cut: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        )
+    if mode.pending is not None:
+        return mode.pending
+    if any(call.op not in _PLUMBING for call in tape.calls[mode.index :]):
         return Failure(mode.index, "does not run when channels are cut", other_operator=True)
     return None
 
@@ -61,26 +69,58 @@ class _Trial(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         self.tape, self.tracer, self.alive = tape, tracer, alive
         self.where = Where()
         self.index = 0
+        self.pending: Failure | None = None
+        """A view of another size than predicted; it counts if the next real operator's size is wrong, too."""
 
     def value(self, tensor: Tensor) -> Value:
         return Value(tuple(tensor.shape), tensor.dtype)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name, index = schema_of(func).name, self.index
-        if index >= len(self.tape.calls):
-            raise _Left(Failure(index - 1, f"'{name}' runs after it when channels are cut", other_operator=True))
-        call = self.tape.calls[index]
-        if name != call.op:
-            raise _Left(Failure(index, f"'{name}' runs in its place when channels are cut", other_operator=True))
-        self._compare_numbers(call, args)
+        name = schema_of(func).name
+        if not self._aligned(name):
+            return (
+                func(*mapped(args, to_meta), **mapped(kwargs, to_meta))
+                if self._on_meta(args, kwargs)
+                else func(*args, **kwargs)
+            )
+        call = self.tape.calls[self.index]
+        problem = self._other_numbers(call, args)
         out = self._run(func, call, args, kwargs)
-        self._compare_shapes(call, out)
+        problem = problem or self._other_shapes(call, out)
+        if name in _PLUMBING:
+            self.pending = self.pending or problem
+        elif problem is not None:
+            raise _Left(self.pending or problem)
+        elif any(value in self.tracer.layouts for value in call.outs):
+            self.pending = None
         self.index += 1
         return out
 
+    def _aligned(self, name: str) -> bool:
+        """Move on to the call of the tape that runs now; False for a copy or view of which the tape knows nothing.
+
+        Whether a reshape is a view or a copy depends on strides, and those on axes of length 1, so such calls may come and go.
+        """
+        calls = self.tape.calls
+        if name in _PLUMBING:
+            return self.index < len(calls) and calls[self.index].op == name
+        while self.index < len(calls) and calls[self.index].op in _PLUMBING:
+            self.index += 1
+        found = calls[self.index].op if self.index < len(calls) else ""
+        if found != name:
+            at = min(self.index, len(calls) - 1)
+            raise _Left(
+                self.pending or Failure(at, f"'{name}' runs in its place when channels are cut", other_operator=True)
+            )
+        return True
+
+    @staticmethod
+    def _on_meta(args: Any, kwargs: Any) -> bool:
+        return any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in flat([*args, *kwargs.values()]))
+
     def _run(self, func: Any, call: Call, args: Any, kwargs: Any) -> Any:
-        if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in flat([*args, *kwargs.values()])):
+        if self._on_meta(args, kwargs):
             args, kwargs = mapped(args, to_meta), mapped(kwargs, to_meta)
             if call.result is not None and not call.outs:
                 return call.result
@@ -94,40 +134,50 @@ class _Trial(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         made = [torch.empty(self._expected(value), dtype=value.dtype, device="meta") for value in call.outs]
         return made[0] if len(func._schema.returns) == 1 and len(made) == 1 else made
 
-    def _compare_numbers(self, call: Call, args: Any) -> None:
+    def _other_numbers(self, call: Call, args: Any) -> Failure | None:
         """Numbers that the arithmetic uses must not follow the widths."""
         integers = call.op in _ARITHMETIC
         for dense, cut in zip(call.args, args, strict=False):
             number = isinstance(dense, float) or (integers and isinstance(dense, int))
-            if number and isinstance(cut, int | float) and not math.isclose(dense, cut, rel_tol=1e-9) and dense == dense:  # noqa: PLR0124
-                raise _Left(Failure(self.index, f"uses a number computed from the width ({dense:g}, {cut:g} when cut)"))
+            if (
+                number
+                and isinstance(cut, int | float)
+                and not math.isclose(dense, cut, rel_tol=1e-9)
+                and dense == dense
+            ):
+                return Failure(self.index, f"uses a number computed from the width ({dense:g}, {cut:g} when cut)")
         if call.op == "native_group_norm" and call.args[0] in self.tracer.layouts:
             atoms = self.tracer.layouts[call.args[0]].atoms
             groups = call.args[6]
             kept = self._kept(atoms.reshape(groups, -1)[:, 0]) if groups > 1 else 1
             if args[6] != kept:
-                raise _Left(Failure(self.index, f"has a fixed number of groups ({groups})"))
+                return Failure(self.index, f"has a fixed number of groups ({groups})")
         if call.op == "slice" and call.args[0] in self.tracer.layouts:
             layout, source = self.tracer.layouts[call.args[0]], call.args[0]
             if (call.args[1] or 0) % source.rank == layout.axis and call.args[2]:
                 begin = self._kept(layout.atoms[: call.args[2] % source.shape[layout.axis]])
                 size = args[0].shape[layout.axis]
                 if args[2] % size != begin % size:
-                    raise _Left(Failure(self.index, "begins at a fixed channel"))
+                    return Failure(self.index, "begins at a fixed channel")
+        return None
 
-    def _compare_shapes(self, call: Call, out: Any) -> None:
+    def _other_shapes(self, call: Call, out: Any) -> Failure | None:
         tracer = self.tracer
         if not any(v in tracer.layouts for v in (*call.inputs, *call.outs)):
-            return
+            return None
         results = [leaf for leaf in flat(out) if isinstance(leaf, Tensor)]
         if len(results) != len(call.outs):
-            raise _Left(Failure(self.index, f"gives {len(results)} tensors instead of {len(call.outs)} when channels are cut"))
+            return Failure(
+                self.index, f"gives {len(results)} tensors instead of {len(call.outs)} when channels are cut"
+            )
         for number, (value, tensor) in enumerate(zip(call.outs, results, strict=True)):
             if number and value not in tracer.layouts:
                 continue  # statistics and the like that nobody reads
             expected = self._expected(value)
             if tuple(tensor.shape) != expected and value not in tracer.views and value not in tracer.uniform:
-                raise _Left(Failure(self.index, f"its size is fixed in the code: {list(tensor.shape)} where the cut model needs {list(expected)}"))
+                sizes = f"{list(tensor.shape)} where the cut model needs {list(expected)}"
+                return Failure(self.index, f"its size is fixed in the code: {sizes}")
+        return None
 
     def _expected(self, value: Value) -> tuple[int, ...]:
         layout = self.tracer.layouts.get(value)
@@ -141,3 +191,5 @@ class _Trial(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
 
 
 _ARITHMETIC = frozenset(("add", "sub", "mul", "div", "pow", "rsub", "floor_divide", "remainder", "fmod"))
+_PLUMBING = frozenset(("view", "_unsafe_view", "_reshape_alias", "clone", "contiguous", "expand", "unsqueeze", "squeeze", "as_strided",
+                       "permute", "transpose", "t", "detach", "alias", "_to_copy", "lift_fresh", "scalar_tensor"))  # fmt: skip

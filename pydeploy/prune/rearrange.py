@@ -1,0 +1,202 @@
+"""Rules of operators that join, split and reorder axes: concatenation, chunks, indexing, shuffles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pydeploy.prune import layers
+from pydeploy.prune.layout import FIXED, Layout, Unknown
+from pydeploy.prune.tape import Call
+
+if TYPE_CHECKING:
+    from pydeploy.prune.propagate import Tracer
+
+Made = Layout | None | list[Layout | None]
+
+
+def cat(t: Tracer, call: Call) -> Made:
+    """``aten::cat(tensors, dim)``: along the channel axis layouts are joined, along others united."""
+    out = call.outs[0]
+    axis = (call.args[1] if len(call.args) > 1 else 0) % out.rank
+    parts = [part for part in call.args[0] if part.rank == out.rank]
+    layouts = [t.layout(part) for part in parts]
+    axes = {layout.axis for layout in layouts if layout is not None}
+    if not axes:
+        return None
+    if axes != {axis}:
+        if axis in axes:
+            raise Unknown("channels lie on different axes")
+        return layers.met(t, parts, out.rank)
+    for part in parts:
+        if part in t.views:
+            t.freeze(part, f"{call.location}: joined with channels")
+    pieces = [np.full(p.shape[axis], FIXED, dtype=np.int64) if layout is None else layout.atoms
+              for p, layout in zip(parts, layouts, strict=True)]  # fmt: skip
+    return Layout(axis, np.concatenate(pieces))
+
+
+def stack(t: Tracer, call: Call) -> Made:
+    """``aten::stack(tensors, dim)``: a new axis; channels of equal number are united."""
+    out = call.outs[0]
+    at = (call.args[1] if len(call.args) > 1 else 0) % out.rank
+    met = layers.met(t, call.args[0], out.rank - 1)
+    return None if met is None else Layout(met.axis + (at <= met.axis), met.atoms)
+
+
+def split(t: Tracer, call: Call) -> Made:
+    """Cut along an axis: along the channels only into equal parts, whose channels are united part by part."""
+    source = call.args[0]
+    layout = t.layout(source)
+    axis = (call.args[2] if len(call.args) > 2 else 0) % source.rank
+    if layout is None or layout.axis != axis or len(call.outs) == 1:
+        return [layout] * len(call.outs)
+    sizes = {out.shape[axis] for out in call.outs}
+    if len(sizes) > 1:
+        raise Unknown(f"splits {source.shape[axis]} channels into unequal parts")
+    parts = layout.atoms.reshape(len(call.outs), -1)
+    t.atoms.unite(parts, parts[:1])
+    return [Layout(axis, part) for part in parts]
+
+
+def slice_(t: Tracer, call: Call) -> Made:
+    """``aten::slice(self, dim, start, end, step)``: along the channels one of n equal parts."""
+    source, out = call.args[0], call.outs[0]
+    layout = t.layout(source)
+    axis = (call.args[1] or 0) % source.rank
+    if layout is None or layout.axis != axis:
+        return layout
+    size, part, start = source.shape[axis], out.shape[axis], (call.args[2] or 0) % (source.shape[axis] or 1)
+    if part == size:
+        return layout
+    if call.args[4] != 1 or part == 0 or size % part or start % part:
+        raise Unknown("takes an irregular part of the channels")
+    parts = layout.atoms.reshape(size // part, part)
+    t.atoms.unite(parts, parts[:1])
+    return Layout(axis, parts[start // part])
+
+
+def unbind(t: Tracer, call: Call) -> Made:
+    layout, axis = t.layout(call.args[0]), call.args[1] % call.args[0].rank
+    if layout is None:
+        return None
+    if layout.axis == axis:
+        raise Unknown("takes single channels")
+    return [Layout(layout.axis - (axis < layout.axis), layout.atoms)] * len(call.outs)
+
+
+def index(t: Tracer, call: Call) -> Made:
+    """``aten::index(self, indices)`` on axes without channels."""
+    source, out = call.args[0], call.outs[0]
+    layout = t.layout(source)
+    if any(t.layout(i) is not None for i in call.args[1] if i is not None):
+        raise Unknown("channels choose entries")
+    if layout is None:
+        return None
+    at = [axis for axis, i in enumerate(call.args[1]) if i is not None]
+    if layout.axis in at or not at:
+        raise Unknown("takes chosen channels")
+    wide = out.rank - (source.rank - len(at))
+    begin = at[0] if at == list(range(at[0], at[-1] + 1)) else 0
+    rest = [axis for axis in range(source.rank) if axis not in at]
+    place = rest.index(layout.axis)
+    return Layout(place + wide if place >= begin else place, layout.atoms)
+
+
+def index_put(t: Tracer, call: Call) -> Made:
+    """``aten::index_put_(self, indices, values)`` on the first axis: the rest of `values` lies where that of `self` does."""
+    target, values = call.args[0], call.args[2]
+    at = [axis for axis, i in enumerate(call.args[1]) if i is not None]
+    if at != [0] or values.rank != target.rank or any(t.layout(i) is not None for i in call.args[1] if i is not None):
+        raise Unknown("writes to chosen places")
+    layout = layers.met(t, [target, values], target.rank)
+    if layout is not None and layout.axis == 0:
+        raise Unknown("writes to chosen channels")
+    return layout
+
+
+def index_select(t: Tracer, call: Call) -> Made:
+    layout = t.layout(call.args[0])
+    if layout is not None and layout.axis == call.args[1] % call.args[0].rank:
+        raise Unknown("takes chosen channels")
+    return layout
+
+
+def as_strided(t: Tracer, call: Call) -> Made:
+    """The identity, as pooling uses it to change the memory format of a 1x1 map."""
+    source, size, stride, offset = call.args[0], tuple(call.args[1]), call.args[2], call.args[3]
+    long = [axis for axis, n in enumerate(size) if n > 1]
+    if size != source.shape or offset or len(long) > 1 or any(stride[axis] != 1 for axis in long):
+        raise Unknown("reads memory in an order of its own")
+    return t.layout(source)
+
+
+def pixel_shuffle(t: Tracer, call: Call) -> Made:
+    """Channel c gathers r*r entries: blocks of r*r channels live together."""
+    layout = t.layout(call.args[0])
+    if layout is None:
+        return None
+    axis = call.args[0].rank - 3
+    if layout.axis != axis:
+        raise Unknown("channels lie on a spatial axis")
+    blocks = layout.atoms.reshape(-1, call.args[1] ** 2)
+    t.atoms.unite(blocks, blocks[:, :1])
+    return Layout(axis, np.ascontiguousarray(blocks[:, 0]))
+
+
+def pixel_unshuffle(t: Tracer, call: Call) -> Made:
+    layout = t.layout(call.args[0])
+    if layout is not None and layout.axis != call.args[0].rank - 3:
+        raise Unknown("channels lie on a spatial axis")
+    return None if layout is None else Layout(layout.axis, np.repeat(layout.atoms, call.args[1] ** 2))
+
+
+def channel_shuffle(t: Tracer, call: Call) -> Made:
+    """Channels of equal number in all parts are united, then the order is changed."""
+    layout = t.layout(call.args[0])
+    if layout is None:
+        return None
+    if layout.axis != 1:
+        raise Unknown("channels lie on a spatial axis")
+    grid = layout.atoms.reshape(call.args[1], -1)
+    t.atoms.unite(grid, grid[:1])
+    return Layout(1, np.ascontiguousarray(grid.T.ravel()))
+
+
+def im2col(t: Tracer, call: Call) -> Made:
+    """``aten::im2col(self, kernel_size, ...)``: each channel becomes one row per kernel entry."""
+    layout = t.layout(call.args[0])
+    if layout is None:
+        return None
+    axis = call.args[0].rank - 3
+    if layout.axis != axis:
+        raise Unknown("channels lie on a spatial axis")
+    return Layout(axis, np.repeat(layout.atoms, call.outs[0].shape[axis] // len(layout.atoms)))
+
+
+def unfold(t: Tracer, call: Call) -> Made:
+    layout = t.layout(call.args[0])
+    if layout is not None and layout.axis == call.args[1] % call.args[0].rank:
+        raise Unknown("works along the channels")
+    return layout
+
+
+RULES: Mapping[str, Callable[[Tracer, Call], Made]] = {
+    **dict.fromkeys(("split", "split_with_sizes", "unsafe_split", "chunk"), split),
+    **dict.fromkeys(("unbind", "select"), unbind),
+    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), channel_shuffle),
+    "cat": cat,
+    "stack": stack,
+    "slice": slice_,
+    "index": index,
+    "index_select": index_select,
+    "index_put": index_put,
+    "as_strided": as_strided,
+    "pixel_shuffle": pixel_shuffle,
+    "pixel_unshuffle": pixel_unshuffle,
+    "im2col": im2col,
+    "unfold": unfold,
+}
+"""Rule of each operator, by its ATen name."""

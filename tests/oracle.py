@@ -1,0 +1,101 @@
+"""What a cut model must compute: the dense one with every entry of every removed channel set to zero."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pydeploy.graph import Graph, Plan
+
+
+def random_plan(graph: Graph, rng: np.random.Generator, ratio: float | None = None) -> Plan:
+    """Any non-empty choice of channels per prunable group; about ``1 - ratio`` of each where a ratio is given."""
+    kept = {}
+    for group in graph.prunable:
+        count = int(rng.integers(1, group.width + 1)) if ratio is None else max(1, round(group.width * (1 - ratio)))
+        kept[group.name] = tuple(sorted(int(c) for c in rng.choice(group.width, count, replace=False)))
+    return Plan(kept, graph.fingerprint)
+
+
+def silence(model: nn.Module, graph: Graph, plan: Plan) -> dict[int, Tensor]:
+    """Zero the removed channels of `model` in place; returns the kept entries of each cut 1-D tensor by its `id`."""
+    tensors = model.state_dict(keep_vars=True)
+    kept = {}
+    for name, channels in plan.kept.items():
+        removed = np.setdiff1d(np.arange(graph.by_name[name].width), channels)
+        for piece in graph.by_name[name].slices if len(removed) else ():
+            tensor = tensors[piece.param]
+            entries = torch.from_numpy(piece.entries(removed))
+            tensor.data.index_fill_(piece.dim, entries, 0)
+            if tensor.dim() == 1:
+                mask = kept.setdefault(id(tensor), torch.ones(tensor.shape[0], dtype=torch.bool))
+                mask[entries] = False
+    return {key: mask.nonzero().ravel() for key, mask in kept.items()}
+
+
+@contextmanager
+def masked_norms(kept: dict[int, Tensor]) -> Iterator[None]:
+    """Layer norms run their statistics over the kept channels only, as in the cut model; everything else is untouched."""
+    plain = F.layer_norm
+
+    def layer_norm(
+        x: Tensor, shape: list[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    ) -> Tensor:
+        own = kept.get(id(weight)) if weight is not None else None
+        if own is None:
+            return plain(x, shape, weight, bias, eps)
+        chosen = x[..., own]
+        mean = chosen.mean(-1, keepdim=True)
+        variance = ((chosen - mean) ** 2).mean(-1, keepdim=True)
+        out = (chosen - mean) / torch.sqrt(variance + eps) * weight[own]
+        full = torch.zeros_like(x)
+        full[..., own] = out if bias is None else out + bias[own]
+        return full
+
+    F.layer_norm = layer_norm  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        F.layer_norm = plain
+
+
+def silenced_output(model: nn.Module, graph: Graph, plan: Plan, *inputs: Tensor):
+    """The output of a silenced copy of `model`."""
+    twin = copy.deepcopy(model)
+    with torch.no_grad(), masked_norms(silence(twin, graph, plan)):
+        return twin(*inputs)
+
+
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Random normalisation statistics, scales and shifts, so that a wrong channel shows."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)):
+                for name, low, high in (
+                    ("weight", 0.5, 1.5),
+                    ("bias", -0.5, 0.5),
+                    ("running_mean", -0.3, 0.3),
+                    ("running_var", 0.5, 2.0),
+                ):
+                    tensor = getattr(module, name, None)
+                    if tensor is not None:
+                        tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
+        for tensor in model.parameters():
+            if not tensor.any():
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
+    return model
+
+
+def tensors_of(tree) -> list[Tensor]:
+    """All tensors in nested outputs, in order."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    items = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else []
+    return [leaf for item in items for leaf in tensors_of(item)]
