@@ -175,7 +175,7 @@ def _line_through(graph: Graph, table: Table, macs: Sequence[int]) -> list[float
 
 def _sum(graph: Graph, plan: Widths, layers: Mapping[OpKey, float]) -> float:
     full = {**graph.widths, **plan}
-    return sum(op.calls * layers[op.key(full)] for op in graph.ops)
+    return sum(layers[op.key(full)] for op in graph.ops)
 
 
 def _measure(

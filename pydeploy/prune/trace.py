@@ -151,7 +151,7 @@ def _on_meta(model: nn.Module, tensors: Mapping[str, Tensor], graph: Graph, plan
         small[name] = (
             nn.Parameter(meta, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
         )
-    return replaced(model, small)
+    return replaced(model, tensors, small)
 
 
 def _settled(twin: nn.Module, inputs: tuple[Any, ...], tensors: Mapping[str, Tensor], tape: Tape) -> Tape:
