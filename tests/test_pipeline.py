@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from pydeploy import pipeline
+from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import Engine
 from pydeploy.config import Config, parse
 from pydeploy.errors import BackendUnavailable, ConfigError, DataError, Infeasible
 from pydeploy.graph import Graph, Plan
-from pydeploy.pipeline import run
+from pydeploy.pipeline import open_job, run
 from pydeploy.report import Report
+from pydeploy.search import Budget, best_plan, search
 from quiet import Quiet
 
 ROOT = Path(__file__).parent.parent
@@ -195,3 +200,39 @@ def test_end_to_end_on_onnx_runtime(tmp_path: Path) -> None:
     assert report.models.pruned.macs < report.models.dense.macs
     assert report.met == (report.models.pruned.latency_us.median <= report.budget_us)
     assert all(layer.after_us is not None for layer in report.layers if layer.kind == "conv")
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run up to its table, on a fine grid of widths."""
+    out = tmp_path_factory.mktemp("table")
+    job, at = open_job(settings(table={"points": 5, "align": 4, "rounds": 1, "runs": 3}), Quiet()), Artefacts(out)
+    stages = {"01_train": pipeline.train, "02_graph": pipeline.trace, "03_scores": pipeline.score}
+    for name, make in {**stages, "04_dense": pipeline.build_dense, "05_table": pipeline.measure_table}.items():
+        (out / name).mkdir()
+        make(job, out / name) if name == "01_train" else make(job, at, out / name)
+    return out
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("flattery", [0.1, 0.25])
+def test_a_flattering_table_is_overcome_in_three_rounds(
+    measured: Path, tmp_path: Path, flattery: float, seed: int
+) -> None:
+    """Every layer of the table is too fast by its own share; the rounds find out and the budget is met and used."""
+    out = tmp_path / "run"
+    shutil.copytree(measured, out)
+    rng = np.random.default_rng(seed)
+    with sqlite3.connect(out / "05_table" / "table.sqlite") as base:
+        for (key,) in base.execute("SELECT DISTINCT key FROM samples").fetchall():
+            factor = 1 - flattery * rng.random()
+            base.execute("UPDATE samples SET median_us = median_us * ? WHERE key = ?", (factor, key))
+    base.close()
+    job, at = open_job(settings(), Quiet()), Artefacts(out)
+    (out / "06_search").mkdir()
+    rounds = search(job, at, Budget(share=0.6), out / "06_search")
+    assert len(rounds) <= 3
+    used = [r.measured_us / r.limit_us for r in rounds if r.met]
+    assert max(used) > 0.85
+    plan = best_plan(job, at, Budget(share=0.6), out / "06_search", rounds)
+    assert plan in [r.plan for r in rounds if r.met]
