@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from latency_nets import NETS, residual
 from pydeploy.backends.base import open_backend
 from pydeploy.errors import DataError, Mismatch
 from pydeploy.graph import Graph
+from pydeploy.latency import store
 from pydeploy.latency.design import grid, probe_plans
 from pydeploy.latency.measure import measure
 from pydeploy.latency.probe import resize
@@ -143,7 +145,8 @@ from pydeploy.latency import measure as module
 from pydeploy.latency.table import Table
 folder = Path(sys.argv[1])
 model, graph = latency_nets.residual(40, 32)
-onnx.save(model, folder / "net.onnx")
+if not (folder / "net.onnx").exists():
+    onnx.save(model, folder / "net.onnx")
 backend = open_backend("null")
 module.CHUNK = 2
 def progress(done, total):
@@ -173,6 +176,58 @@ def test_a_killed_run_loses_no_finished_probe(tmp_path: Path) -> None:
     report = measure(residual(40, 32)[1], tmp_path / "net.onnx", backend, table, widths=GRID["residual"], **QUICK)
     assert report.skipped == kept
     assert report.missing == ()
+
+
+def test_two_processes_fill_one_table_without_measuring_twice(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    model, graph = residual(40, 32)
+    onnx.save(model, tmp_path / "net.onnx")
+    both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    table = Table.open(tmp_path / "t.sqlite", open_backend("null").target())
+    found = [network.origin.probe for network in table.networks(graph)]
+    assert len(found) == len(set(found)) == len(probe_plans(graph, GRID["residual"]))
+
+
+def test_a_killed_process_frees_its_turn(tmp_path: Path) -> None:
+    Table.open(tmp_path / "t.sqlite", open_backend("null").target())
+    script = ("import sys, time; from pathlib import Path; from pydeploy.latency import store\n"
+              "with store.turn(Path(sys.argv[1])): print('mine', flush=True); time.sleep(60)")  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "t.sqlite")], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"mine\n"
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    with store.turn(tmp_path / "t.sqlite"):
+        pass
+
+
+def test_probes_of_another_level_are_flagged_and_measured_again(tmp_path: Path) -> None:
+    path, graph = build_net("residual", tmp_path)
+    backend = open_backend("onnxruntime", threads=1)
+    table = Table.open(tmp_path / "t.sqlite", backend.target())
+    plans = probe_plans(graph, GRID["residual"])[:3]
+    measure(graph, path, backend, table, widths=GRID["residual"], plans=plans[:2], **QUICK)
+    with sqlite3.connect(table.path) as connection:
+        connection.execute("UPDATE networks SET reference_us = reference_us * 3")
+    connection.close()
+    table = Table.open(tmp_path / "t.sqlite", backend.target())
+    measure(graph, path, backend, table, widths=GRID["residual"], plans=plans, **QUICK)
+    old = table.networks(graph)[:2]
+    assert all(network.whole.disturbed for network in old)
+    widths = [network.widths for network in table.networks(graph)]
+    assert all(widths.count(network.widths) == 2 for network in old)
+
+
+def test_int8_probes_are_quantized_without_being_asked(tmp_path: Path) -> None:
+    path, graph = build_net("residual", tmp_path)
+    backend = open_backend("onnxruntime", precision="int8", threads=1)
+    table = Table.open(tmp_path / "t.sqlite", backend.target())
+    report = measure(graph, path, backend, table, widths=GRID["residual"], limit=3, **QUICK)
+    assert report.measured == 3
+    assert table.predict_us(graph, {}) > 0
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as json_
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,8 +15,11 @@ import typer
 from pydeploy.cli.arguments import INPUT_HELP, MODEL_HELP, OPTION_HELP, TARGET_HELP
 
 if TYPE_CHECKING:
+    from pydeploy.backends.base import Backend
+    from pydeploy.cli.console import Terminal
     from pydeploy.graph import Graph
     from pydeploy.latency.board import ProbeFolder
+    from pydeploy.latency.design import Grid
     from pydeploy.latency.table import Table
 
 app = typer.Typer(
@@ -49,6 +53,12 @@ def measure(
     threads: Annotated[int, typer.Option(min=0, help="Threads; 0 = all cores this process may use.")] = 0,
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds, at least.")] = 6,
     runs: Annotated[int, typer.Option(min=1, help="Runs in a round.")] = 5,
+    refine: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Further networks with widths around the edges of the stairs, one of them off the grid."
+        ),
+    ] = 0,
 ) -> None:
     """Measure layers inside networks at planned widths; what the table holds already is kept.
 
@@ -70,8 +80,34 @@ def measure(
         with terminal.bar("measure the latency table") as tick:
             done = fill(structure, file, backend, table, widths=widths, rounds=rounds, runs=runs, limit=limit,
                         progress=tick, announce=lambda s: terminal.say(f"about {max(1, round(s / 60))} minutes"))  # fmt: skip
+        if refine:
+            _refine(structure, file, backend, table, widths, align or align_of(backend), refine, terminal)
     sys.stdout.write(f"{db}: {done.measured} networks measured, {done.skipped} kept, {done.disturbed} disturbed, "
                      f"{done.seconds:.0f} s on {backend.target()}\n")  # fmt: skip
+
+
+def _refine(
+    graph: Graph, onnx: Path, backend: Backend, table: Table, widths: Grid, align: int, count: int, terminal: Terminal
+) -> None:
+    """Measure `count` networks at the edges that the coarse grid showed; says how far the off-grid one was predicted."""
+    from pydeploy.errors import MissingTiming
+    from pydeploy.latency.measure import measure as fill
+    from pydeploy.latency.stairs import further_plans, off_grid
+    from pydeploy.latency.stairs import refine as finer
+
+    known = [json_.loads(network.widths) for network in table.networks(graph)]
+    between = off_grid(widths, align)
+    try:
+        predicted = table.predict_us(graph, between)
+    except MissingTiming:
+        predicted = float("nan")
+    plans = [between, *further_plans(graph, finer(graph, table, widths, align), known, count - 1)]
+    with terminal.bar("refine around edges") as tick:
+        fill(graph, onnx, backend, table, widths=widths, plans=plans, progress=tick)
+    measured = next(n for n in reversed(table.networks(graph)) if json_.loads(n.widths) == between).whole.median_us
+    sys.stdout.write(
+        f"{len(plans)} networks around edges; the one off the grid: predicted {predicted:.0f} us, measured {measured:.0f} us\n"
+    )
 
 
 def _folder(onnx: Path | None, model: str | None) -> ProbeFolder | None:

@@ -264,7 +264,7 @@ def _run(lab: Lab, table: Table, chunk: Sequence[Probe]) -> None:
     """Time all probes of a chunk in turns and store them."""
     with sessions(lab, {probe.name: build(lab, probe) for probe in chunk}) as running:
         wholes = timed(lab, running)
-        layers = _layer_timings(lab, running)
+        layers = layer_timings(lab, running)
     for probe in chunk:
         made = origin("probe", probe.name, lab.pace.level_us)
         table.add_network(lab.graph, probe.widths, wholes[probe.name], layers[probe.name], made)
@@ -284,7 +284,7 @@ def timed(lab: Lab, running: Mapping[str, tuple[Session, Feeds]]) -> dict[str, T
     return found
 
 
-def _layer_timings(lab: Lab, running: Mapping[str, tuple[Session, Feeds]]) -> dict[str, dict[str, Timing]]:
+def layer_timings(lab: Lab, running: Mapping[str, tuple[Session, Feeds]]) -> dict[str, dict[str, Timing]]:
     """Per probe, per operator. An operator that the runtime merged into another one takes no time of its own."""
     ops = [op.name for op in lab.graph.ops]
     count = 2 * lab.runs
