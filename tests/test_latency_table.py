@@ -353,3 +353,25 @@ def test_rows_carry_their_provenance(full: Table) -> None:
     assert network.graph == GRAPH.fingerprint
     assert json.loads(network.widths) == {"a": 32, "b": 32}
     assert network.whole.median_us == pytest.approx(network.layers_us + 20.0)
+
+
+def test_counters_that_tell_too_little_are_scaled_by_what_networks_show(table: Table) -> None:
+    # Whole networks take 1.06 times what their layers' counters say, and 30 us more; one network is an outlier.
+    for index, (a, b) in enumerate((a, b) for a in grid(GRAPH)["a"] for b in grid(GRAPH)["b"]):
+        widths = {"a": a, "b": b}
+        layers = {op.name: flat(cost(op.key({**GRAPH.widths, **widths}))) for op in GRAPH.ops}
+        whole = 30.0 + 1.06 * sum(timing.median_us for timing in layers.values())
+        table.add_network(
+            GRAPH, widths, flat(whole * (2.0 if index == 3 else 1.0)), layers, origin("probe", f"p{index}")
+        )
+    assert table.slope(GRAPH) == pytest.approx(1.06, rel=1e-6)
+    widths = {"a": grid(GRAPH)["a"][0], "b": grid(GRAPH)["b"][-1]}
+    truth = sum(cost(op.key({**GRAPH.widths, **widths})) for op in GRAPH.ops)
+    assert table.predict_us(GRAPH, widths) == pytest.approx(30.0 + 1.06 * truth)
+
+
+def test_a_slope_needs_enough_networks(table: Table) -> None:
+    layers = {op.name: flat(1.0) for op in GRAPH.ops}
+    for index in range(3):
+        table.add_network(GRAPH, {}, flat(50.0 + index), layers, origin("probe", f"p{index}"))
+    assert table.slope(GRAPH) == 1.0

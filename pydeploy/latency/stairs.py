@@ -30,7 +30,7 @@ def costs(graph: Graph, table: Table, group: Group, widths: Sequence[int]) -> di
     for width in widths:
         full = {**graph.widths, group.name: width}
         try:
-            found[width] = sum(op.calls * table.latency_us(op.key(full)) for op in ops)
+            found[width] = sum(table.latency_us(op.key(full)) for op in ops)
         except MissingTiming:
             continue
     return found

@@ -4,8 +4,8 @@
   Nothing is extrapolated and nothing defaults to zero.
 * A layer's latency is the median over its sample sets' medians; sets taken under other load count only where there
   are no others.
-* What a network costs beyond its layers (and what per-layer profiling adds) is an offset per graph, learned from
-  that graph's probe networks.
+* A runtime's counters may tell too little or too much of each layer: the slope of whole networks over the sums of their
+  own layers, learned per graph, scales them. What remains is an offset per graph.
 * Reading sees the file as it was at opening or at this object's last write, so one search sees one table.
 """
 
@@ -17,7 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from statistics import mean, median
 
@@ -27,6 +27,11 @@ from pydeploy.latency import exchange, store
 from pydeploy.latency.store import Network, Origin, Sample
 from pydeploy.timing import Profile, Target, Timing, median_interval
 from pydeploy.version import __version__
+
+FEW = 9
+"""Fewer networks of a graph than this do not tell a slope."""
+BELIEVABLE = 1.5
+"""A slope beyond this factor is taken for a mistake."""
 
 Family = tuple[str, OpKey]
 """Keys that differ only in one width: the name of that width, and the key with the width set to 0."""
@@ -216,6 +221,10 @@ class Table:
         """Predicted latency of the whole network at `widths` (groups not named stay dense)."""
         return self.layers_us(graph, widths) + self.overhead_us(graph)
 
+    def slope(self, graph: Graph) -> float:
+        """By how much a network gets slower for each microsecond that its layers' counters rise."""
+        return self._now.slopes.get(graph.fingerprint, 1.0)
+
     def layers_us(self, graph: Graph, widths: Widths) -> float:
         """Sum of all layers at `widths`, without the overhead."""
         full = {**graph.widths, **widths}
@@ -276,7 +285,7 @@ class Table:
         measured: dict[OpKey, list[Timing]] = defaultdict(list)
         for op in graph.ops:
             if op.name in profile.layers:
-                measured[op.key(full)].append(profile.layers[op.name])
+                measured[op.key(full)].append(profile.layers[op.name].scaled(self.slope(graph)))
         corrections = self._corrections | {key: _engine_value(timings) for key, timings in measured.items()}
         beyond = profile.whole.median_us - Table(self.path, self.target, corrections).layers_us(graph, widths)
         return Table(self.path, self.target, corrections, {**self._offsets, graph.fingerprint: beyond})
@@ -290,15 +299,37 @@ class _Read:
     networks: Sequence[Network]
     known: Mapping[OpKey, Lookup]
     families: Mapping[Family, list[tuple[int, Lookup]]]
+    slopes: Mapping[str, float]
+    """By graph fingerprint."""
 
 
 def _read(path: Path, corrections: dict[OpKey, Lookup]) -> _Read:
     samples, networks = store.read(path)
     sets: dict[OpKey, list[Timing]] = defaultdict(list)
+    slopes = _slopes(networks)
+    graphs = {network.origin.probe: network.graph for network in networks}
     for sample in samples:
-        sets[sample.key].append(sample.timing)
+        sets[sample.key].append(sample.timing.scaled(slopes.get(graphs.get(sample.origin.probe, ""), 1.0)))
     known = {key: _summary(timings) for key, timings in sets.items()} | corrections
-    return _Read(samples, networks, known, _families(known))
+    return _Read(samples, networks, known, _families(known), slopes)
+
+
+def _slopes(networks: Sequence[Network]) -> dict[str, float]:
+    """Median slope over all pairs of a graph's networks (Theil 1950, Sen 1968), which outliers do not move.
+
+    Pairs of nearly equal sums say nothing; 1 where there are few networks or the slope is not believable.
+    """
+    found = {}
+    for graph in {network.graph for network in networks}:
+        mine = [n for n in networks if n.graph == graph and not n.whole.disturbed]
+        points = [(n.layers_us, n.whole.median_us) for n in mine]
+        if len(points) < FEW:
+            continue
+        widest = 0.1 * max(x for x, _ in points)
+        pairs = [(one, other) for one, other in combinations(points, 2) if abs(one[0] - other[0]) > widest]
+        slope = median((b[1] - a[1]) / (b[0] - a[0]) for a, b in pairs) if pairs else 1.0
+        found[graph] = slope if 1 / BELIEVABLE < slope < BELIEVABLE else 1.0
+    return found
 
 
 def _summary(timings: Sequence[Timing]) -> Lookup:
