@@ -133,9 +133,9 @@ RUN = {"measure": run_measure, "verify": run_verify, "budgets": run_budgets}
 
 def page(work: Path) -> str:
     """The Markdown page from whatever results are there."""
-    lines = ["# Latency tables: how well they predict", "", __doc__.strip().split("\n\n")[0], "",
+    lines = ["# Latency tables: how well they predict", "",
              ("Written by `python bench/tables.py`; 224 x 224, batch 1, random weights, all cores. A pair or a step that "
-             "was not run says so. Errors are of whole networks, 30 random plans that the table was not made from; *floor* "
+             "was not run says so. Errors are of whole networks: n random plans that the table was not made from; *floor* "
              "is the difference between two builds of one plan in the same run; *isolated* is a table of one-layer "
              "networks scaled to the dense network, *MACs* a line through the table's own networks."), ""]  # fmt: skip
     for model in MODELS:
@@ -175,6 +175,9 @@ def _section(here: Path) -> list[str]:
             "",
             f"{flagged} of the {checked['n']} plans were measured while the computer was disturbed; they are counted.",
         ]
+    for result in (made, checked):
+        if result and result.get("note"):
+            lines += ["", result["note"]]
     if budgets is None:
         return [*lines, "", "Budgets were not tried."]
     lines += ["", "| budget | rounds | measured / budget, round by round | met |", "|---|---|---|---|"]
