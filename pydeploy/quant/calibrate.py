@@ -72,7 +72,7 @@ def calibrate(
         raise DataError("the calibration set is empty; give at least one batch, better 500 samples or more")
     if len(counts.samples) < FEW:
         log.warning("only %d calibration samples; the ranges of rare values need hundreds", len(counts.samples))
-    unsigned = style is not None and style_named(style).scheme == "asymmetric"
+    unsigned = style is not None and style_named(style).scheme != "symmetric"
     found = {name: observe(counts.tensors[name], observer, unsigned=unsigned) for name in names}
     return Ranges(found, observer, model, counts.samples_hash(), len(counts.samples), unsigned)
 

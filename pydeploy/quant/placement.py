@@ -7,8 +7,9 @@ each one matches, found by reading the graphs that they execute:
   and so does one whose activation is not removed by the clipping of Q (uint8 with zero point 0 removes Relu, int8 with
   zero point 0 does not). So: uint8, a pair after every fused activation, on both inputs and the output of Add, Mul and
   pooling; int32 biases; spatial means as GlobalAveragePool, which has an integer kernel where ReduceMean has none.
-* `openvino` needs only the inputs of weighted layers: a layer's output is requantised where the next one reads it, and
-  the additions stay fused in their convolutions. Pairs on outputs as well cost 5 to 10 % of ResNet-20's time.
+* `openvino` needs the inputs of weighted layers, and both inputs of a residual addition: then convolution, addition,
+  activation and rounding are one layer. Without, the convolution writes float32 and rounding is a layer of its own. Tensors
+  with both signs are int8 with zero point 0, the others uint8: that is what its kernels need no correction for.
 * `tensorrt` takes int8 with zero point 0 only, float biases, float weights behind Q and DQ, pairs on the inputs of
   weighted layers and on the skip input of a residual addition; the other input belongs to the convolution that the
   addition is fused into (TensorRT developer guide, "Q/DQ placement recommendations").
@@ -42,8 +43,9 @@ ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Sigmoid",
 class Style:
     """What one runtime turns into integer layers."""
 
-    scheme: Literal["symmetric", "asymmetric"]
-    """Activations: int8 with zero point 0, or uint8 with any zero point."""
+    scheme: Literal["symmetric", "asymmetric", "by sign"]
+    """Activations: int8 with zero point 0; uint8 with any zero point; or uint8 where nothing is negative, else int8, both
+    with zero point 0."""
     placement: Literal["inputs", "outputs-too"]
     """Whether a layer's output needs a pair for the layer to be an integer one."""
     weights: Literal["float", "int8"]
@@ -55,8 +57,8 @@ class Style:
     """Activations that become part of the layer before them."""
     kernels: frozenset[str] = frozenset()
     """Layers without weights that have an integer form; used with 'outputs-too'."""
-    skip_inputs: bool = False
-    """Whether the skip input of a residual addition gets a pair although no weighted layer reads it."""
+    add_inputs: Literal["none", "skip", "both"] = "none"
+    """Which inputs of a residual addition get a pair although no weighted layer reads them."""
     moved_inputs: bool = False
     """Whether pooling, reshaping and Concat before a pair get it on their inputs as well, to run on integers."""
     shared_concat: bool = True
@@ -80,12 +82,13 @@ STYLES: Mapping[str, Style] = {
         shared_concat=False,
     ),
     "openvino": Style(
-        scheme="asymmetric",
+        scheme="by sign",
         placement="inputs",
         weights="int8",
         bias="float",
         weighted=WEIGHTED,
         fused=ACTIVATIONS,
+        add_inputs="both",
         moved_inputs=True,
     ),
     "tensorrt": Style(
@@ -95,7 +98,7 @@ STYLES: Mapping[str, Style] = {
         bias="float",
         weighted=WEIGHTED,
         fused=ACTIVATIONS,
-        skip_inputs=True,
+        add_inputs="skip",
         min_channels=16,
         tensor_cores=True,
     ),
@@ -165,8 +168,8 @@ def plan(
     if style.placement == "outputs-too":
         _carry_outputs(graph, style, {id(node) for node in nodes}, exclude, ends, carried)
     else:
-        if style.skip_inputs:
-            carried |= _skip_inputs(graph, {id(node) for node in nodes})
+        if style.add_inputs != "none":
+            carried |= _add_inputs(graph, {id(node) for node in nodes}, both=style.add_inputs == "both")
         if style.moved_inputs:
             _carry_moved(graph, style, carried)
     sources = _sources(graph, style)
@@ -316,11 +319,11 @@ def _joins(node: gs.Node, style: Style) -> bool:
     return node.op == "Concat" and style.shared_concat and not any(isinstance(t, gs.Constant) for t in node.inputs)
 
 
-def _skip_inputs(graph: gs.Graph, chosen: set[int]) -> set[str]:
+def _add_inputs(graph: gs.Graph, chosen: set[int], *, both: bool) -> set[str]:
     """The inputs of residual additions that are not the output of the int8 convolution the addition is fused into.
 
-    Where both come from convolutions, the addition belongs to the one at the end of the longer path. That does not depend
-    on which layers are int8, so that ranges calibrated for all layers serve any choice of them.
+    With `both`, that output as well. Where both come from convolutions, the addition belongs to the one at the end of the
+    longer path. That does not depend on which layers are int8, so that ranges for all layers serve any choice of them.
     """
     depth: dict[str, int] = {}
     found = set()
@@ -333,9 +336,8 @@ def _skip_inputs(graph: gs.Graph, chosen: set[int]) -> set[str]:
                      if len(t.inputs) == 1 and t.inputs[0].op in WEIGHTED and len(t.outputs) == 1]  # fmt: skip
             main = max(mains, key=lambda i: (depths[i], -i)) if mains else None
             if main is not None and id(node.inputs[main].inputs[0]) in chosen:
-                skip = node.inputs[1 - main]
-                if not isinstance(skip, gs.Constant):
-                    found.add(skip.name)
+                read = node.inputs if both else [node.inputs[1 - main]]
+                found.update(tensor.name for tensor in read if not isinstance(node.inputs[1 - main], gs.Constant))
     return found
 
 

@@ -5,7 +5,8 @@ Rules (where the pairs go is `pydeploy.quant.placement`, per runtime):
 * Weights: per output channel, symmetric int8 in -127..127, scale ``max|w| / 127``. A channel of zeros gets a finite,
   non-zero scale.
 * Activations: per tensor. Symmetric: int8, zero point 0, scale ``max(|lo|, |hi|) / 127``. Asymmetric: uint8, the
-  interval widened to hold zero, scale ``(hi - lo) / 255``, so zero is exact in both.
+  interval widened to hold zero, scale ``(hi - lo) / 255``, so zero is exact in both. By sign: the second where nothing is
+  negative, the first elsewhere.
 * Biases: float, or int32 with the scale ``input scale * weight scale`` that the integer sum has anyway; a weight scale
   is raised where the bias would not fit into 30 bits, which leaves room for the sum. (ONNX Runtime 1.31 makes int32
   of float biases by itself and does not look whether they fit.)
@@ -154,7 +155,8 @@ def weight_scales(
 
 def _quantize_tensor(editor: _Editor, tensor: gs.Tensor, interval: Range, style: Style) -> None:
     """Put a pair behind `tensor` and let every reader read it; a model output keeps the float tensor."""
-    scale, zero = activation_grid(interval, symmetric=style.scheme == "symmetric")
+    one_sided = style.scheme == "by sign" and interval[0] >= 0
+    scale, zero = activation_grid(interval, symmetric=style.scheme != "asymmetric" and not one_sided)
     readers = list(dict.fromkeys(map(id, tensor.outputs)))
     by_id = {id(node): node for node in tensor.outputs}
     grid = [editor.constant(f"{tensor.name}_scale", np.array(scale)),

@@ -1,0 +1,213 @@
+"""INT8 of a finished run beside NNCF's: accuracy over the full test set, latency in turns. Writes docs/int8.md.
+
+    python bench/int8_report.py --run runs/demo --out docs/int8.md
+
+NNCF is optional (``pip install nncf``); its columns are left out where it is missing. Keep the machine quiet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pydeploy import stages
+from pydeploy.backends.base import Backend, Engine, open_backend
+from pydeploy.backends.openvino import OpenVino
+from pydeploy.config import load
+from pydeploy.errors import BackendUnavailable
+from pydeploy.files import read_json, sha256, write_json, write_text
+from pydeploy.profile import random_feeds, time_engines
+from pydeploy.quant.calibrate import calibrate
+from pydeploy.quant.manifest import load_manifest
+from pydeploy.quant.qdq import quantize
+from pydeploy.timing import Timing
+
+ROUNDS, RUNS = 20, 20
+RESNET_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Row:
+    """One engine of one network."""
+
+    network: str
+    backend: str
+    method: str
+    accuracy: float | None
+    timing: Timing
+
+
+def nncf_engine(source: Path, samples: list[dict[str, np.ndarray]], backend: OpenVino, out: Path) -> Engine:
+    """What ``nncf.quantize`` with its defaults makes of the file, compiled with the same properties as ours."""
+    import nncf
+    import openvino as ov
+
+    model = ov.Core().read_model(source)
+    model = nncf.quantize(model, nncf.Dataset(samples), subset_size=len(samples))
+    compiled = backend._core.compile_model(model, "CPU", backend._properties())
+    out.write_bytes(b"{}\n" + compiled.export_model().getvalue())
+    return Engine(out, backend.name, backend.target(), sha256(source)).save()
+
+
+def engines_of(
+    source: Path, samples: list[dict[str, np.ndarray]], threads: int, work: Path
+) -> dict[tuple[str, str], Any]:
+    """(backend, method) -> (backend object, engine) of one float file: fp32, ours, NNCF's; bf16 where there is one."""
+    found: dict[tuple[str, str], Any] = {}
+    for name in ("onnxruntime", "openvino"):
+        here = work / name
+        here.mkdir(parents=True, exist_ok=True)
+        for precision in ("fp32", "bf16", "int8"):
+            try:
+                backend = open_backend(name, precision=precision, threads=threads)
+            except BackendUnavailable:
+                continue
+            label = "int8, pydeploy (entropy)" if precision == "int8" else precision
+            make = (
+                partial(our_int8, source, samples, backend) if precision == "int8" else partial(backend.build, source)
+            )
+            found[name, label] = (backend, _kept(here / f"{precision}.engine", make))
+            if precision == "int8" and name == "openvino" and importlib.util.find_spec("nncf") is not None:
+                found[name, "int8, NNCF"] = (
+                    backend,
+                    _kept(here / "nncf.engine", partial(nncf_engine, source, samples, backend)),
+                )
+    return found
+
+
+def our_int8(source: Path, samples: list[dict[str, np.ndarray]], backend: Backend, out: Path) -> Engine:
+    """Entropy calibration and Q/DQ in the backend's style."""
+    ranges = calibrate(source, samples, observer="entropy", style=backend.name, threads=backend.threads)
+    quantize(source, ranges, out.with_suffix(".onnx"), style=backend.name)
+    return backend.build(out.with_suffix(".onnx"), out)
+
+
+def _kept(path: Path, make: Callable[[Path], Engine]) -> Engine:
+    """The engine that an earlier call left, or a new one: a first call may prepare what a second one measures."""
+    return Engine.load(path) if path.exists() else make(path)
+
+
+def rows_of(
+    network: str,
+    engines: dict[tuple[str, str], Any],
+    evaluate: Callable[[Any], float] | None,
+    feed: dict[str, np.ndarray],
+) -> list[Row]:
+    """Accuracy of each engine, and the latency of all of them in turns."""
+    times = time_engines({str(key): pair for key, pair in engines.items()}, feeds={str(key): feed for key in engines},
+                         rounds=ROUNDS, runs=RUNS)  # fmt: skip
+    rows = []
+    for (name, method), (backend, engine) in engines.items():
+        accuracy = None
+        if evaluate is not None:
+            place = engine.path.with_suffix(".accuracy.json")
+            if not place.exists():
+                with backend.open(engine) as session:
+                    write_json(place, evaluate(session))
+            accuracy = float(read_json(place))
+        rows.append(Row(network, name, method, accuracy, times[str((name, method))].timing))
+    return rows
+
+
+def fashion_mnist(run: Path, threads: int, work: Path) -> Iterable[Row]:
+    """The dense and the pruned network of a run, on its task's test set."""
+    config = load(run / "config.json")
+    task, manifest = stages.open_task(config), load_manifest(config.quantize.calibration if config.quantize else Path())
+    columns = stages.calibration_samples(task, manifest)
+    samples = list(stages.calibration_feeds(task, columns, 1))
+    for network, folder in (("dense", "04_dense"), ("pruned", "08_pruned")):
+        engines = engines_of(run / folder / "model.onnx", samples, threads, work / network)
+        label = f"{config.model.name} on {config.task.data}, {network}"
+        yield from rows_of(
+            label, engines, lambda session: float(task.evaluate(session.run, batch_size=1)[task.metric]), samples[0]
+        )
+
+
+def resnet18(threads: int, work: Path) -> Iterable[Row]:
+    """ResNet-18 at 224x224 with random weights: for speed only."""
+    import torch
+    from torchvision.models import resnet18 as build
+
+    from pydeploy.export import export
+
+    torch.manual_seed(0)
+    work.mkdir(parents=True, exist_ok=True)
+    source = work / "resnet18.onnx"
+    if not source.exists():
+        export(build().eval(), torch.randn(1, 3, 224, 224), source)
+    spec = open_backend("onnxruntime", threads=threads)
+    with spec.open(spec.build(source, work / "inputs.engine")) as session:
+        samples = [random_feeds(session.inputs, seed) for seed in range(RESNET_SAMPLES)]
+    yield from rows_of(
+        "ResNet-18 at 224x224, random weights", engines_of(source, samples, threads, work), None, samples[0]
+    )
+
+
+def page(rows: list[Row], threads: int, command: str) -> str:
+    """The document: tables made of `rows`, what they were measured on, and how to read them."""
+    target = open_backend("openvino", threads=threads).target()
+    packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("onnxruntime", "openvino", "nncf")
+                         if importlib.util.find_spec(name) is not None)  # fmt: skip
+    conditions = (
+        f"{target.device}, {threads} threads, batch 1; {packages}. Every engine of a network was timed in turns with the others, "
+        f"{ROUNDS} rounds of {RUNS} runs: medians, p10 to p90. Accuracy is of the built engine over the full test set. Activations "
+        "were calibrated on the images of the run's manifest (ResNet-18: random weights and inputs, so no accuracy). NNCF is "
+        "`nncf.quantize` with its defaults on the same images, compiled with the same properties."
+    )
+    text = ["# INT8: accuracy and speed", "", f"Written by `{command}` on {datetime.now(timezone.utc):%Y-%m-%d}; do not edit.", "",
+            conditions, ""]  # fmt: skip
+    for network in dict.fromkeys(row.network for row in rows):
+        mine = [row for row in rows if row.network == network]
+        text += [
+            f"## {network}",
+            "",
+            "| runtime | engine | latency, ms (p10 to p90) | accuracy, % | change, points |",
+            "|---|---|---|---|---|",
+        ]
+        base = {row.backend: row.accuracy for row in mine if row.method == "fp32"}
+        for row in mine:
+            t = row.timing
+            shown = "-" if row.accuracy is None else f"{100 * row.accuracy:.2f}"
+            before = base.get(row.backend)
+            change = (
+                "-"
+                if row.accuracy is None or before is None or row.method == "fp32"
+                else f"{100 * (row.accuracy - before):+.2f}"
+            )
+            flag = ", disturbed" if t.disturbed else ""
+            text.append(f"| {row.backend} | {row.method} | {t.median_us / 1e3:.3f} ({t.p10_us / 1e3:.3f} to {t.p90_us / 1e3:.3f}{flag}) "
+                        f"| {shown} | {change} |")  # fmt: skip
+        text.append("")
+    return "\n".join(text)
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, help="folder of a finished 'pydeploy run'")
+    parser.add_argument("--out", type=Path, default=Path("docs/int8.md"))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=Path("build/int8"))
+    parser.add_argument("--resnet18", action="store_true", help="ResNet-18 at 224x224 as well")
+    given = parser.parse_args()
+    rows: list[Row] = []
+    if given.run is not None:
+        rows += fashion_mnist(given.run, given.threads, given.work)
+    if given.resnet18:
+        rows += resnet18(given.threads, given.work / "resnet18")
+    write_text(given.out, page(rows, given.threads, "python bench/int8_report.py --run RUN --resnet18"))
+    print(json.dumps([{**row.__dict__, "timing": row.timing.to_json()} for row in rows], indent=1))
+
+
+if __name__ == "__main__":
+    main()
