@@ -326,7 +326,7 @@ def _add_inputs(graph: gs.Graph, chosen: set[int], *, both: bool) -> set[str]:
     longer path. That does not depend on which layers are int8, so that ranges for all layers serve any choice of them.
     """
     depth: dict[str, int] = {}
-    found = set()
+    found: set[str] = set()
     for node in graph.nodes:
         depths = [depth.get(tensor.name, 0) for tensor in node.inputs]
         for tensor in node.outputs:
