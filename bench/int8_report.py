@@ -123,8 +123,7 @@ def fashion_mnist(run: Path, threads: int, work: Path) -> Iterable[Row]:
     """The dense and the pruned network of a run, on its task's test set."""
     config = load(run / "config.json")
     task, manifest = stages.open_task(config), load_manifest(config.quantize.calibration if config.quantize else Path())
-    columns = stages.calibration_samples(task, manifest)
-    samples = list(stages.calibration_feeds(task, columns, 1))
+    samples = list(stages.exact_batches(stages.calibration_batches(task, manifest), 1))
     for network, folder in (("dense", "04_dense"), ("pruned", "08_pruned")):
         engines = engines_of(run / folder / "model.onnx", samples, threads, work / network)
         label = f"{config.model.name} on {config.task.data}, {network}"
