@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
-from pydeploy import _core
 from pydeploy.errors import ConfigError, DataError
 from pydeploy.preprocessing import IMAGENET, Preprocessing
 
@@ -136,43 +135,3 @@ def test_too_small_for_the_cut() -> None:
 def test_wrong_settings_are_named(settings: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Preprocessing(**settings)
-
-
-def core(**change: object) -> _core.Batcher:
-    return _core.Batcher(**{"size": (4, 4), "resize": (0, 0), "interpolation": "bilinear", "shift": [0.0], "scale": [1.0],
-                            "batch": 2, "buffers": 2, **change})  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"size": (0, 4)}, "cannot be 0x4 pixels"),
-        ({"shift": [0.0, 1.0]}, "one value per channel, got 2 and 1"),
-        ({"scale": [0.0]}, "finite and not 0"),
-        ({"resize": (0, 3)}, "cannot be resized to 0x3"),
-        ({"interpolation": "nearest"}, "bilinear or bicubic"),
-        ({"batch": 0}, "batches of 1 sample or more"),
-        ({"buffers": 1}, "2 buffers or more"),
-        ({"threads": -1}, "threads must be 0"),
-    ],
-    ids=["size", "channels", "scale", "resize", "interpolation", "batch", "buffers", "threads"],
-)
-def test_the_core_checks_its_settings(change: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        core(**change)
-
-
-def test_the_core_checks_the_order_of_calls() -> None:
-    batcher, image = core(), np.zeros((4, 4, 1), np.uint8)
-    with pytest.raises(ValueError, match="no batch was submitted"):
-        batcher.take()
-    for images in ([], [image] * 3):
-        with pytest.raises(ValueError, match=r"a batch has 1\.\.2 images"):
-            batcher.submit(images)
-    batcher.submit([image])
-    batcher.submit([image, image])
-    with pytest.raises(ValueError, match="all 2 buffers are in use"):
-        batcher.submit([image])
-    assert [len(batcher.take()), len(batcher.take())] == [1, 2]
-    with pytest.raises(TypeError, match="contiguous uint8"):
-        batcher.submit([np.zeros((8, 8, 1), np.uint8)[::2, ::2]])
