@@ -32,7 +32,8 @@ def silence(model: nn.Module, graph: Graph, plan: Plan) -> dict[int, Tensor]:
         for piece in graph.by_name[name].slices if len(removed) else ():
             tensor = tensors[piece.param]
             entries = torch.from_numpy(piece.entries(removed))
-            tensor.data.index_fill_(piece.dim, entries, 0)
+            # A row of zeros has no direction: weight norm would give 0 / 0 times a gain of 0.
+            tensor.data.index_fill_(piece.dim, entries, 1e-100 if piece.param.endswith("original1") else 0)
             if tensor.dim() == 1:
                 mask = kept.setdefault(id(tensor), torch.ones(tensor.shape[0], dtype=torch.bool))
                 mask[entries] = False

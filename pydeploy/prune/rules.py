@@ -183,7 +183,7 @@ _UNARY = (
 )
 _NARY = (
     "add sub mul div maximum minimum pow rsub where masked_fill addcmul addcdiv lerp eq ne lt le gt ge logical_and logical_or "
-    "bitwise_and bitwise_or floor_divide remainder fmod atan2 max_unpool2d xlogy logaddexp"
+    "bitwise_and bitwise_or floor_divide remainder fmod atan2 max_unpool2d xlogy logaddexp _prelu_kernel"
 )
 _SPATIAL = (
     "max_pool2d_with_indices max_pool3d_with_indices max_pool2d avg_pool1d avg_pool2d avg_pool3d "

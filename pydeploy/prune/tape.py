@@ -260,7 +260,7 @@ def record(model: nn.Module, inputs: tuple[Any, ...], tensors: Mapping[str, Tens
     buffers = [(t, t.detach().clone()) for t in tensors.values() if not isinstance(t, nn.Parameter)]
     twin = _twin(model, tensors)
     try:
-        return run(twin, tree_map(_meta_input, inputs), Recorder(tensors, real=False)), twin
+        return _recorded(twin, tree_map(_meta_input, inputs), Recorder(tensors, real=False)), twin
     except TraceError:
         raise
     except Exception:
@@ -269,7 +269,7 @@ def record(model: nn.Module, inputs: tuple[Any, ...], tensors: Mapping[str, Tens
         _restore(buffers)
     twin = _twin(model, tensors)
     try:
-        return run(twin, tree_map(_own_input, inputs), Recorder(tensors, real=True)), twin
+        return _recorded(twin, tree_map(_own_input, inputs), Recorder(tensors, real=True)), twin
     except TraceError:
         raise
     except Exception as error:
@@ -300,8 +300,8 @@ def _own_input(leaf: Any) -> Any:
     return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
 
 
-def run(model: nn.Module, inputs: tuple[Any, ...], recorder: Any) -> Tape:
-    """Run `model` under `recorder`; returns its tape with the outputs noted."""
+def run(model: nn.Module, inputs: tuple[Any, ...], recorder: Any) -> Any:
+    """Run `model` under `recorder`, a mode that knows `where` it is; returns the model's output."""
     with ExitStack() as stack:
         stack.enter_context(_evaluating(model))
         stack.enter_context(by_heads(model))
@@ -309,11 +309,14 @@ def run(model: nn.Module, inputs: tuple[Any, ...], recorder: Any) -> Tape:
         stack.enter_context(recorder.where.following(model))
         stack.enter_context(torch.no_grad())
         stack.enter_context(recorder)
-        output = model(*inputs)
-    tape: Tape = recorder.tape
-    tape.outputs = [recorder.value(leaf) for leaf in leaves(output)]
-    tape.shapes = [tuple(leaf.shape) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    return tape
+        return model(*inputs)
+
+
+def _recorded(model: nn.Module, inputs: tuple[Any, ...], recorder: Recorder) -> Tape:
+    output = run(model, inputs, recorder)
+    recorder.tape.outputs = [recorder.value(leaf) for leaf in leaves(output)]
+    recorder.tape.shapes = [tuple(leaf.shape) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    return recorder.tape
 
 
 def leaves(tree: Any, depth: int = 8) -> Iterator[Tensor]:

@@ -72,9 +72,6 @@ class _Trial(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         self.pending: Failure | None = None
         """A view of another size than predicted; it counts if the next real operator's size is wrong, too."""
 
-    def value(self, tensor: Tensor) -> Value:
-        return Value(tuple(tensor.shape), tensor.dtype)
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = schema_of(func).name
