@@ -26,6 +26,9 @@ def trace(
     input: Inputs = None,
     option: Options = None,
     weights: Weights = None,
+    exclude: Annotated[
+        Optional[list[str]], typer.Option(help="Layers to leave whole (pattern with *); repeat.")
+    ] = None,
     out: Annotated[Optional[Path], typer.Option(help="Write the graph here as JSON.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the graph as JSON.")] = False,
 ) -> None:
@@ -37,7 +40,8 @@ def trace(
     from pydeploy.cli.console import show_json, show_table
     from pydeploy.prune.trace import trace as find
 
-    graph = find(arguments.dense_or_cut(model, option or [], weights), arguments.example(input or []))
+    net = arguments.dense_or_cut(model, option or [], weights)
+    graph = find(net, arguments.example(input or []), exclude=tuple(exclude or ()))
     if out is not None:
         graph.save(out)
     if json:
