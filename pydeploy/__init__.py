@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pydeploy.baselines import uniform
     from pydeploy.graph import Graph, Plan
     from pydeploy.latency.measure import measure
     from pydeploy.latency.table import Table
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pydeploy.prune.trace import trace
     from pydeploy.quant.calibrate import calibrate
     from pydeploy.quant.qdq import quantize
-    from pydeploy.solve import solve, uniform
+    from pydeploy.solve import pareto_front, solve
     from pydeploy.version import __version__
 
 _HOMES = {
@@ -37,16 +38,17 @@ _HOMES = {
     "fold": "pydeploy.prune.fold",
     "load": "pydeploy.prune.io",
     "measure": "pydeploy.latency.measure",
+    "pareto_front": "pydeploy.solve",
     "quantize": "pydeploy.quant.qdq",
     "save": "pydeploy.prune.io",
     "score": "pydeploy.prune.importance",
     "solve": "pydeploy.solve",
     "trace": "pydeploy.prune.trace",
-    "uniform": "pydeploy.solve",
+    "uniform": "pydeploy.baselines",
 }
 
 __all__ = ["Graph", "Plan", "Table", "__version__", "apply", "calibrate", "channel_means", "compose", "fold", "load",
-           "measure", "quantize", "save", "score", "solve", "trace", "uniform"]  # fmt: skip
+           "measure", "pareto_front", "quantize", "save", "score", "solve", "trace", "uniform"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -102,9 +102,24 @@ def solve(
     budget: float,
     tolerance: float = 0.0,
     seconds: float = 10.0,
+    decided: Sequence[tuple[int, int, int, NDArray[np.int64]]] = [],
+    threads: int = 0,
 ) -> Solution: ...
+def solve_budgets(
+    values: Sequence[NDArray[np.float64]],
+    scopes: Sequence[Sequence[int]],
+    costs: Sequence[NDArray[np.float64]],
+    budgets: NDArray[np.float64],
+    tolerance: float = 0.0,
+    seconds: float = 10.0,
+    decided: Sequence[tuple[int, int, int, NDArray[np.int64]]] = [],
+    threads: int = 0,
+) -> list[Solution]: ...
 def minimum_cost(
-    scopes: Sequence[Sequence[int]], costs: Sequence[NDArray[np.float64]], sizes: Sequence[int]
+    scopes: Sequence[Sequence[int]],
+    costs: Sequence[NDArray[np.float64]],
+    sizes: Sequence[int],
+    decided: Sequence[tuple[int, int, int, NDArray[np.int64]]] = [],
 ) -> tuple[float, NDArray[np.int64]]: ...
 def entropy_threshold(counts: NDArray[np.uint64], bin_width: float, levels: int = 128) -> float: ...
 def percentile_threshold(counts: NDArray[np.uint64], bin_width: float, percentile: float) -> float: ...

@@ -12,13 +12,13 @@ import onnx
 from pydeploy import stages
 from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import Engine
+from pydeploy.baselines import uniform
 from pydeploy.config import Config
 from pydeploy.errors import Infeasible
 from pydeploy.files import write_json
 from pydeploy.graph import Graph, Plan
 from pydeploy.latency.probe import resize
 from pydeploy.search import Budget, best_plan, search
-from pydeploy.solve import uniform
 from pydeploy.stages import Job
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
-"""Plans: one width per group, found exactly for a latency budget, or by the two classical rules.
+"""Plans: one width per group, found exactly for a latency budget.
 
 * `solve` maximises the kept score subject to the table's predicted latency, over all groups at once: a layer's
   time depends on its input and output width together, so no group can be decided alone.
-* `uniform` and `global_threshold` know nothing of latency; they are what `solve` is compared with.
+* `pareto_front` does the same for several budgets and shares what they have in common.
 * Whatever the rule, the count of a group is chosen first and then its best channels are taken.
 """
 
@@ -51,7 +51,9 @@ class _Problem:
     values: list[NDArray[np.float64]] = field(default_factory=list)
     scopes: list[list[int]] = field(default_factory=list)
     costs: list[NDArray[np.float64]] = field(default_factory=list)
-    constant_us: float = 0.0
+    decided: list[tuple[int, int, int, NDArray[np.int64]]] = field(default_factory=list)
+    fixed_us: float = 0.0
+    """What no choice changes: the network's overhead and layers without a prunable group."""
     groups: dict[str, int] = field(default_factory=dict)
     sums: dict[tuple[tuple[str, int], ...], int] = field(default_factory=dict)
 
@@ -85,23 +87,61 @@ def solve(
 
     Raises `Infeasible` (the budget is below the smallest plan), `MissingTiming`, `DataError` (scores), `ConfigError`.
     """
-    if math.isnan(budget_us):
+    return pareto_front(graph, scores, table, budgets_us=[budget_us], widths=widths, min_width=min_width,
+                        tolerance=tolerance, seconds=seconds)[0]  # fmt: skip
+
+
+def pareto_front(
+    graph: Graph,
+    scores: Scores,
+    table: Timings,
+    *,
+    budgets_us: Sequence[float] | None = None,
+    points: int = 16,
+    widths: Mapping[str, Sequence[int]] | None = None,
+    min_width: int = 1,
+    tolerance: float = 0.0,
+    seconds: float = 10.0,
+) -> list[Plan]:
+    """The plan of `solve` for each of `budgets_us`, in their order, cheaper than one by one.
+
+    Without `budgets_us`: `points` budgets, evenly from the smallest possible latency to that of the dense network.
+    `seconds` is for each budget. Raises as `solve`.
+    """
+    if budgets_us is not None and any(math.isnan(budget) for budget in budgets_us):
         raise ConfigError("budget_us is not a number; give the latency that the network may take, in microseconds")
-    _check_scores(graph, scores)
+    if points < 1:
+        raise ConfigError(f"points is {points}, expected at least 1")
+    problem = _problem(graph, scores, table, widths, min_width)
+    if budgets_us is None:
+        budgets_us = np.linspace(predict_us(graph, {}, table), _smallest_us(problem), points)[::-1].tolist()
+    budgets = np.array(budgets_us, dtype=np.float64)
+    try:
+        solutions = _core.solve_budgets(problem.values, problem.scopes, problem.costs, budgets - problem.fixed_us,
+                                        tolerance, seconds, problem.decided)  # fmt: skip
+    except Infeasible:
+        raise _too_small(problem, float(budgets.min())) from None
+    except ValueError as error:
+        raise ConfigError(f"no exact plan can be computed: {error}") from None
+    return [_plan(graph, scores, table, problem, solution) for solution in solutions]
+
+
+def _problem(
+    graph: Graph, scores: Scores, table: Timings, widths: Mapping[str, Sequence[int]] | None, min_width: int
+) -> _Problem:
+    check_scores(graph, scores)
     offered = table.widths(graph) if widths is None else widths
     problem = _Problem()
     for group in graph.prunable:
-        candidates = _candidates(group, offered, min_width)
+        allowed = candidates(group, offered, min_width)
         best_first = np.cumsum(np.sort(scores[group.name].astype(np.float64))[::-1])
-        problem.groups[group.name] = problem.add_variable(candidates, best_first[np.array(candidates) - 1])
+        problem.groups[group.name] = problem.add_variable(allowed, best_first[np.array(allowed) - 1])
     _add_layers(problem, graph, table)
-    fixed_us = problem.constant_us + table.overhead_us(graph)
-    try:
-        solution = _core.solve(problem.values, problem.scopes, problem.costs, budget_us - fixed_us, tolerance, seconds)
-    except Infeasible:
-        raise _too_small(problem, budget_us, fixed_us) from None
-    except ValueError as error:
-        raise ConfigError(f"no exact plan can be computed: {error}") from None
+    problem.fixed_us += table.overhead_us(graph)
+    return problem
+
+
+def _plan(graph: Graph, scores: Scores, table: Timings, problem: _Problem, solution: _core.Solution) -> Plan:
     chosen = {name: problem.options[v][solution.choice[v]] for name, v in problem.groups.items()}
     plan = plan_from_widths(graph, scores, chosen, method="joint", latency_us=predict_us(graph, chosen, table))
     return replace(plan, bound=plan.score + (solution.bound - solution.value))
@@ -117,44 +157,7 @@ def predict_us(graph: Graph, widths: Widths, table: Timings) -> float:
     return table.overhead_us(graph) + layers_us
 
 
-def uniform(
-    graph: Graph, scores: Scores, *, ratio: float, align: int = 8, min_width: int = 1, table: Timings | None = None
-) -> Plan:
-    """The plan that removes the share `ratio` of every group's channels, the lowest scores first.
-
-    Kept counts are rounded to the nearest multiple of `align` (half up), at least one multiple, at most the group's
-    width. `latency_us` is NaN without a `table`.
-    """
-    _check_scores(graph, scores)
-    _check_ratio(ratio, align)
-    widths = {g.name: _rounded((1.0 - ratio) * g.width, g, align, min_width) for g in graph.prunable}
-    return plan_from_widths(graph, scores, widths, method="uniform", latency_us=_known_us(graph, widths, table))
-
-
-def global_threshold(
-    graph: Graph, scores: Scores, *, ratio: float, align: int = 8, min_width: int = 1, table: Timings | None = None
-) -> Plan:
-    """The plan that removes the share `ratio` of all prunable channels, the lowest scores of the whole network first.
-
-    Exactly ``floor(n * ratio)`` of n channels go before rounding; of equal scores the later channel goes first. The
-    counts that remain per group are then rounded as in `uniform`.
-    """
-    _check_scores(graph, scores)
-    _check_ratio(ratio, align)
-    owner = np.repeat(np.arange(len(graph.prunable)), [g.width for g in graph.prunable])
-    ranking = np.concatenate([-scores[g.name] for g in graph.prunable] or [np.zeros(0, np.float32)])
-    removed = math.floor(round(ratio * len(owner), 9))
-    kept = np.argsort(ranking, kind="stable")[: len(owner) - removed]
-    counts = np.bincount(owner[kept], minlength=len(graph.prunable))
-    widths = {g.name: _rounded(float(n), g, align, min_width) for g, n in zip(graph.prunable, counts, strict=True)}
-    return plan_from_widths(graph, scores, widths, method="global", latency_us=_known_us(graph, widths, table))
-
-
-def _known_us(graph: Graph, widths: Widths, table: Timings | None) -> float:
-    return float("nan") if table is None else predict_us(graph, widths, table)
-
-
-def _check_scores(graph: Graph, scores: Scores) -> None:
+def check_scores(graph: Graph, scores: Scores) -> None:
     for group in graph.prunable:
         score = scores.get(group.name)
         if score is None:
@@ -171,23 +174,7 @@ def _check_scores(graph: Graph, scores: Scores) -> None:
             )
 
 
-def _check_ratio(ratio: float, align: int) -> None:
-    if not 0.0 <= ratio < 1.0:
-        raise ConfigError(f"ratio is {ratio}, expected the share of channels to remove: at least 0 and below 1")
-    if align < 1:
-        raise ConfigError(f"align is {align}, expected at least 1")
-
-
-def _rounded(count: float, group: Group, align: int, min_width: int) -> int:
-    """The multiple of `align` nearest to `count`, between the smallest allowed width and the group's own."""
-    step = math.lcm(align, group.align)
-    least = math.ceil(max(min_width, group.min_width, 1) / step) * step
-    # Nine digits: (1 - 0.9) * 40 is a half step of 8 although its double is a little less.
-    kept = math.floor(round(count / step, 9) + 0.5) * step
-    return min(group.width, max(kept, least))
-
-
-def _candidates(group: Group, widths: Mapping[str, Sequence[int]], min_width: int) -> tuple[int, ...]:
+def candidates(group: Group, widths: Mapping[str, Sequence[int]], min_width: int) -> tuple[int, ...]:
     """The widths that `group` may take, ascending; the dense width where nothing else is left."""
     offered = sorted(set(widths.get(group.name, (group.width,))))
     if offered and not 1 <= offered[0] <= offered[-1] <= group.width:
@@ -203,7 +190,7 @@ def _add_layers(problem: _Problem, graph: Graph, table: Timings) -> None:
     for op in graph.ops:
         groups = [name for name in op.scope if name in problem.groups]
         if not groups:
-            problem.constant_us += latency_us(op.key(graph.widths))
+            problem.fixed_us += latency_us(op.key(graph.widths))
         elif len(groups) <= WIDE:
             scope = [problem.groups[name] for name in groups]
             choices = itertools.product(*(problem.options[v] for v in scope))
@@ -238,7 +225,8 @@ def _add_wide_layer(problem: _Problem, graph: Graph, op: Op, latency_us: Callabl
     cout_variable, couts = _channels(problem, graph, op.cout)
     same = cin_variable == cout_variable  # depthwise
     pairs = zip(cins, couts, strict=True) if same else itertools.product(cins, couts)
-    keys = [replace(op, cin=Extent(cin), cout=Extent(cout)).key({}) for cin, cout in pairs]
+    dense = op.key(graph.widths)
+    keys = [replace(dense, cin=cin, cout=cout, groups=cin if op.depthwise else op.groups) for cin, cout in pairs]
     scope = [v for v in dict.fromkeys((cin_variable, cout_variable)) if v is not None]
     _add_times(problem, op, scope, keys, latency_us)
 
@@ -273,20 +261,24 @@ def _partial_sum(problem: _Problem, terms: tuple[tuple[str, int], ...]) -> tuple
         totals = np.add.outer(np.array(sums), last)
         options = np.unique(totals)
         problem.sums[terms] = problem.add_variable(options.tolist(), np.zeros(len(options)))
-        # Only the one true sum of each pair is allowed.
-        problem.add_cost((before, group, problem.sums[terms]), np.where(totals[..., None] == options, 0.0, np.inf))
+        problem.decided.append((problem.sums[terms], before, group, np.searchsorted(options, totals)))
     return problem.sums[terms], list(problem.options[problem.sums[terms]])
 
 
-def _too_small(problem: _Problem, budget_us: float, fixed_us: float) -> Infeasible | MissingTiming:
+def _smallest_us(problem: _Problem) -> float:
+    sizes = [len(options) for options in problem.options]
     try:
-        cheapest_us, _ = _core.minimum_cost(problem.scopes, problem.costs, [len(o) for o in problem.options])
+        cheapest_us, _ = _core.minimum_cost(problem.scopes, problem.costs, sizes, problem.decided)
     except Infeasible:
-        return MissingTiming(
+        raise MissingTiming(
             "no combination of the candidate widths has timings for all layers; "
             "measure more widths, or offer only widths that were measured together"
-        )
+        ) from None
+    return cheapest_us + problem.fixed_us
+
+
+def _too_small(problem: _Problem, budget_us: float) -> Infeasible:
     return Infeasible(
-        f"budget {budget_us:.6g} us is below the smallest plan, {cheapest_us + fixed_us:.6g} us "
+        f"budget {budget_us:.6g} us is below the smallest plan, {_smallest_us(problem):.6g} us "
         "(every group at its cheapest measured width); raise the budget or lower prune.min_width"
     )

@@ -36,6 +36,7 @@ RANKS = {
     "pydeploy.quant": 5,
     "pydeploy.export": 5,
     "pydeploy.solve": 5,
+    "pydeploy.baselines": 6,
     "pydeploy.compare": 5,
     "pydeploy.profile": 5,
     "pydeploy.divergence": 6,

@@ -275,3 +275,85 @@ def test_problems_that_couple_too_much_are_refused():
 def test_a_solution_is_a_plain_record():
     solution = _core.Solution(np.array([1, 0]), value=2.0, cost=3.0, bound=4.0)
     assert (solution.choice.tolist(), solution.value, solution.cost, solution.bound) == ([1, 0], 2.0, 3.0, 4.0)
+
+
+def test_decided_variables_equal_brute_force():
+    """Sums of widths as variables that others decide, chained as in concatenations."""
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        widths = [np.sort(rng.choice(np.arange(1, 7), rng.integers(1, 4), replace=False)) for _ in range(4)]
+        values, decided = [rng.random(len(w)) for w in widths], []
+        before, sums = 0, widths[0]
+        for group in (1, 2, 3):
+            totals = np.add.outer(sums, widths[group])
+            sums = np.unique(totals)
+            values.append(np.zeros(len(sums)))
+            decided.append((len(values) - 1, before, group, np.searchsorted(sums, totals)))
+            before = len(values) - 1
+        scopes = [(0, 1), (5, 3), (6,), (4, 2)]
+        costs = [rng.normal(3, 2, [len(values[v]) for v in scope]) for scope in scopes]
+        best, smallest, budget = -np.inf, np.inf, float(rng.uniform(6, 14))
+        for choice in itertools.product(*(range(len(w)) for w in widths)):
+            full = list(choice)
+            for _, first, second, option in decided:
+                full.append(option[full[first], full[second]])
+            cost = sum(table[tuple(full[v] for v in scope)] for scope, table in zip(scopes, costs, strict=True))
+            smallest = min(smallest, cost)
+            if cost <= budget:
+                best = max(best, sum(v[x] for v, x in zip(values, full, strict=True)))
+        sizes = [len(v) for v in values]
+        assert _core.minimum_cost(scopes, costs, sizes, decided)[0] == pytest.approx(smallest)
+        if best == -np.inf:
+            with pytest.raises(Infeasible):
+                _core.solve(values, scopes, costs, budget, decided=decided)
+            continue
+        found = _core.solve(values, scopes, costs, budget, decided=decided)
+        assert found.value == found.bound == pytest.approx(best)
+
+
+def test_many_budgets_equal_single_ones_for_any_number_of_threads():
+    problem = network(3, n=14, k=8)
+    budgets = np.linspace(0.4, 1.2, 8) * problem.budget
+    arguments = (problem.values, problem.scopes, problem.costs)
+    one, two = (_core.solve_budgets(*arguments, budgets, threads=threads) for threads in (1, 2))
+    for budget, first, second in zip(budgets, one, two, strict=True):
+        assert first.value == second.value == _core.solve(*arguments, float(budget)).value
+        np.testing.assert_array_equal(first.choice, second.choice)
+        assert first.cost <= budget
+        assert first.bound == first.value
+
+
+def test_values_that_are_no_concave_function_of_the_budget_are_closed():
+    """Residual streams: either the stream is wide and the inner layers narrow, or the other way round."""
+    k, blocks = 12, 3
+    widths = np.arange(1, k + 1) / k
+    values, scopes, costs = [], [], []
+    for stage in range(3):
+        stream = len(values)
+        values.append(blocks * widths * (1 + 0.1 * stage))
+        if stage:
+            scopes.append((stream - 2 * blocks - 1, stream))
+            costs.append(np.multiply.outer(widths, widths))
+        for _ in range(blocks):
+            values += [widths, widths * 0.9]
+            scopes += [(stream, len(values) - 2), (len(values) - 2, len(values) - 1), (len(values) - 1, stream)]
+            costs += [np.multiply.outer(widths, widths) * scale for scale in (1.0, 2.0, 1.0)]
+    problem = Instance(values, scopes, [np.ascontiguousarray(c) for c in costs], 0.3 * sum(c.max() for c in costs))
+    found = problem.solve()
+    assert found.bound == found.value
+    assert found.value >= problem.solve(seconds=0.0).value
+
+
+BAD_DECISIONS = {
+    "later argument": ((0, 1, 2, np.zeros((2, 2), np.int64)), "expected a variable and two different earlier ones"),
+    "wrong shape": ((2, 0, 1, np.zeros((2, 3), np.int64)), "one entry for each pair"),
+    "no such option": ((2, 0, 1, np.full((2, 2), 2)), "option 2 does not exist, the variable has 2"),
+}
+
+
+@pytest.mark.parametrize(("decision", "message"), BAD_DECISIONS.values(), ids=BAD_DECISIONS)
+def test_wrong_decisions_are_named(decision, message):
+    with pytest.raises(ValueError, match=message):
+        _core.solve([V, V, V], [], [], 1.0, decided=[decision])
+    with pytest.raises(ValueError, match="decided twice"):
+        _core.solve([V, V, V], [], [], 1.0, decided=[(2, 0, 1, np.zeros((2, 2), np.int64))] * 2)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import pydeploy
+from pydeploy.baselines import uniform
 from pydeploy.errors import DataError, DeployError, Mismatch
 from pydeploy.graph import Plan
 from pydeploy.models import MODELS
@@ -23,7 +24,6 @@ from pydeploy.prune.importance import score
 from pydeploy.prune.io import load, load_plan, read, save
 from pydeploy.prune.surgery import apply
 from pydeploy.prune.trace import trace
-from pydeploy.solve import uniform
 from zoo import SHAPE, build
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
+from pydeploy.baselines import fit_budget, global_threshold, halp, uniform
 from pydeploy.errors import ConfigError, DataError, Infeasible, MissingTiming
 from pydeploy.graph import Extent, Graph, Group, Op
-from pydeploy.solve import global_threshold, predict_us, solve, uniform
+from pydeploy.solve import pareto_front, predict_us, solve
 
 
 @dataclass
@@ -324,3 +325,79 @@ def test_impossible_ratios_are_refused(rule, settings, message):
 def test_nothing_prunable_gives_an_empty_plan(rule):
     graph = Graph((Group("f", 4, (), frozen="output"),), ())
     assert rule(graph, {}, ratio=0.5).kept == {}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_front_equals_separate_plans(kind):
+    graph = graph_of(kind)
+    scores, table = scores_of(graph), table_of(graph)
+    smallest_us = min(predict_us(graph, widths, table) for widths in all_plans(graph, table))
+    budgets = [smallest_us + 1e-6, 1e9, *np.linspace(smallest_us, predict_us(graph, {}, table), 9)[1:]]
+    front = pareto_front(graph, scores, table, budgets_us=budgets)
+    for budget, plan in zip(budgets, front, strict=True):
+        alone = solve(graph, scores, table, budget_us=budget)
+        assert plan.score == alone.score
+        assert plan.latency_us <= budget
+        assert plan.gap == 0.0
+
+
+def test_a_front_without_budgets_spans_everything():
+    graph = graph_of("chain")
+    scores, table = scores_of(graph), table_of(graph)
+    front = pareto_front(graph, scores, table, points=5)
+    assert len(front) == 5
+    assert front[0].latency_us == pytest.approx(min(predict_us(graph, w, table) for w in all_plans(graph, table)))
+    assert front[-1].widths == {"a": 8, "b": 6, "c": 8}
+    assert [p.score for p in front] == sorted(p.score for p in front)
+    with pytest.raises(Infeasible, match="budget 1 us is below"):
+        pareto_front(graph, scores, table, budgets_us=[60.0, 1.0])
+    with pytest.raises(ConfigError, match="points is 0"):
+        pareto_front(graph, scores, table, points=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [0.4, 0.7])
+def test_no_other_rule_keeps_more_than_the_joint_plan(kind, share):
+    graph = graph_of(kind)
+    scores, table = scores_of(graph), table_of(graph, 1 if kind == "dense" else 2)
+    smallest_us = min(predict_us(graph, widths, table) for widths in all_plans(graph, table))
+    budget_us = smallest_us + share * (predict_us(graph, {}, table) - smallest_us)
+    best = solve(graph, scores, table, budget_us=budget_us)
+    plans = [halp(graph, scores, table, budget_us=budget_us)]
+    plans += [
+        fit_budget(rule, graph, scores, table, budget_us=budget_us, align=2) for rule in (uniform, global_threshold)
+    ]
+    for plan in plans:
+        plan.check(graph)
+        assert plan.latency_us == predict_us(graph, plan.widths, table) <= budget_us
+        assert plan.score <= best.score * (1 + 1e-9)
+
+
+def test_halp_in_one_step_is_a_knapsack_with_frozen_inputs():
+    graph = graph_of("chain")
+    scores, table = scores_of(graph), table_of(graph)
+    budget_us = 0.85 * predict_us(graph, {}, table)
+
+    def frozen_us(widths):
+        total_us = predict_us(graph, {}, table)
+        for layer in graph.ops:
+            made = {**graph.widths, **{name: widths[name] for name, _ in layer.cout.terms if name in widths}}
+            key = replace(layer, cin=Extent(layer.cin.at(graph.widths)), cout=Extent(layer.cout.at(made))).key({})
+            total_us += table.latency_us(key) - table.latency_us(layer.key(graph.widths))
+        return total_us
+
+    fitting = [widths for widths in all_plans(graph, table) if frozen_us(widths) <= budget_us]
+    best = max(fitting, key=lambda widths: kept_score(scores, widths))
+    plan = halp(graph, scores, table, budget_us=budget_us, steps=1)
+    assert plan.widths == best
+
+
+def test_baselines_that_cannot_reach_a_budget_say_so():
+    graph = graph_of("chain")
+    scores, table = scores_of(graph), table_of(graph)
+    with pytest.raises(Infeasible, match="no uniform cut rounded to 2 meets 5 us"):
+        fit_budget(uniform, graph, scores, table, budget_us=5.0, align=2)
+    with pytest.raises(Infeasible, match="HALP stays at"):
+        halp(graph, scores, table, budget_us=5.0)
+    with pytest.raises(ConfigError, match="steps is 0"):
+        halp(graph, scores, table, budget_us=50.0, steps=0)

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <set>
 #include <stdexcept>
-#include <string>
 #include <tuple>
 
 namespace deploy {
@@ -13,18 +12,14 @@ constexpr std::size_t max_entries = std::size_t{1} << 25;
 
 using Neighbours = std::vector<std::set<std::size_t>>;
 
-Neighbours coupled(std::size_t variables, std::span<const Factor> factors) {
-    Neighbours result(variables);
-    for (const Factor& factor : factors) {
-        for (const std::size_t a : factor.scope) {
-            for (const std::size_t b : factor.scope) {
-                if (a != b) {
-                    result[a].insert(b);
-                }
+void couple(Neighbours& neighbours, std::span<const std::size_t> scope) {
+    for (const std::size_t a : scope) {
+        for (const std::size_t b : scope) {
+            if (a != b) {
+                neighbours[a].insert(b);
             }
         }
     }
-    return result;
 }
 
 std::size_t fill_in(const Neighbours& neighbours, std::size_t variable) {
@@ -37,6 +32,14 @@ std::size_t fill_in(const Neighbours& neighbours, std::size_t variable) {
     return missing;
 }
 
+void remove(Neighbours& neighbours, std::size_t variable) {
+    for (const std::size_t a : neighbours[variable]) {
+        neighbours[a].insert(neighbours[variable].begin(), neighbours[variable].end());
+        neighbours[a].erase(a);
+        neighbours[a].erase(variable);
+    }
+}
+
 // Saturates, as it is compared with a limit only.
 std::size_t table_size(std::span<const std::size_t> sizes, const std::set<std::size_t>& variables) {
     std::size_t result = 1;
@@ -46,39 +49,25 @@ std::size_t table_size(std::span<const std::size_t> sizes, const std::set<std::s
     return result;
 }
 
-std::size_t next_variable(const Neighbours& neighbours, std::span<const std::size_t> sizes,
-                          const std::set<std::size_t>& left) {
-    const auto key = [&](std::size_t v) {
-        return std::tuple(fill_in(neighbours, v), table_size(sizes, neighbours[v]) * sizes[v], v);
-    };
-    return std::ranges::min(left, {}, key);
+// The function that decides each variable, or null.
+std::vector<const Function*> deciders(const Problem& problem) {
+    std::vector<const Function*> result(problem.values.size(), nullptr);
+    for (const Function& function : problem.functions) {
+        result[function.variable] = &function;
+    }
+    return result;
 }
 
-void remove(Neighbours& neighbours, std::size_t variable) {
-    for (const std::size_t a : neighbours[variable]) {
-        neighbours[a].insert(neighbours[variable].begin(), neighbours[variable].end());
-        neighbours[a].erase(a);
-        neighbours[a].erase(variable);
-    }
-}
-
-// For every assignment of `clique`, the row-major number of the part of it that `scope` sees.
-std::vector<std::uint32_t> project(std::span<const std::size_t> sizes, std::span<const std::size_t> clique,
-                                   std::span<const std::size_t> scope) {
-    std::vector<std::size_t> strides(clique.size(), 0);
-    std::size_t stride = 1;
-    for (std::size_t i = scope.size(); i-- > 0;) {
-        const auto place = std::ranges::find(clique, scope[i]) - clique.begin();
-        strides[static_cast<std::size_t>(place)] = stride;
-        stride *= sizes[scope[i]];
-    }
+// Row-major numbers of assignments of `axes`, from the place value of each axis.
+std::vector<std::uint32_t> numbered(std::span<const std::size_t> sizes, std::span<const std::size_t> axes,
+                                    std::span<const std::size_t> places) {
     std::vector<std::uint32_t> result{0};
-    for (std::size_t i = 0; i < clique.size(); ++i) {
+    for (std::size_t i = 0; i < axes.size(); ++i) {
         std::vector<std::uint32_t> longer;
-        longer.reserve(result.size() * sizes[clique[i]]);
+        longer.reserve(result.size() * sizes[axes[i]]);
         for (const std::uint32_t base : result) {
-            for (std::size_t x = 0; x < sizes[clique[i]]; ++x) {
-                longer.push_back(base + static_cast<std::uint32_t>(x * strides[i]));
+            for (std::size_t x = 0; x < sizes[axes[i]]; ++x) {
+                longer.push_back(base + static_cast<std::uint32_t>(x * places[i]));
             }
         }
         result = std::move(longer);
@@ -86,59 +75,113 @@ std::vector<std::uint32_t> project(std::span<const std::size_t> sizes, std::span
     return result;
 }
 
-void add_cost(Bucket& bucket, const Factor& factor, std::span<const std::uint32_t> index) {
-    for (std::size_t i = 0; i < index.size(); ++i) {
-        const Cost cost = factor.cost[index[i]];
-        bucket.cost[i] = cost == forbidden || bucket.cost[i] == forbidden ? forbidden : bucket.cost[i] + cost;
+// For every assignment of `bucket`, the row-major number of the part of it that `scope` sees.
+std::vector<std::uint32_t> project(std::span<const std::size_t> sizes, const Bucket& bucket, bool root,
+                                   std::span<const std::size_t> scope) {
+    std::vector<std::size_t> axes = bucket.separator;
+    if (!root && bucket.decided.empty()) {
+        axes.push_back(bucket.variable);
+    }
+    std::vector<std::size_t> places(axes.size(), 0);
+    std::size_t place = 1;
+    std::size_t own_place = 0;
+    for (std::size_t i = scope.size(); i-- > 0;) {
+        const auto axis = std::ranges::find(axes, scope[i]);
+        (axis == axes.end() ? own_place : places[static_cast<std::size_t>(axis - axes.begin())]) = place;
+        place *= sizes[scope[i]];
+    }
+    std::vector<std::uint32_t> result = numbered(sizes, axes, places);
+    for (std::size_t a = 0; own_place > 0 && a < result.size(); ++a) {
+        result[a] += static_cast<std::uint32_t>(own_place) * bucket.decided[a];
+    }
+    return result;
+}
+
+// What `function` decides at every assignment of the separator; impossible ones are forbidden and get any option.
+void decide(Bucket& bucket, const Problem& problem, std::span<const std::size_t> sizes, const Function& function) {
+    const std::size_t scope[] = {function.first, function.second};
+    bucket.options = 1;
+    bucket.cost.assign(bucket.separator_size, 0.0);
+    const std::vector<std::uint32_t> index = project(sizes, bucket, true, scope);
+    for (std::size_t s = 0; s < index.size(); ++s) {
+        const std::uint32_t option = function.option[index[s]];
+        bucket.decided.push_back(option == no_option ? 0 : option);
+        bucket.cost[s] = option == no_option ? forbidden : 0.0;
+        bucket.value.push_back(problem.values[bucket.variable][bucket.decided.back()]);
     }
 }
 
-std::vector<std::size_t> clique_of(const Tree& tree, std::size_t bucket) {
-    std::vector<std::size_t> clique = tree.buckets[bucket].separator;
-    if (bucket != tree.root()) {
-        clique.push_back(tree.buckets[bucket].variable);
-    }
-    return clique;
-}
+}  // namespace
 
-// The elimination order as buckets that know their separator and nothing else.
-Tree order(std::span<const std::size_t> sizes, std::span<const Factor> factors) {
-    Neighbours neighbours = coupled(sizes.size(), factors);
+Order elimination_order(const Problem& problem) {
+    const std::vector<std::size_t> sizes = problem.sizes();
+    const std::vector<const Function*> decider = deciders(problem);
+    Neighbours neighbours(sizes.size());
+    std::vector<std::size_t> decides(sizes.size(), 0);  // how many variables that are left
+    for (const Factor& factor : problem.factors) {
+        couple(neighbours, factor.scope);
+    }
+    for (const Function& function : problem.functions) {
+        const std::size_t scope[] = {function.variable, function.first, function.second};
+        couple(neighbours, scope);
+        ++decides[function.first];
+        ++decides[function.second];
+    }
     std::set<std::size_t> left;
     for (std::size_t v = 0; v < sizes.size(); ++v) {
         left.insert(left.end(), v);
     }
-    Tree tree;
+    Order order;
     std::size_t entries = 0;
     while (!left.empty()) {
-        const std::size_t variable = next_variable(neighbours, sizes, left);
-        Bucket bucket;
-        bucket.variable = variable;
-        bucket.options = sizes[variable];
-        bucket.separator.assign(neighbours[variable].begin(), neighbours[variable].end());
-        bucket.separator_size = table_size(sizes, neighbours[variable]);
-        entries += bucket.separator_size * bucket.options;
+        const auto key = [&](std::size_t v) {
+            const std::size_t own = decider[v] ? 1 : sizes[v];
+            return std::tuple(decides[v] > 0, fill_in(neighbours, v), table_size(sizes, neighbours[v]) * own, v);
+        };
+        const std::size_t variable = std::ranges::min(left, {}, key);
+        entries += std::get<2>(key(variable));
         if (entries > max_entries) {
             throw std::invalid_argument(
                 "the costs couple too many variables: an exact solution needs tables of more "
                 "than 33554432 entries; offer fewer options or split wide scopes");
         }
+        order.variables.push_back(variable);
+        order.separators.emplace_back(neighbours[variable].begin(), neighbours[variable].end());
+        if (const Function* function = decider[variable]) {
+            --decides[function->first];
+            --decides[function->second];
+        }
         remove(neighbours, variable);
         left.erase(variable);
+    }
+    return order;
+}
+
+Tree eliminate(const Problem& problem, const Order& order) {
+    const std::vector<std::size_t> sizes = problem.sizes();
+    const std::vector<const Function*> decider = deciders(problem);
+    std::vector<std::size_t> step(sizes.size());
+    Tree tree;
+    for (std::size_t i = 0; i < order.variables.size(); ++i) {
+        Bucket bucket;
+        bucket.variable = order.variables[i];
+        bucket.separator = order.separators[i];
+        step[bucket.variable] = i;
+        for (const std::size_t variable : bucket.separator) {
+            bucket.separator_size *= sizes[variable];
+        }
+        if (decider[bucket.variable]) {
+            decide(bucket, problem, sizes, *decider[bucket.variable]);
+        } else {
+            bucket.options = sizes[bucket.variable];
+            bucket.value = problem.values[bucket.variable];
+            bucket.cost.assign(bucket.separator_size * bucket.options, 0.0);
+        }
         tree.buckets.push_back(std::move(bucket));
     }
     tree.buckets.emplace_back();
-    return tree;
-}
-
-}  // namespace
-
-Tree eliminate(std::span<const std::size_t> sizes, std::span<const Factor> factors) {
-    Tree tree = order(sizes, factors);
-    std::vector<std::size_t> step(sizes.size());
-    for (std::size_t i = 0; i < tree.root(); ++i) {
-        step[tree.buckets[i].variable] = i;
-    }
+    tree.buckets.back().value = {0.0};
+    tree.buckets.back().cost = {0.0};
     const auto earliest = [&](std::span<const std::size_t> variables) {
         std::size_t result = tree.root();
         for (const std::size_t variable : variables) {
@@ -146,17 +189,23 @@ Tree eliminate(std::span<const std::size_t> sizes, std::span<const Factor> facto
         }
         return result;
     };
-    for (Bucket& bucket : tree.buckets) {
-        bucket.cost.assign(bucket.separator_size * bucket.options, 0);
-    }
-    for (const Factor& factor : factors) {
+    for (const Factor& factor : problem.factors) {
         const std::size_t owner = earliest(factor.scope);
-        add_cost(tree.buckets[owner], factor, project(sizes, clique_of(tree, owner), factor.scope));
+        Bucket& bucket = tree.buckets[owner];
+        const std::vector<std::uint32_t> index = project(sizes, bucket, owner == tree.root(), factor.scope);
+        for (std::size_t a = 0; a < index.size(); ++a) {
+            bucket.cost[a] += factor.cost[index[a]];
+        }
     }
     for (std::size_t i = 0; i < tree.root(); ++i) {
-        const std::size_t parent = earliest(tree.buckets[i].separator);
-        tree.buckets[parent].children.push_back(i);
-        tree.buckets[parent].child_index.push_back(project(sizes, clique_of(tree, parent), tree.buckets[i].separator));
+        tree.buckets[earliest(tree.buckets[i].separator)].children.push_back(i);
+    }
+    for (Bucket& parent : tree.buckets) {
+        std::ranges::stable_sort(parent.children, {}, [&](std::size_t i) { return tree.buckets[i].separator; });
+        for (const std::size_t child : parent.children) {
+            const bool root = &parent == &tree.buckets.back();
+            parent.child_index.push_back(project(sizes, parent, root, tree.buckets[child].separator));
+        }
     }
     return tree;
 }

@@ -5,94 +5,98 @@
 namespace deploy {
 namespace {
 
-struct Priced {
-    Values values;
-    double price;
-    double operator()(const Bucket& bucket, bool root, std::size_t assignment) const {
-        const Cost cost = bucket.cost[assignment];
-        const double value = root ? 0.0 : values[bucket.variable][assignment % bucket.options];
-        return cost == forbidden ? impossible<double> : value - price * static_cast<double>(cost);
-    }
-};
-
-struct Cheap {
-    Cost operator()(const Bucket& bucket, bool, std::size_t assignment) const {
-        const Cost cost = bucket.cost[assignment];
-        return cost == forbidden ? impossible<Cost> : -cost;
-    }
-};
-
-template <typename Gain, typename Own>
-Gain gain_inside(const Messages<Gain>& messages, const Tree& tree, std::size_t i, std::size_t assignment,
-                 const Own& own) {
+// The gains of all assignments of bucket `i`, with the best of everything below it.
+void gains_inside(const Messages& messages, const Tree& tree, std::size_t i, Gain gain, std::vector<double>& result) {
     const Bucket& bucket = tree.buckets[i];
-    Gain gain = own(bucket, i == tree.root(), assignment);
-    for (std::size_t j = 0; j < bucket.children.size(); ++j) {
-        gain = plus(gain, messages.inside[bucket.children[j]][bucket.child_index[j][assignment]]);
+    result.resize(bucket.cost.size());
+    for (std::size_t a = 0; a < result.size(); ++a) {
+        result[a] = bucket.cost[a] == forbidden ? impossible : -gain.price * bucket.cost[a];
     }
-    return gain;
-}
-
-template <typename Gain, typename Own>
-Messages<Gain> inward(const Tree& tree, const Own& own) {
-    Messages<Gain> messages;
-    for (std::size_t i = 0; i < tree.buckets.size(); ++i) {
-        const Bucket& bucket = tree.buckets[i];
-        std::vector<Gain> inside(bucket.separator_size, impossible<Gain>);
-        std::vector<std::uint32_t> best(bucket.separator_size, 0);
-        for (std::size_t s = 0; s < bucket.separator_size; ++s) {
-            for (std::size_t x = 0; x < bucket.options; ++x) {
-                const Gain gain = gain_inside(messages, tree, i, s * bucket.options + x, own);
-                if (gain > inside[s]) {
-                    inside[s] = gain;
-                    best[s] = static_cast<std::uint32_t>(x);
-                }
+    if (gain.weight != 0.0) {
+        const std::size_t period = bucket.value.size();
+        for (std::size_t start = 0; start < result.size(); start += period) {
+            for (std::size_t x = 0; x < period; ++x) {
+                result[start + x] += gain.weight * bucket.value[x];
             }
         }
-        messages.inside.push_back(std::move(inside));
-        messages.best.push_back(std::move(best));
     }
-    return messages;
-}
-
-template <typename Gain, typename Own>
-void outward(Messages<Gain>& messages, const Tree& tree, const Own& own) {
-    for (const Bucket& bucket : tree.buckets) {
-        messages.outside.emplace_back(bucket.separator_size, impossible<Gain>);
-    }
-    messages.outside.back().front() = Gain{0};
-    for (std::size_t i = tree.buckets.size(); i-- > 0;) {
-        const Bucket& bucket = tree.buckets[i];
-        for (std::size_t a = 0; a < bucket.cost.size(); ++a) {
-            const Gain whole = plus(gain_inside(messages, tree, i, a, own), messages.outside[i][a / bucket.options]);
-            if (whole == impossible<Gain>) {
-                continue;
-            }
-            for (std::size_t j = 0; j < bucket.children.size(); ++j) {
-                const std::size_t child = bucket.children[j];
-                const std::size_t s = bucket.child_index[j][a];
-                messages.outside[child][s] = std::max(messages.outside[child][s], whole - messages.inside[child][s]);
-            }
+    for (std::size_t j = 0; j < bucket.children.size(); ++j) {
+        const double* below = messages.inside[bucket.children[j]].data();
+        const std::uint32_t* index = bucket.child_index[j].data();
+        for (std::size_t a = 0; a < result.size(); ++a) {
+            result[a] += below[index[a]];
         }
     }
 }
 
 }  // namespace
 
-Messages<double> relax(const Tree& tree, Values values, double price) {
-    return inward<double>(tree, Priced{values, price});
+Messages relax(const Tree& tree, Gain gain) {
+    Messages messages;
+    std::vector<double> gains;
+    for (std::size_t i = 0; i < tree.buckets.size(); ++i) {
+        const Bucket& bucket = tree.buckets[i];
+        gains_inside(messages, tree, i, gain, gains);
+        std::vector<double>& inside = messages.inside.emplace_back(bucket.separator_size);
+        std::vector<std::uint32_t>& best = messages.best.emplace_back(bucket.separator_size);
+        for (std::size_t s = 0; s < bucket.separator_size; ++s) {
+            const auto start = gains.begin() + static_cast<std::ptrdiff_t>(s * bucket.options);
+            const auto largest = std::max_element(start, start + static_cast<std::ptrdiff_t>(bucket.options));
+            inside[s] = *largest;
+            best[s] = static_cast<std::uint32_t>(largest - start);
+        }
+    }
+    return messages;
 }
 
-Messages<Cost> cheapest(const Tree& tree) {
-    return inward<Cost>(tree, Cheap{});
+Marginals add_outside(Messages& messages, const Tree& tree, Gain gain, const std::vector<std::size_t>& sizes) {
+    Marginals marginals;
+    for (const std::size_t size : sizes) {
+        marginals.emplace_back(size, impossible);
+    }
+    for (const Bucket& bucket : tree.buckets) {
+        messages.outside.emplace_back(bucket.separator_size, impossible);
+    }
+    messages.outside.back().front() = 0.0;
+    std::vector<double> whole;
+    for (std::size_t i = tree.buckets.size(); i-- > 0;) {
+        const Bucket& bucket = tree.buckets[i];
+        gains_inside(messages, tree, i, gain, whole);
+        for (std::size_t a = 0; a < whole.size(); ++a) {
+            whole[a] += messages.outside[i][a / bucket.options];
+            if (i != tree.root()) {
+                double& best = marginals[bucket.variable][bucket.option(a)];
+                best = std::max(best, whole[a]);
+            }
+        }
+        for (std::size_t j = 0; j < bucket.children.size(); ++j) {
+            const std::vector<double>& inside = messages.inside[bucket.children[j]];
+            std::vector<double>& outside = messages.outside[bucket.children[j]];
+            for (std::size_t a = 0; a < whole.size(); ++a) {
+                const std::size_t s = bucket.child_index[j][a];
+                if (whole[a] != impossible) {
+                    outside[s] = std::max(outside[s], whole[a] - inside[s]);
+                }
+            }
+        }
+    }
+    return marginals;
 }
 
-void add_outside(Messages<double>& messages, const Tree& tree, Values values, double price) {
-    outward(messages, tree, Priced{values, price});
-}
-
-void add_outside(Messages<Cost>& messages, const Tree& tree) {
-    outward(messages, tree, Cheap{});
+std::vector<std::int64_t> decode(const Messages& messages, const Tree& tree) {
+    std::vector<std::int64_t> choice(tree.buckets.size() - 1);
+    std::vector<std::uint32_t> separator(tree.buckets.size(), 0);
+    for (std::size_t i = tree.buckets.size(); i-- > 0;) {
+        const Bucket& bucket = tree.buckets[i];
+        const std::size_t assignment = separator[i] * bucket.options + messages.best[i][separator[i]];
+        if (i != tree.root()) {
+            choice[bucket.variable] = static_cast<std::int64_t>(bucket.option(assignment));
+        }
+        for (std::size_t j = 0; j < bucket.children.size(); ++j) {
+            separator[bucket.children[j]] = bucket.child_index[j][assignment];
+        }
+    }
+    return choice;
 }
 
 }  // namespace deploy

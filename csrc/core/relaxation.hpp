@@ -3,8 +3,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <span>
-#include <type_traits>
 #include <vector>
 
 #include "core/elimination.hpp"
@@ -12,51 +10,31 @@
 namespace deploy {
 
 // The gain of something impossible; sums with it stay impossible.
-template <typename Gain>
-inline constexpr Gain impossible =
-    std::is_floating_point_v<Gain> ? -std::numeric_limits<Gain>::infinity() : std::numeric_limits<Gain>::lowest();
+inline constexpr double impossible = -std::numeric_limits<double>::infinity();
 
-template <typename Gain>
-Gain plus(Gain a, Gain b) {
-    return a == impossible<Gain> || b == impossible<Gain> ? impossible<Gain> : a + b;
-}
+// What an assignment gains: weight * value - price * cost.
+// {1, p} is the Lagrangian relaxation at the price p, {0, 1} the search for the smallest cost, which is exact.
+struct Gain {
+    double weight = 1.0;
+    double price = 0.0;
+};
 
 // The largest sums of gains per bucket and assignment of its separator: `inside` over everything below (the
 // bucket's variable and its descendants), `outside` over all the rest. inside + outside is the best of the whole.
-template <typename Gain>
 struct Messages {
-    std::vector<std::vector<Gain>> inside;
-    std::vector<std::vector<Gain>> outside;        // empty until add_outside
-    std::vector<std::vector<std::uint32_t>> best;  // the option that attains `inside`
-    Gain total() const { return inside.back().front(); }
+    std::vector<std::vector<double>> inside;
+    std::vector<std::vector<double>> outside;      // empty until add_outside
+    std::vector<std::vector<std::uint32_t>> best;  // the x that attains `inside`
+    double total() const { return inside.back().front(); }
 };
 
-using Values = std::span<const std::vector<double>>;
+// Per variable and option: the largest sum of gains of all assignments that take it.
+using Marginals = std::vector<std::vector<double>>;
 
-// Gain value - price * cost: the Lagrangian relaxation for one price.
-Messages<double> relax(const Tree& tree, Values values, double price);
-// Gain -cost: the smallest cost, negated.
-Messages<Cost> cheapest(const Tree& tree);
-
-void add_outside(Messages<double>& messages, const Tree& tree, Values values, double price);
-void add_outside(Messages<Cost>& messages, const Tree& tree);
+Messages relax(const Tree& tree, Gain gain);
+Marginals add_outside(Messages& messages, const Tree& tree, Gain gain, const std::vector<std::size_t>& sizes);
 
 // The options that attain messages.total(), which must be possible.
-template <typename Gain>
-std::vector<std::int64_t> decode(const Messages<Gain>& messages, const Tree& tree) {
-    std::vector<std::int64_t> choice(tree.buckets.size() - 1);
-    std::vector<std::uint32_t> separator(tree.buckets.size(), 0);
-    for (std::size_t i = tree.buckets.size(); i-- > 0;) {
-        const Bucket& bucket = tree.buckets[i];
-        const std::uint32_t option = messages.best[i][separator[i]];
-        if (i != tree.root()) {
-            choice[bucket.variable] = option;
-        }
-        for (std::size_t j = 0; j < bucket.children.size(); ++j) {
-            separator[bucket.children[j]] = bucket.child_index[j][separator[i] * bucket.options + option];
-        }
-    }
-    return choice;
-}
+std::vector<std::int64_t> decode(const Messages& messages, const Tree& tree);
 
 }  // namespace deploy
