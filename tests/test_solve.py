@@ -337,7 +337,7 @@ def test_a_front_equals_separate_plans(kind):
     for budget, plan in zip(budgets, front, strict=True):
         alone = solve(graph, scores, table, budget_us=budget)
         assert plan.score == alone.score
-        assert plan.latency_us <= budget
+        assert plan.latency_us <= budget * (1 + 1e-12)  # a budget may be the very sum that a plan takes
         assert plan.gap == 0.0
 
 
