@@ -19,6 +19,7 @@ from pydeploy.graph import Graph, Plan
 from pydeploy.pipeline import open_job, run
 from pydeploy.report import Report
 from pydeploy.search import Budget, best_plan, search
+from pydeploy.stages import model_of
 from quiet import Quiet
 
 ROOT = Path(__file__).parent.parent
@@ -146,12 +147,11 @@ def test_bad_input(finished: Path, tmp_path: Path, changes: dict, error: type[Ex
 
 
 def test_nan_in_the_weights_is_named(finished: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
+    from pydeploy.prune.io import save
 
-    path = finished / "01_train" / "model.safetensors"
-    tensors = load_file(path)
-    tensors["fc.weight"][0, 0] = float("nan")
-    save_file(tensors, tmp_path / "nan.safetensors", metadata={"format": "pydeploy"})
+    model = model_of(open_job(settings(), Quiet()), finished / "01_train" / "model.safetensors")
+    model.get_parameter("fc.weight").data[0, 0] = float("nan")
+    save(tmp_path / "nan.safetensors", model)
     train = {"epochs": 1, "weights": str(tmp_path / "nan.safetensors")}
     with pytest.raises(DataError, match=r"'fc.weight'.*NaN"):
         run(settings(train=train), tmp_path / "out", Quiet())
