@@ -97,11 +97,12 @@ def mix(job: Job, at: Artefacts, here: Path) -> None:
     metric = job.task.metric
     reached = {name: float(read_json(place / "facts.json")["metrics"][metric])
                for name, place in (("dense", at.dense), ("float", at.pruned), ("int8", at.quantized))}  # fmt: skip
-    allowed = job.config.compare.limit / 100 - (reached["dense"] - reached["float"])
+    # Where the float network itself lost more than the limit, int8 may not lose anything on top of it.
+    allowed = max(0.0, job.config.compare.limit / 100 - (reached["dense"] - reached["float"]))
     lost = reached["float"] - reached["int8"]
     total = sum(option.error for option in options)
     # Points of accuracy are taken to be lost in proportion to the error of the outputs; the engine decides.
-    limit = float("inf") if lost <= allowed else total * max(0.0, allowed) / lost
+    limit = float("inf") if lost <= allowed else total * allowed / lost
     tried: list[dict[str, Any]] = []
     names = [option.name for option in options]
     for _ in range(MIXED_ROUNDS):
@@ -114,7 +115,7 @@ def mix(job: Job, at: Artefacts, here: Path) -> None:
         over = reached["float"] - found
         if over <= allowed:
             break
-        limit = TIGHTEN * choice.error * max(0.0, allowed) / over
+        limit = TIGHTEN * choice.error * allowed / over
     _report_mix(job, here, options, choice, tried)
 
 
