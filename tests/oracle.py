@@ -66,6 +66,13 @@ def masked_norms(kept: dict[int, Tensor]) -> Iterator[None]:
         F.layer_norm = plain
 
 
+def silenced(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
+    """A silenced copy of `model`; for models without layer norms, see `silenced_output`."""
+    twin = copy.deepcopy(model)
+    silence(twin, graph, plan)
+    return twin
+
+
 def silenced_output(model: nn.Module, graph: Graph, plan: Plan, *inputs: Tensor):
     """The output of a silenced copy of `model`."""
     twin = copy.deepcopy(model)

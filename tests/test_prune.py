@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -11,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from oracle import random_plan, silenced
 from pydeploy.errors import ConfigError, DataError, Mismatch, TraceError
 from pydeploy.graph import Graph, Plan
 from pydeploy.prune.importance import CRITERIA, score
@@ -18,26 +17,6 @@ from pydeploy.prune.io import load, load_plan, save
 from pydeploy.prune.surgery import apply
 from pydeploy.prune.trace import trace
 from zoo import SHAPE, ZOO, build
-
-
-def random_plan(graph: Graph, rng: np.random.Generator) -> Plan:
-    """Any non-empty choice of channels per prunable group."""
-    kept = {}
-    for group in graph.prunable:
-        count = int(rng.integers(1, group.width + 1))
-        kept[group.name] = tuple(sorted(int(c) for c in rng.choice(group.width, count, replace=False)))
-    return Plan(kept, graph.fingerprint)
-
-
-def silenced(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
-    """The same architecture with every entry of every removed channel set to zero."""
-    result = copy.deepcopy(model)
-    tensors = result.state_dict()
-    for name, channels in plan.kept.items():
-        removed = np.setdiff1d(np.arange(graph.by_name[name].width), channels)
-        for piece in graph.by_name[name].slices if len(removed) else ():
-            tensors[piece.param].index_fill_(piece.dim, torch.from_numpy(piece.entries(removed)), 0)
-    return result
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -12,23 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from oracle import random_plan, silenced
 from pydeploy.errors import Mismatch
 from pydeploy.export import export
-from pydeploy.graph import Graph, Plan
+from pydeploy.graph import Plan
 from pydeploy.prune.copying import copied
 from pydeploy.prune.entries import compose
 from pydeploy.prune.surgery import apply
 from pydeploy.prune.trace import trace
 from zoo import SHAPE, ZOO, build
-
-
-def random_plan(graph: Graph, rng: np.random.Generator) -> Plan:
-    """Any non-empty choice of channels per prunable group."""
-    kept = {}
-    for group in graph.prunable:
-        count = int(rng.integers(1, group.width + 1))
-        kept[group.name] = tuple(sorted(int(c) for c in rng.choice(group.width, count, replace=False)))
-    return Plan(kept, graph.fingerprint)
 
 
 def assert_same_model(one: nn.Module, two: nn.Module) -> None:
@@ -125,17 +117,6 @@ def test_a_class_that_copies_itself_is_asked() -> None:
 
     twin = copied(nn.Sequential(Own(2, 3)), {})
     assert twin[0].out_features == 4
-
-
-def silenced(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
-    """The same architecture with every entry of every removed channel set to zero."""
-    result = copy.deepcopy(model)
-    tensors = result.state_dict()
-    for name, channels in plan.kept.items():
-        removed = np.setdiff1d(np.arange(graph.by_name[name].width), channels)
-        for piece in graph.by_name[name].slices if len(removed) else ():
-            tensors[piece.param].index_fill_(piece.dim, torch.from_numpy(piece.entries(removed)), 0)
-    return result
 
 
 def worst(one: Tensor, two: Tensor) -> float:
