@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from pydeploy.errors import TraceError
 from pydeploy.prune.attention import by_heads
 from pydeploy.prune.copying import copied
+from pydeploy.prune.watch import evaluating
 
 
 @dataclass(eq=False, slots=True)
@@ -338,13 +339,10 @@ def leaves(tree: Any, depth: int = 8) -> Iterator[Tensor]:
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode and PyTorch's plain transformer layers inside; everything as before after."""
-    modes = [(module, module.training) for module in model.modules()]
     fast = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, training in modes:
-            module.training = training

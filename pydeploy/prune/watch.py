@@ -24,19 +24,26 @@ def arguments(example: Tensor | Inputs) -> Inputs:
     return (example,) if isinstance(example, Tensor) else tuple(example)
 
 
-def run_evaluating(model: nn.Module, inputs: Inputs) -> Any:
-    """The model's output on `inputs` in eval mode, without gradients; modes are restored. Raises `TraceError`."""
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; every module's own mode after."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad():
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def run_evaluating(model: nn.Module, inputs: Inputs) -> Any:
+    """The model's output on `inputs` in eval mode, without gradients; modes are restored. Raises `TraceError`."""
+    try:
+        with evaluating(model), torch.no_grad():
             return model(*inputs)
     except Exception as error:
         shapes = [list(t.shape) for t in inputs]
         raise TraceError(f"the model fails on inputs of shape {shapes}: {type(error).__name__}: {error}") from error
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pydeploy.backends.base import Feeds
 from pydeploy.errors import ConfigError, DataError, nearest
 from pydeploy.files import replacing
-from pydeploy.quant.model import opset_of, prepare, read_model
+from pydeploy.quant.model import new_name, opset_of, prepare, read_model
 
 HalfType = Literal["float16", "bfloat16"]
 _TYPES: Mapping[str, int] = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
@@ -307,11 +307,7 @@ class _Converter:
         self.nodes += [node, *behind]
 
     def _unique(self, name: str) -> str:
-        found, count = name, 1
-        while found in self.names:
-            found, count = f"{name}_{count}", count + 1
-        self.names.add(found)
-        return found
+        return new_name(name, self.names)
 
     def _cast(self, source: str, target: str, kind: int) -> onnx.NodeProto:
         return helper.make_node("Cast", [source], [target], name=self._unique(f"{target}_Cast"), to=kind)

@@ -27,7 +27,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from pydeploy.errors import DataError, Mismatch
-from pydeploy.quant.model import model_hash, prepare, read_float_model, save_graph
+from pydeploy.quant.model import model_hash, new_name, prepare, read_float_model, save_graph
 from pydeploy.quant.observe import Range, Ranges
 from pydeploy.quant.placement import Placement, Style, channel_axis, label, plan, style_named
 
@@ -97,11 +97,7 @@ class _Editor:
 
     def unique(self, name: str) -> str:
         """`name`, with a number behind it where it is taken."""
-        found, count = name, 1
-        while found in self.names:
-            found, count = f"{name}_{count}", count + 1
-        self.names.add(found)
-        return found
+        return new_name(name, self.names)
 
     def constant(self, name: str, values: NDArray[np.generic]) -> gs.Constant:
         return gs.Constant(self.unique(name), values)
