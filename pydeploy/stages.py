@@ -220,12 +220,12 @@ def calibration_batches(task: Task, manifest: Manifest) -> Iterator[dict[str, ND
     manifest.require_hash(digest.hexdigest())
 
 
-def manifest_batches(manifest: Manifest, threads: int = 0) -> Iterator[NDArray[np.float32]]:
+def manifest_batches(manifest: Manifest, threads: int = 0, batch: int = 8) -> Iterator[NDArray[np.float32]]:
     """Model inputs of the manifest's samples, without a task: a data set by its name, or a path. Valid for one step."""
     if manifest.path is not None:
         from pydeploy.quant.images import batches
 
-        yield from batches(manifest, threads=threads)
+        yield from batches(manifest, batch, threads)
         return
     from pydeploy.train.data import load as load_images
 
@@ -236,7 +236,7 @@ def manifest_batches(manifest: Manifest, threads: int = 0) -> Iterator[NDArray[n
     pixels = parts[manifest.split]
     settings = manifest.settings or images.preprocessing
     chosen = (pixels[index] for index in manifest.indices(len(pixels)))
-    yield from manifest.checked(settings.batches(chosen, 8, planar=True, threads=threads))
+    yield from manifest.checked(settings.batches(chosen, batch, planar=True, threads=threads))
 
 
 def exact_batches(feeds: Iterable[Feeds], batch: int) -> Iterator[dict[str, NDArray[Any]]]:

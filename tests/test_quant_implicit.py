@@ -73,7 +73,7 @@ def test_the_calibrator_feeds_full_batches_then_ends(tmp_path: Path) -> None:
         return 4096 + len(uploaded)
 
     feeds = ({"x": samples[i : i + 4]} for i in range(0, 10, 4))
-    calibrator = entropy_calibrator(Base, feeds, 4, upload, tmp_path / "new.cache")
+    calibrator = entropy_calibrator(Base, upload, feeds, 4, tmp_path / "new.cache")
     assert calibrator.ready
     assert isinstance(calibrator, Base)
     assert calibrator.get_batch_size() == 4
@@ -86,7 +86,7 @@ def test_the_calibrator_feeds_full_batches_then_ends(tmp_path: Path) -> None:
 
 
 def test_the_calibrator_works_without_a_cache_file() -> None:
-    calibrator = entropy_calibrator(Base, [], 1, lambda name, array: 0)
+    calibrator = entropy_calibrator(Base, lambda name, array: 0, [], 1)
     calibrator.write_calibration_cache(b"x")
     assert calibrator.read_calibration_cache() is None
     assert calibrator.get_batch(["x"]) is None

@@ -7,7 +7,9 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,10 @@ from onnx_nets import RESIDUAL_OPS, residual
 from pydeploy.backends.base import Backend, Engine, open_backend, reopen
 from pydeploy.backends.tensorrt import driver
 from pydeploy.backends.tensorrt.checkup import checkup
+from pydeploy.cli import engine_verbs
 from pydeploy.errors import BackendUnavailable, ConfigError, DataError, Mismatch
 from pydeploy.profile import attribute, profile, random_feeds
+from pydeploy.quant.implicit import entropy_calibrator
 from trt_bench import VERSIONS, machine
 from trt_fake import PROFILE_US, World
 
@@ -173,6 +177,107 @@ def test_calibration_cache_where_the_version_has_calibrators(world: World, tmp_p
     cache.write_bytes(b"something else")
     with pytest.raises(DataError, match="not a TensorRT calibration cache"):
         backend.build(source, tmp_path / "net.engine")
+
+
+def samples(count: int, size: int = 12) -> list[np.ndarray]:
+    random = np.random.default_rng(2)
+    return [random.standard_normal((1, 3, size, size)).astype(np.float32) for _ in range(count)]
+
+
+def fed(feeds: Iterable[Any], batch: int, cache: Path | None = None) -> Any:
+    return partial(entropy_calibrator, batches=feeds, batch=batch, cache=cache)
+
+
+@pytest.mark.parametrize("dimension", [2, "N"], ids=["static", "dynamic"])
+def test_the_calibrator_is_fed_while_the_engine_is_built(world: World, dimension: int | str, tmp_path: Path) -> None:
+    backend, source = opened("int8", batch=2), residual(tmp_path / "net.onnx", batch=dimension)
+    images, cache, out = samples(5), tmp_path / "found.calibration", tmp_path / "net.engine"
+    feeds = ({"image": np.concatenate(images[i : i + 2])} for i in range(0, 5, 2))
+    if world.major >= 11:
+        with pytest.raises(ConfigError, match="no calibrators any more; quantize the ONNX file instead"):
+            backend.build(source, out, fed(feeds, 2, cache))  # type: ignore[call-arg]
+        return
+    engine = backend.build(source, out, fed(feeds, 2, cache))  # type: ignore[call-arg]
+    assert world.flags == {"TF32", "FP16", "INT8"}
+    np.testing.assert_array_equal(np.concatenate(world.calibrated), np.concatenate([*images, images[4]]))
+    assert world.memory == {}
+    assert world.calls.count("push") == world.calls.count("pop") == 1
+    assert not json.loads((tmp_path / "net.engine.build.json").read_text())["strongly_typed"]
+    assert cache.read_bytes().startswith(b"TRT-")
+    with backend.open(engine) as session:
+        assert session.describe()[0].inputs[0].dtype == "int8"
+    backend.build(source, out, fed([], 2, cache))  # type: ignore[call-arg]
+    assert len(world.calibrated) == 3, "a second build takes the ranges from the cache"
+
+
+def interrupted() -> Iterator[dict[str, np.ndarray]]:
+    yield {"image": samples(1)[0]}
+    raise DataError("image 7 is damaged")
+
+
+@pytest.mark.parametrize(
+    ("feeds", "text"),
+    [(interrupted, "image 7 is damaged"), (lambda: [{"x": samples(1)[0]}], r"input 'image'.* are for \['x'\]"),
+     (lambda: [{"image": samples(1, size=14)[0]}], r"must be float32\[1, 3, 12, 12\], got float32\[1, 3, 14, 14\]"),
+     (lambda: [{"image": samples(1)[0].astype(np.float64)}], "got float64"),
+     (lambda: [], "no scaling factors detected")],
+    ids=["damaged", "other input", "other size", "other type", "none"],
+)  # fmt: skip
+def test_a_calibration_that_fails_is_no_engine(world: World, feeds: Any, text: str, tmp_path: Path) -> None:
+    """TensorRT only prints what a calibrator raises, and would calibrate with the samples that it has so far."""
+    if world.major >= 11:
+        pytest.skip("no calibrators in TensorRT 11")
+    source, cache = residual(tmp_path / "net.onnx"), tmp_path / "found.calibration"
+    with pytest.raises(DataError, match=text):
+        opened("int8").build(source, tmp_path / "net.engine", fed(feeds(), 1, cache))  # type: ignore[call-arg]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.onnx"], "nothing half-written"
+    assert world.memory == {}
+
+
+def test_what_calibration_samples_are_not_for(world: World, tmp_path: Path) -> None:
+    if world.major >= 11:
+        pytest.skip("no calibrators in TensorRT 11")
+    source, out = residual(tmp_path / "net.onnx"), tmp_path / "net.engine"
+    with pytest.raises(ConfigError, match="calibration samples are for tensorrt:int8 .* got tensorrt:fp16"):
+        opened("fp16").build(source, out, fed([], 1))  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match="without a calibration cache, got tensorrt:int8,calibration=x"):
+        opened("int8", "calibration=x").build(source, out, fed([], 1))  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match="a calibration cache is for int8"):
+        opened("fp16", "calibration=x")
+    with pytest.raises(DataError, match="holds Q/DQ nodes"):
+        opened("int8").build(residual(source, qdq=True), out, fed([], 1))  # type: ignore[call-arg]
+
+
+def test_build_calibrates_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images through the compiled preprocessing into TensorRT's calibrator; once for a file and its samples."""
+    if "PYDEPLOY_TRT_VERSION" in os.environ:
+        pytest.skip("needs no real bindings")
+    world = machine(monkeypatch, "10.3.0", tmp_path)
+    images = np.random.default_rng(3).integers(0, 256, (7, 12, 12, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    manifest = tmp_path / "set.yaml"
+    manifest.write_text("source: ./images.npy\ncount: 7\npreprocessing: {mean: [0.5, 0.4, 0.3], std: [0.2, 0.3, 0.4]}\n")
+    source, out = residual(tmp_path / "net.onnx", batch=3), tmp_path / "net.engine"
+    verb = partial(engine_verbs.build, source, "tensorrt:int8", out, batch=3, threads=0, config=None)
+    verb(data=manifest)
+    expected = (images / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.3, 0.4]
+    found = np.concatenate(world.calibrated).transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(found[:7], expected, atol=1e-5)
+    assert found.shape == (9, 12, 12, 3)
+    (cache,) = tmp_path.glob("net.engine.*.calibration")
+    verb(data=manifest)
+    assert len(world.calibrated) == 3, "the same file and samples are not calibrated again"
+    manifest.write_text(manifest.read_text() + "seed: 1\n")
+    verb(data=manifest)
+    assert len(world.calibrated) == 6
+    assert cache.exists()
+    with pytest.raises(ConfigError, match="--config goes with --data"):
+        engine_verbs.build(source, "tensorrt:int8", out, batch=3, threads=0, config=Path("x"), data=None)
+    with pytest.raises(ConfigError, match="the target is 'onnxruntime'"):
+        engine_verbs.build(source, "onnxruntime:fp32", out, batch=3, threads=0, config=None, data=manifest)
+    assert "net.engine" in capsys.readouterr().out
 
 
 def test_progress_is_told_where_the_version_can(

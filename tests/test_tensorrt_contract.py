@@ -73,6 +73,20 @@ def test_the_cache_reader_is_a_real_calibrator(real: Any, tmp_path: Any) -> None
     assert reader.get_batch(["x"]) is None
 
 
+def test_the_fed_calibrator_is_a_real_one(real: Any) -> None:
+    import numpy as np
+
+    from pydeploy.quant.implicit import entropy_calibrator
+
+    if not hasattr(real, "IInt8EntropyCalibrator2"):
+        pytest.skip(f"TensorRT {VERSION} has no calibrators")
+    feeds = [{"x": np.zeros((2, 3), np.float32)}]
+    calibrator = entropy_calibrator(real.IInt8EntropyCalibrator2, lambda name, array: 4096, feeds, 2)
+    assert isinstance(calibrator, real.IInt8EntropyCalibrator2)
+    assert calibrator.get_algorithm() == real.CalibrationAlgoType.ENTROPY_CALIBRATION_2
+    assert (calibrator.get_batch_size(), calibrator.get_batch(["x"]), calibrator.get_batch(["x"])) == (2, [4096], None)
+
+
 def test_tuples_are_taken_where_shapes_are(real: Any) -> None:
     assert tuple(real.Dims((1, 3, 8, 8))) == (1, 3, 8, 8)
 

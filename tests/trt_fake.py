@@ -53,6 +53,8 @@ class World:
     config: Any = None
     capturing: list[Callable[[], None]] | None = None
     runs: int = 0
+    calibrated: list[np.ndarray] = field(default_factory=list)
+    """What a calibrator fed, batch by batch."""
     logged: list[str] = field(default_factory=list)
 
     @property
@@ -253,9 +255,44 @@ class BuilderCore(Core):
             if not all(monitor.step_complete("Building engine", step) for step in range(3)):
                 return None
             monitor.phase_finish("Building engine")
+        calibrator = getattr(config, "int8_calibrator", None)
+        if calibrator is not None and not self.calibrate(calibrator, core_of(network), core_of(config)):
+            say(self.world, self.logger, "ERROR", "Calibration failure occurred with no scaling factors detected.")
+            return None
         plan = core_of(network).plan(core_of(config))
         core_of(config).learn()
         return Blob(json.dumps(plan).encode())
+
+
+    def calibrate(self, calibrator: Any, network: NetworkCore, config: ConfigCore) -> bool:
+        """As TensorRT does: a cache, else batches until there are none. What the calibrator raises is only printed."""
+        assert "INT8" in self.world.flags
+        if calibrator.read_calibration_cache():
+            return True
+        model = static(network.model, config.shapes)
+        inputs = {name: shape for name, _, shape in ports(model, network.real_inputs)}
+        assert config.shapes == {} or config.calibration_shapes == config.shapes, "the calibration profile is set"
+        assert {shape[0] for shape in inputs.values()} == {calibrator.get_batch_size()}
+        top, seen = 0.0, 0
+        while (addresses := self.quietly(calibrator.get_batch, list(inputs))) is not None:
+            for (name, shape), address in zip(inputs.items(), addresses, strict=True):
+                batch = np.frombuffer(self.world.memory[address], np.float32).reshape(shape)
+                self.world.calibrated.append(batch.copy())
+                top, seen = max(top, float(np.abs(batch).max())), seen + 1
+                assert name
+        if not seen:
+            return False
+        scale = np.float32(top / 127).astype(">f4").tobytes().hex()
+        text = f"TRT-{self.world.surface.version}-EntropyCalibration2\n{next(iter(inputs))}: {scale}\n"
+        self.quietly(calibrator.write_calibration_cache, text.encode())
+        return True
+
+    def quietly(self, call: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return call(*args)
+        except Exception as error:
+            say(self.world, None, "ERROR", f"Exception caught in {call.__name__}(): {error}")
+            return None
 
 
 class NetworkCore(Core):
@@ -363,6 +400,7 @@ class ConfigCore(Core):
         super().__init__(world)
         self.make = make
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.calibration_shapes: dict[str, tuple[int, ...]] = {}
         self.cache: Any = None
         world.flags = {"TF32"}
         self.pools: dict[str, int] = {}
@@ -376,6 +414,10 @@ class ConfigCore(Core):
 
     def assigned_int8_calibrator(self, calibrator: Any) -> None:
         assert not self.world.network_flags & 2, "a strongly typed network takes no calibrator"
+
+    def set_calibration_profile(self, profile: Any) -> bool:
+        self.calibration_shapes = dict(core_of(profile).shapes)
+        return True
 
     def clear_flag(self, flag: Any) -> None:
         self.world.flags.discard(flag.name)

@@ -33,7 +33,7 @@ def read_source(path: Path, *, precision: str, batch: int, dynamic_batch: bool =
         raise DataError(f"{path} does not exist") from None
     except (OSError, DecodeError, onnx.checker.ValidationError) as error:
         raise DataError(f"{path} is not a valid ONNX file ({_first_line(error)}); export the model again") from None
-    for spec in input_specs(_with_batch(model, batch) if dynamic_batch else model, path):
+    for spec in input_specs(with_batch(model, batch) if dynamic_batch else model, path):
         if not spec.shape or spec.shape[0] != batch:
             raise DataError(
                 f"{path}: input '{spec.name}' has shape {list(spec.shape)}, the backend is set to batch {batch}; "
@@ -43,7 +43,7 @@ def read_source(path: Path, *, precision: str, batch: int, dynamic_batch: bool =
     return model
 
 
-def _with_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
+def with_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
     """A copy without weights in which dynamic first dimensions of the inputs are `batch`."""
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [

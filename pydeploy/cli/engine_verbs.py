@@ -48,7 +48,7 @@ def calibrate(
         feeds: Iterable[Feeds] = stages.calibration_batches(stages.open_task(load(config)), manifest)
     else:
         name = input_of(model)
-        feeds = ({name: batch} for batch in stages.manifest_batches(manifest, threads))
+        feeds = ({name: samples} for samples in stages.manifest_batches(manifest, threads))
     with Terminal().bar("calibrate") as tick:
         ranges = observe(model, feeds, observer=observer, style=style, every=cache is not None, threads=threads,
                          progress=lambda done: tick(done, manifest.count),
@@ -87,17 +87,54 @@ def build(
     model: Annotated[Path, typer.Argument(help="ONNX file.")],
     target: Annotated[str, typer.Option(help=TARGET_HELP)],
     out: Annotated[Path, typer.Option(help="Engine file; its facts go to <out>.json.")],
-    batch: Annotated[int, typer.Option(help=EXAMPLE_HELP)] = 1,
+    batch: Annotated[int, typer.Option(min=1, help=EXAMPLE_HELP)] = 1,
     threads: Threads = 0,
+    data: Annotated[
+        Optional[Path],
+        typer.Option(help="Calibration manifest: int8 from a float file, by TensorRT 8.6 to 10's own calibrator."),
+    ] = None,
+    config: Annotated[Optional[Path], typer.Option(help="For --data: config whose task gives the samples.")] = None,
 ) -> None:
     """Build an engine for a target.
 
     Example: pydeploy build model.onnx --target openvino:bf16 --out model.engine
     """
     from pydeploy.cli.arguments import backend_named
+    from pydeploy.errors import ConfigError
 
-    engine = backend_named(target, batch=batch, threads=threads).build(model, out)
+    if config is not None and data is None:
+        raise ConfigError("--config goes with --data: it gives the samples that the calibration manifest names")
+    backend = backend_named(target, batch=batch, threads=threads)
+    engine = backend.build(model, out) if data is None else _calibrated(backend, model, out, data, config)
     sys.stdout.write(f"{engine.path}: {engine.path.stat().st_size:,} bytes for {engine.target}\n")
+
+
+def _calibrated(backend: Backend, model: Path, out: Path, data: Path, config: Path | None) -> Engine:
+    """Build with TensorRT's own calibrator. What it finds is kept beside the engine, for the same file and samples."""
+    import hashlib
+    from functools import partial
+
+    from pydeploy import stages
+    from pydeploy.backends.tensorrt.backend import TensorRt
+    from pydeploy.config import load
+    from pydeploy.errors import ConfigError
+    from pydeploy.files import sha256
+    from pydeploy.quant.implicit import entropy_calibrator
+    from pydeploy.quant.manifest import load_manifest
+
+    if not isinstance(backend, TensorRt):
+        raise ConfigError(
+            f"--data is for TensorRT's calibrator, the target is '{backend.name}'; for an int8 file use 'pydeploy "
+            "calibrate' and 'pydeploy quantize', then build that"
+        )
+    manifest, name, batch = load_manifest(data), input_of(model), backend.batch
+    if config is None:
+        feeds: Iterable[Feeds] = ({name: samples} for samples in stages.manifest_batches(manifest, batch=batch))
+    else:
+        feeds = stages.exact_batches(stages.calibration_batches(stages.open_task(load(config)), manifest), batch)
+    key = f"{sha256(model)} {manifest.key()} {batch} {backend.target().backend_version}"
+    cache = out.with_name(f"{out.name}.{hashlib.sha256(key.encode()).hexdigest()[:12]}.calibration")
+    return backend.build(model, out, partial(entropy_calibrator, batches=feeds, batch=batch, cache=cache))
 
 
 def measure(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from pydeploy import stages
 from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import Backend, Engine, open_backend, reopen
 from pydeploy.backends.tensorrt.backend import TensorRt
@@ -29,7 +30,8 @@ from pydeploy.latency.probe import resize
 from pydeploy.latency.table import Table
 from pydeploy.pipeline import run
 from pydeploy.profile import profile, random_feeds
-from pydeploy.quant.implicit import write_cache
+from pydeploy.quant.implicit import entropy_calibrator, write_cache
+from pydeploy.quant.manifest import load_manifest
 from pydeploy.quant.observe import Ranges
 from pydeploy.report import Report
 from pydeploy.rundir import Console
@@ -56,6 +58,7 @@ class Broken(Exception):
 class Bench:
     """What the checks look at: the finished run."""
 
+    config: Config
     at: Artefacts
     report: Report
     backend: TensorRt
@@ -80,7 +83,7 @@ def check_all(config: Config, out: Path, console: Console) -> list[Check]:
             backend = open_backend("tensorrt", precision=config.target.precision, batch=config.target.batch,
                                    options=config.target.options)  # fmt: skip
             assert isinstance(backend, TensorRt)
-            bench = Bench(Artefacts(out / "run"), made[0], backend, out)
+            bench = Bench(config, Artefacts(out / "run"), made[0], backend, out)
             for name, check in CHECKS.items():
                 console.say(f"check: {name}")
                 checks.append(_check(name, partial(check, bench)))
@@ -182,12 +185,16 @@ def _outputs(bench: Bench) -> str:
         other = open_backend("onnxruntime", precision="int8" if precision == "int8" else "fp32", batch=backend.batch)
         mine = _answers(backend, source, bench.folder / f"outputs-{precision}.engine")
         reference = _answers(other, source, bench.folder / f"outputs-{precision}-ort.engine")
-        error = max(float(np.linalg.norm(mine[k] - reference[k]) / np.linalg.norm(reference[k])) for k in reference)
+        error = _relative_error(mine, reference)
         texts.append(f"{precision} {error:.2g}")
         _require(
             error <= LIMITS[precision], f"{precision}: relative error {error:.3g}, at most {LIMITS[precision]} expected"
         )
     return "relative error: " + ", ".join(texts)
+
+
+def _relative_error(mine: dict[str, Any], reference: dict[str, Any]) -> float:
+    return max(float(np.linalg.norm(mine[k] - reference[k]) / np.linalg.norm(reference[k])) for k in reference)
 
 
 def _answers(backend: Backend, source: Path, out: Path) -> dict[str, Any]:
@@ -266,17 +273,52 @@ def _sparse(bench: Bench) -> str:
 
 def _implicit(bench: Bench) -> str | None:
     """Int8 by a calibration cache made of the run's ranges, where the version still has calibrators."""
-    ranges, version = bench.at.quantized / "ranges.json", bench.backend.target().backend_version
-    if parse_version(version) >= ONLY_TYPED_SINCE or not ranges.exists():
+    ranges = bench.at.quantized / "ranges.json"
+    if not _has_calibrators(bench) or not ranges.exists():
         return None
     cache = bench.folder / "calibration.cache"
-    write_cache(Ranges.load(ranges), cache, version)
-    backend = open_backend("tensorrt", precision="int8", batch=bench.backend.batch, options=f"calibration={cache}")
+    write_cache(Ranges.load(ranges), cache, bench.backend.target().backend_version)
+    backend = _int8_backend(bench, f"calibration={cache}")
+    return _implicit_int8(
+        bench, backend, backend.build(bench.at.pruned / "model.onnx", bench.folder / "implicit.engine")
+    )
+
+
+def _calibrator(bench: Bench) -> str | None:
+    """Int8 by TensorRT's own calibrator, fed with the run's calibration samples, where the version still has one."""
+    if not _has_calibrators(bench) or bench.config.quantize is None:
+        return None
+    manifest = load_manifest(bench.config.quantize.calibration)
+    backend, task = _int8_backend(bench), stages.open_task(bench.config)
+    feeds = stages.exact_batches(stages.calibration_batches(task, manifest), backend.batch)
+    make = partial(entropy_calibrator, batches=feeds, batch=backend.batch)
+    engine = backend.build(bench.at.pruned / "model.onnx", bench.folder / "calibrated.engine", make)
+    return f"{manifest.count} samples, {_implicit_int8(bench, backend, engine)}"
+
+
+def _has_calibrators(bench: Bench) -> bool:
+    return parse_version(bench.backend.target().backend_version) < ONLY_TYPED_SINCE
+
+
+def _int8_backend(bench: Bench, options: str = "") -> TensorRt:
+    backend = open_backend("tensorrt", precision="int8", batch=bench.backend.batch, options=options)
     assert isinstance(backend, TensorRt)
-    with backend.open(backend.build(bench.at.pruned / "model.onnx", bench.folder / "implicit.engine")) as session:
-        layers = session.describe()
+    return backend
+
+
+def _implicit_int8(bench: Bench, backend: TensorRt, engine: Engine) -> str:
+    """The engine of a float file has int8 layers and answers test images nearly as the float file does."""
+    task = stages.open_task(bench.config)
+    images = next(iter(task.eval_batches(backend.batch))).inputs
+    feeds = {name: tensor.numpy() for name, tensor in zip(task.input_names, images, strict=True)}
+    with backend.open(engine) as session:
+        layers, mine = session.describe(), session.run(feeds)
+    other = open_backend("onnxruntime", batch=backend.batch)
+    with other.open(other.build(bench.at.pruned / "model.onnx", bench.folder / "implicit-ort.engine")) as session:
+        error = _relative_error(mine, session.run(feeds))
     used = [info for info in layers if any(tensor.dtype == "int8" for tensor in info.inputs)]
-    return _require(bool(used), f"{len(used)} of {len(layers)} layers read int8")
+    text = f"{len(used)} of {len(layers)} layers read int8, relative error {error:.2g}"
+    return _require(bool(used) and error <= LIMITS["int8"], text)
 
 
 CHECKS: dict[str, Callable[[Bench], str | None]] = {
@@ -293,6 +335,7 @@ CHECKS: dict[str, Callable[[Bench], str | None]] = {
     "dynamic batch": _dynamic,
     "2:4 sparsity": _sparse,
     "int8 from a calibration cache": _implicit,
+    "int8 by TensorRT's own calibrator": _calibrator,
 }
 
 

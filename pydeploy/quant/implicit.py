@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Mapping
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pydeploy.errors import ConfigError
+from pydeploy.errors import ConfigError, DataError
 from pydeploy.files import replacing, write_text
 from pydeploy.quant.observe import Ranges
+
+log = getLogger(__name__)
 
 LAST = 10
 """The last major version that quantises implicitly."""
@@ -49,9 +52,9 @@ def write_cache(ranges: Ranges, path: Path, version: str) -> None:
 
 def entropy_calibrator(
     base: type,
+    upload: Callable[[str, NDArray[Any]], int],
     batches: Iterable[Mapping[str, NDArray[Any]]],
     batch: int,
-    upload: Callable[[str, NDArray[Any]], int],
     cache: Path | None = None,
 ) -> Any:
     """A calibrator for ``IBuilderConfig.int8_calibrator`` that feeds `batches` of up to `batch` samples.
@@ -59,6 +62,9 @@ def entropy_calibrator(
     `base` is ``tensorrt.IInt8EntropyCalibrator2``; `upload` copies an input to the device and returns its address, which
     stays valid until it is called for the same input again. A short batch is filled up by repeating its samples. What
     `cache` holds is used instead of the batches; without it, TensorRT's result is written there.
+
+    TensorRT prints what its calibrator raises and goes on with the batches that it has. So the calibrator ends instead
+    and keeps the error in `failure`, for who builds to raise; nothing is then written. `samples` counts what was fed.
     """
     source = iter(batches)
 
@@ -66,25 +72,43 @@ def entropy_calibrator(
         def __init__(self) -> None:
             # TensorRT's classes must not be initialised through super().
             base.__init__(self)  # type: ignore[misc]
+            self.failure: Exception | None = None
+            self.samples = 0
 
         def get_batch_size(self) -> int:
             return batch
 
         def get_batch(self, names: list[str]) -> list[int] | None:
-            feeds = next(source, None)
-            if feeds is None:
+            try:
+                feeds = None if self.failure else next(source, None)
+                if feeds is None:
+                    return None
+                addresses = [upload(name, _filled(_input(feeds, name), batch)) for name in names]
+            except Exception as error:
+                self.failure = error
                 return None
-            return [upload(name, _filled(feeds[name], batch)) for name in names]
+            self.samples += len(_input(feeds, names[0]))
+            return addresses
 
         def read_calibration_cache(self) -> bytes | None:
             return cache.read_bytes() if cache is not None and cache.exists() else None
 
         def write_calibration_cache(self, content: Any) -> None:
-            if cache is not None:
+            if cache is None or self.failure:
+                return
+            try:
                 with replacing(cache) as partial:
                     partial.write_bytes(bytes(content))
+            except DataError as error:
+                log.warning("%s: the next build calibrates again", error)
 
     return Calibrator()
+
+
+def _input(feeds: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
+    if name not in feeds:
+        raise DataError(f"the network has an input '{name}', the calibration samples are for {sorted(feeds)}")
+    return feeds[name]
 
 
 def _filled(array: NDArray[Any], batch: int) -> NDArray[Any]:

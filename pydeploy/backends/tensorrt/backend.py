@@ -17,14 +17,15 @@ from pathlib import Path
 import onnx
 
 from pydeploy.backends.base import Engine
-from pydeploy.backends.source import read_source
+from pydeploy.backends.source import input_specs, read_source, with_batch
 from pydeploy.backends.tensorrt import compat
-from pydeploy.backends.tensorrt.build import Source, build
+from pydeploy.backends.tensorrt.build import Built, Source, build
+from pydeploy.backends.tensorrt.calibration import MakeCalibrator, cache_reader, uploader
 from pydeploy.backends.tensorrt.cuda import Stream
 from pydeploy.backends.tensorrt.driver import probe
 from pydeploy.backends.tensorrt.options import Options
 from pydeploy.backends.tensorrt.session import TensorRtSession
-from pydeploy.errors import BackendUnavailable
+from pydeploy.errors import BackendUnavailable, ConfigError
 from pydeploy.files import replacing, sha256, write_json
 from pydeploy.quant.half import to_half
 from pydeploy.timing import Target
@@ -49,6 +50,8 @@ class TensorRt:
         self.precision = precision
         self.batch = batch
         self.options = Options.parse(options)
+        if self.options.calibration and precision != "int8":
+            raise ConfigError(f"a calibration cache is for int8; tensorrt:{precision} was asked for")
 
     @property
     def align(self) -> int:
@@ -60,11 +63,11 @@ class TensorRt:
         facts = {**self._gpu.facts, **chosen}
         return Target(self._gpu.name, self.name, self._trt.__version__, self.precision, self.batch, self.threads, facts)
 
-    def build(self, onnx: Path, out: Path) -> Engine:
+    def build(self, onnx: Path, out: Path, calibrator: MakeCalibrator | None = None) -> Engine:
+        """With `calibrator`, TensorRT 8.6 to 10 finds the ranges of a float file itself (implicit int8)."""
         onnx, out = Path(onnx), Path(out)
-        source = self._source(onnx)
         cache = self.options.cache_file(self._trt.__version__, self._gpu.name, self._gpu.capability)
-        built = build(self._trt, source, self.precision, self.options, cache)
+        built = self._built(onnx, cache, calibrator)
         with replacing(out) as partial:
             partial.write_bytes(built.plan)
         facts = {"schema": 1, "seconds": built.seconds, "strongly_typed": built.typed, "gpu_fallback": list(built.gpu_fallback),
@@ -72,11 +75,26 @@ class TensorRt:
         write_json(out.with_name(out.name + ".build.json"), facts)
         return Engine(out, self.name, self.target(), sha256(onnx)).save()
 
-    def _source(self, path: Path) -> Source:
-        implicit = bool(self.options.calibration) and self.precision == "int8"
-        model = read_source(
-            path, precision="fp32" if implicit else self.precision, batch=self.batch, dynamic_batch=True
-        )
+    def _built(self, onnx: Path, cache: Path, make: MakeCalibrator | None) -> Built:
+        options = self.options
+        if make is None:
+            reader = cache_reader(self._trt, Path(options.calibration)) if options.calibration else None
+            source = self._source(onnx, implicit=reader is not None)
+            return build(self._trt, source, self.precision, options, cache, reader)
+        base = compat.calibrator_base(self._trt)
+        if self.precision != "int8" or options.calibration:
+            asked = f"tensorrt:{self.precision}" + (f",{options}" if str(options) else "")
+            raise ConfigError(f"calibration samples are for tensorrt:int8 without a calibration cache, got {asked}")
+        source, stream = self._source(onnx, implicit=True), Stream()
+        try:
+            upload = uploader(stream, input_specs(with_batch(source.model, self.batch), onnx))
+            return build(self._trt, source, self.precision, options, cache, make(base, upload))
+        finally:
+            stream.close()
+
+    def _source(self, path: Path, *, implicit: bool) -> Source:
+        precision = "implicit int8" if implicit else self.precision  # of a float file
+        model = read_source(path, precision=precision, batch=self.batch, dynamic_batch=True)
         shapes = dynamic_inputs(model, self.batch)
         typed = is_typed_file(model)
         source = Source(path, model, typed, shapes)

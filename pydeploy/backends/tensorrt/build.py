@@ -17,7 +17,6 @@ import onnx
 
 from pydeploy.backends.origins import node_name
 from pydeploy.backends.tensorrt import compat, timing_cache
-from pydeploy.backends.tensorrt.calibration import cache_reader
 from pydeploy.backends.tensorrt.logger import make_logger
 from pydeploy.backends.tensorrt.options import Options
 from pydeploy.errors import DataError
@@ -51,10 +50,14 @@ class Built:
     """Layers that the DLA cannot run."""
 
 
-def build(trt: ModuleType, source: Source, precision: str, options: Options, cache: Path) -> Built:
-    """Raises `DataError` with TensorRT's own reasons when the file cannot be parsed or no engine comes out."""
+def build(
+    trt: ModuleType, source: Source, precision: str, options: Options, cache: Path, calibrator: Any = None
+) -> Built:
+    """Raises `DataError` with TensorRT's own reasons when the file cannot be parsed or no engine comes out.
+
+    `calibrator` is for implicit int8; what went wrong in it (its `failure`) is raised here.
+    """
     began = time.monotonic()
-    calibrator = cache_reader(trt, Path(options.calibration)) if options.calibration else None
     messages = make_logger(trt)
     builder = trt.Builder(messages)
     # A strongly typed network takes no calibrator.
@@ -64,12 +67,14 @@ def build(trt: ModuleType, source: Source, precision: str, options: Options, cac
     _parse(parser, source)
     config = _config(trt, builder, options)
     compat.set_precision(trt, config, precision, typed=typed)
+    profile = _add_profile(builder, config, network, source)
     if calibrator is not None:
-        compat.set_calibrator(trt, config, calibrator)
-    _add_profile(builder, config, network, source)
+        compat.set_calibrator(config, calibrator, profile)
     fallback = _use_dla(trt, config, network, options.dla_core) if options.dla_core >= 0 else ()
     timing_cache.attach(config, cache)
     plan = _serialized(trt, builder, network, config)
+    if calibrator is not None and calibrator.failure is not None:
+        raise calibrator.failure
     if plan is None:
         raise DataError(f"TensorRT cannot build {source.path}: {messages.reason()}{_advice(messages.reason())}")
     timing_cache.store(config, cache)
@@ -98,10 +103,13 @@ def _config(trt: ModuleType, builder: Any, options: Options) -> Any:
     return config
 
 
-def _add_profile(builder: Any, config: Any, network: Any, source: Source) -> None:
-    """One optimisation profile for files with a dynamic batch: any batch up to the target's, tuned for the target's."""
+def _add_profile(builder: Any, config: Any, network: Any, source: Source) -> Any:
+    """One optimisation profile for files with a dynamic batch: any batch up to the target's, tuned for the target's.
+
+    None for static shapes.
+    """
     if not source.shapes:
-        return
+        return None
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         name = network.get_input(index).name
@@ -110,6 +118,7 @@ def _add_profile(builder: Any, config: Any, network: Any, source: Source) -> Non
             _set_shape(profile, name, full, source.path)
     if config.add_optimization_profile(profile) < 0:
         raise DataError(f"TensorRT refuses the input shapes {dict(source.shapes)} for {source.path}")
+    return profile
 
 
 def _set_shape(profile: Any, name: str, full: tuple[int, ...], path: Path) -> None:

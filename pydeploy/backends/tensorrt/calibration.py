@@ -1,21 +1,45 @@
-"""Implicit int8 on TensorRT 8.6 and 10: ranges from a calibration cache, so that the device calibrates nothing itself."""
+"""Implicit int8 on TensorRT 8.6 and 10: ranges from a calibration cache, or found by the device on samples fed to it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from numpy.typing import NDArray
+
+from pydeploy.backends.base import TensorSpec, check_feeds
 from pydeploy.backends.tensorrt import compat
-from pydeploy.errors import ConfigError, DataError
+from pydeploy.backends.tensorrt.cuda import Stream
+from pydeploy.errors import DataError
+
+Upload = Callable[[str, NDArray[Any]], int]
+"""Copies an input to the device; its address there."""
+MakeCalibrator = Callable[[type, Upload], Any]
+"""From TensorRT's base class: ``pydeploy.quant.implicit.entropy_calibrator`` with samples and batch size filled in."""
+
+
+def uploader(stream: Stream, inputs: Sequence[TensorSpec]) -> Upload:
+    """Every input has one place on the device, which the next batch overwrites; it lives as long as `stream`.
+
+    `DataError` for an array that does not fit the input.
+    """
+    specs, places = {spec.name: spec for spec in inputs}, dict[str, int]()
+
+    def upload(name: str, array: NDArray[Any]) -> int:
+        check_feeds({name: array}, [specs[name]])
+        if name not in places:
+            places[name] = stream.allocate(array.nbytes)
+        stream.upload(places[name], array)
+        return places[name]
+
+    return upload
 
 
 def cache_reader(trt: ModuleType, path: Path) -> Any:
     """An IInt8EntropyCalibrator2 that has a cache and no batches."""
-    if not hasattr(trt, "IInt8EntropyCalibrator2"):
-        raise ConfigError(
-            f"TensorRT {trt.__version__} has no calibrators any more; quantize the ONNX file instead ('pydeploy quantize')"
-        )
+    base = compat.calibrator_base(trt)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -28,9 +52,11 @@ def cache_reader(trt: ModuleType, path: Path) -> Any:
             f"{path} is a calibration cache '{first}', TensorRT {trt.__version__} reads '{expected}'; write it again"
         )
 
-    class CacheReader(trt.IInt8EntropyCalibrator2):  # type: ignore[misc, name-defined]
+    class CacheReader(base):  # type: ignore[misc]
+        failure = None
+
         def __init__(self) -> None:
-            trt.IInt8EntropyCalibrator2.__init__(self)
+            base.__init__(self)
 
         def get_batch_size(self) -> int:
             return 1

@@ -111,13 +111,20 @@ def set_precision(trt: ModuleType, config: Any, precision: str, *, typed: bool) 
         config.set_flag(flag.INT8)
 
 
-def set_calibrator(trt: ModuleType, config: Any, calibrator: Any) -> None:
-    """Implicit quantization by a calibrator; `ConfigError` where this version has none."""
-    if version(trt) >= ONLY_TYPED_SINCE:
+def calibrator_base(trt: ModuleType) -> Any:
+    """The class that calibrators derive from; `ConfigError` where this version has none."""
+    if not hasattr(trt, "IInt8EntropyCalibrator2"):
         raise ConfigError(
             f"TensorRT {trt.__version__} has no calibrators any more; quantize the ONNX file instead ('pydeploy quantize')"
         )
+    return trt.IInt8EntropyCalibrator2
+
+
+def set_calibrator(config: Any, calibrator: Any, profile: Any) -> None:
+    """Implicit quantization by a calibrator, at the shapes of `profile` (None for static shapes)."""
     config.int8_calibrator = calibrator
+    if profile is not None:
+        config.set_calibration_profile(profile)
 
 
 def watch_progress(trt: ModuleType, config: Any, step: Callable[[str, int, int], bool]) -> None:
