@@ -99,7 +99,8 @@ class TableSection(_Section):
     """How much is measured for the latency table."""
 
     points: Annotated[int, Field(ge=2, le=31)] = 7
-    align: Positive = 16
+    align: Positive | None = None
+    """Widths are multiples of this; by default what suits the target."""
     rounds: Positive = 5
     runs: Positive = 20
 

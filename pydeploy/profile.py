@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pydeploy.backends.base import Backend, Conditioned, Engine, Feeds, LayerTime, TensorSpec
 from pydeploy.clock import Load, Samples, Timer, Watch, interleave, quiet_rounds, unwatched
-from pydeploy.timing import Profile, Timing
+from pydeploy.timing import Padding, Profile, Timing
 
 OnRound = Callable[[int, int, Load], None]
 
@@ -52,10 +52,11 @@ def profile(
         whole = interleave(timers, rounds=rounds, runs=runs, watch=watch, on_round=on_round)[""]
         facts = session.condition() if isinstance(session, Conditioned) else {}
         inside = quiet_rounds(partial(session.layers, feeds, runs), rounds=rounds, retries=rounds, watch=watch)
+    padding = paddings(inside.results[0], ops)
     samples = _joined([_by_name(layers) if ops is None else attribute(layers, ops) for layers in inside.results])
     layers = {name: Timing.of(values, disturbed=inside.disturbed) for name, values in samples.items()}
     disturbed = whole.disturbed or facts.get("unstable", 0.0) > 0
-    return Profile(target, replace(whole.timing, disturbed=disturbed), layers, {**whole.condition, **facts})
+    return Profile(target, replace(whole.timing, disturbed=disturbed), layers, {**whole.condition, **facts}, padding)
 
 
 def time_engines(
@@ -94,6 +95,17 @@ def attribute(layers: Sequence[LayerTime], ops: Sequence[str]) -> dict[str, NDAr
     for layer in layers:
         current = next((origin for origin in layer.origins if origin in known), current)
         found[current] = found[current] + layer.samples_us if current in found else layer.samples_us
+    return found
+
+
+def paddings(layers: Sequence[LayerTime], ops: Sequence[str] | None = None) -> dict[str, Padding]:
+    """Channel multiples of each operator in `ops` (by ONNX node without), where the runtime tells its layer's formats."""
+    known = None if ops is None else frozenset(ops)
+    found: dict[str, Padding] = {}
+    for layer in layers:
+        names = [origin for origin in layer.origins if known is None or origin in known]
+        if names and any(layer.padding):
+            found.setdefault(names[0], layer.padding)
     return found
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pydeploy.artefacts import Artefacts
-from pydeploy.backends.base import Backend, Engine, Feeds
+from pydeploy.backends.base import Backend, Engine, Feeds, align_of
 from pydeploy.config import Config, TrainSection
 from pydeploy.errors import ConfigError, DataError, nearest
 from pydeploy.files import replacing, write_json
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from pydeploy.train.distill import Teacher
     from pydeploy.train.tasks import Task
 
+ALIGN = 16
+"""Channel multiple of a run's latency table, unless the config or the backend has one of its own."""
 ROUNDS, RUNS = 15, 30
 """Interleaved rounds and runs a round, wherever engines are compared with each other."""
 
@@ -179,16 +181,17 @@ def layer_profile(job: Job, engine: Engine, graph: Graph) -> Profile:
 def fill_table(job: Job, graph: Graph, onnx: Path, here: Path) -> None:
     """``table.sqlite`` and ``facts.json``. What an interrupted measurement left is kept and completed."""
     from pydeploy.latency.design import grid
-    from pydeploy.latency.measure import measure
+    from pydeploy.latency.measure import measure, minutes
     from pydeploy.latency.table import Table
 
     settings = job.config.table
     started = time.monotonic()
     table = Table.open(here / "table.sqlite", job.backend.target())
-    widths = grid(graph, settings.points, settings.align, job.config.prune.min_width)
+    align = settings.align or align_of(job.backend, ALIGN)
+    widths = grid(graph, settings.points, align, job.config.prune.min_width)
     with job.console.bar("measure the latency table") as tick:
         report = measure(graph, onnx, job.backend, table, widths=widths, rounds=settings.rounds, runs=settings.runs,
-                         workdir=here, progress=tick)  # fmt: skip
+                         workdir=here, progress=tick, announce=lambda s: job.console.say(minutes(s)))  # fmt: skip
     facts = {"probes": report.measured + report.skipped, "keys": len({row.key for row in table.rows()}),
              "disturbed": report.disturbed, "seconds": time.monotonic() - started}  # fmt: skip
     write_json(here / "facts.json", facts)

@@ -134,6 +134,10 @@ class Timing:
             raise DataError(f"not a timing record: {error}") from None
 
 
+Padding = tuple[int, int]
+"""Multiples that a layer's channels are padded to, read and written; 1 = not padded, 0 = the runtime does not tell."""
+
+
 @dataclass(frozen=True)
 class Profile:
     """One engine on one target: the whole network and, where the runtime tells, every layer."""
@@ -145,16 +149,20 @@ class Profile:
     two operators is counted to the first of them, what it runs before all of them to ''."""
     condition: Mapping[str, float] = field(default_factory=dict)
     """Device condition around the measurement (drift of the reference kernel, foreign CPU share)."""
+    padding: Mapping[str, Padding] = field(default_factory=dict)
+    """Of those `layers` whose formats the runtime tells (TensorRT)."""
 
     def to_json(self) -> dict[str, Any]:
         return {"schema": 1, "target": self.target.to_json(), "whole": self.whole.to_json(),
                 "layers": {name: t.to_json() for name, t in self.layers.items()},
-                "condition": dict(self.condition)}  # fmt: skip
+                "condition": dict(self.condition), "padding": {name: list(p) for name, p in self.padding.items()}}  # fmt: skip
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Profile:
         try:
             layers = {name: Timing.from_json(t) for name, t in data["layers"].items()}
-            return cls(Target.from_json(data["target"]), Timing.from_json(data["whole"]), layers, data["condition"])
-        except (KeyError, TypeError, AttributeError) as error:
+            padding = {name: (int(cin), int(cout)) for name, (cin, cout) in data.get("padding", {}).items()}
+            whole = Timing.from_json(data["whole"])
+            return cls(Target.from_json(data["target"]), whole, layers, data["condition"], padding)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"not a profile file: {error!r}") from None

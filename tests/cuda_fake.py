@@ -149,6 +149,10 @@ class Driver:
         buffer.value = self.name
         return 0
 
+    def cuDeviceGetPCIBusId(self, buffer: Any, size: int, device: Any) -> int:  # noqa: N802
+        buffer.value = b"0000:07:00.0"
+        return 0
+
     def cuDeviceTotalMem_v2(self, size: Any, device: Any) -> int:  # noqa: N802
         size._obj.value = 40 << 30
         return 0

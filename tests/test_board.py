@@ -10,16 +10,24 @@ from pathlib import Path
 
 import onnx
 import pytest
+from typer.testing import CliRunner
 
 import latency_nets
-from pydeploy.backends.base import open_backend
+from pydeploy.backends.base import align_of, open_backend
 from pydeploy.backends.tensorrt.options import Options
-from pydeploy.errors import DataError
+from pydeploy.cli.app import app
+from pydeploy.errors import DataError, Mismatch
+from pydeploy.graph import OpKey
+from pydeploy.latency import store
 from pydeploy.latency.board import ProbeFolder, target_from
 from pydeploy.latency.design import grid
 from pydeploy.latency.measure import measure
+from pydeploy.latency.stairs import costs
 from pydeploy.latency.table import Table
+from pydeploy.quant.lint import lint
+from trt_bench import machine
 from trt_fake import World
+from trt_surface import VERSIONS
 
 NO_TORCH = (
     "import sys\n"
@@ -84,45 +92,170 @@ def test_a_table_of_tensorrt_from_the_folder(world: World, probes: Path, tmp_pat
 TRTEXEC = """#!{python}
 import json, sys
 from pathlib import Path
+import onnx
 options = dict(argument.removeprefix("--").partition("=")[::2] for argument in sys.argv[1:])
-assert "fp16" in options and options["maxAuxStreams"] == "0" and "useCudaGraph" in options, options
-from pydeploy.backends import null
-backend = null.Null()
-engine = backend.build(Path(options["onnx"]), Path(options["onnx"] + ".engine"))
-layers = json.loads(engine.path.read_text())["layers"]
-total = sum(us for _, us in layers)
-Path(options["exportTimes"]).write_text(json.dumps([{{"computeMs": total / 1e3}}] * 9))
-rows = [{{"count": 5}}] + [{{"name": name, "medianMs": (us + 3.0) / 1e3}} for name, us in layers]
+source = Path(options["onnx"])
+with source.with_suffix(".runs").open("a") as file:
+    file.write(" ".join(sys.argv[1:]) + chr(10))
+graph = onnx.load(source).graph
+shapes = {{tensor.name: tensor.dims for tensor in graph.initializer}}
+makers = {{node.output[0]: node for node in graph.node}}
+def weight(name):
+    return shapes[name] if name in shapes else weight(makers[name].input[0])
+layers = [(node.name, *weight(node.input[1])[:2]) for node in graph.node if node.op_type in ("Conv", "Gemm")]
+rows = [{{"count": 5}}] + [{{"name": name, "medianMs": (1000 * out + into) / 1e3}} for name, out, into in layers]
+total = sum(row["medianMs"] for row in rows[1:])
+Path(options["exportTimes"]).write_text(json.dumps([{{"computeMs": total}}] * 9))
+if {fail!r} in str(source):
+    sys.exit("killed half-way")
 Path(options["exportProfile"]).write_text(json.dumps(rows))
-found = [{{"Name": name, "LayerType": "x", "Metadata": "[ONNX Layer: " + name + "]"}} for name, _ in layers]
+said = {{"Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}}
+found = [{{"Name": name, "LayerType": "x", "Metadata": "[ONNX Layer: " + name + "]",
+           "Inputs": [{{"Name": "x", "Dimensions": [1, into, 4, 4], **said}}],
+           "Outputs": [{{"Name": "y", "Dimensions": [1, out, 4, 4], **said}}]}} for name, out, into in layers]
 Path(options["exportLayerInfo"]).write_text(json.dumps({{"Layers": found, "Bindings": []}}))
 """
+"""A trtexec whose layers take 1000 us for each channel they write and 1 us for each they read."""
 
 
-def test_a_table_from_trtexec_alone(probes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """measure.sh runs a trtexec (one that costs with the analytic device), and the folder comes back as a table."""
-    copy = tmp_path / "probes"
-    source = ProbeFolder.load(probes)
-    folder = ProbeFolder.write(copy, source.model, source.graph, source.widths, source.batch)
-    program = tmp_path / "trtexec"
-    program.write_text(TRTEXEC.format(python=sys.executable))
+def trtexec_in(folder: Path, fail: str = "nothing") -> Path:
+    folder.mkdir(exist_ok=True)
+    program = folder / "trtexec"
+    program.write_text(TRTEXEC.format(python=sys.executable, fail=fail))
     program.chmod(0o755)
+    return program
+
+
+def cost_us(key: OpKey) -> float:
+    return 1000.0 * key.cout + key.cin
+
+
+def check_against_the_files(table: Table, folder: ProbeFolder) -> None:
+    """Every sample in the table is what the trtexec above says of a layer of that shape: no probe was mixed up."""
+    assert {row.key: row.timing.median_us for row in table.rows()} == pytest.approx(
+        {row.key: cost_us(row.key) for row in table.rows()}
+    )
+    for network in table.networks(folder.graph):
+        full = {**folder.graph.widths, **json.loads(network.widths)}
+        assert network.whole.median_us == pytest.approx(sum(cost_us(op.key(full)) for op in folder.graph.ops))
+
+
+def test_a_table_from_trtexec_alone(probes: Path, tmp_path: Path) -> None:
+    """measure.sh runs trtexec, is killed, goes on, and the folder comes back as a table."""
+    source = ProbeFolder.load(probes)
+    folder = ProbeFolder.write(tmp_path / "probes", source.model, source.graph, source.widths, source.batch)
+    names = list(folder.plans())
+    program = trtexec_in(tmp_path / "bin", fail=names[2])
     script = folder.write_script((8, 6), "fp16", Options(), program=str(program))
     table = Table.open(tmp_path / "t.sqlite", target_from("Jetson Nano", "8.6", "fp16", 1, Options()))
     with pytest.raises(DataError, match="no files of trtexec"):
         folder.import_runs(table)
-    subprocess.run(["sh", script.name], cwd=copy, check=True, timeout=300)
-    (copy / "probe003.layers.json").rename(copy / "later.json")
-    assert folder.import_runs(table) == (3, ["probe003"])
-    (copy / "later.json").rename(copy / "probe003.layers.json")
-    assert folder.import_runs(table) == (1, [])
+    stopped = subprocess.run(["sh", script.name], cwd=folder.path, capture_output=True, text=True, timeout=300)
+    assert stopped.returncode == 1
+    assert "killed half-way" in stopped.stdout
+    assert folder.import_runs(table) == (2, names[2:])
+    trtexec_in(tmp_path / "bin")
+    subprocess.run(["sh", script.name], cwd=folder.path, check=True, timeout=300)
+    assert folder.import_runs(table) == (2, [])
     assert folder.import_runs(table) == (0, [])
-    exact = open_backend("null")
-    other = Table.open(tmp_path / "null.sqlite", exact.target())
-    measure(folder.graph, folder.model, exact, other, widths=folder.widths, rounds=1, runs=1)
-    plan = {name: values[0] for name, values in folder.widths.items()}
-    assert table.layers_us(folder.graph, plan) == pytest.approx(other.layers_us(folder.graph, plan), rel=1e-6)
+    runs = {name: (folder.path / f"{name}.runs").read_text().splitlines() for name in names}
+    assert [len(runs[name]) for name in names] == [1, 1, 2, 1], "what was measured is not measured again"
+    assert all("--fp16 " in run and "--maxAuxStreams=0" in run and "--useCudaGraph" in run
+               for lines in runs.values() for run in lines)  # fmt: skip
+    check_against_the_files(table, folder)
+    assert len(table.networks()) == 4
     assert "measured_with" in table.target.facts
+    other = Table.open(tmp_path / "o.sqlite", target_from("Jetson Nano", "8.6", "int8", 1, Options()))
+    with pytest.raises(Mismatch, match="precision: 'fp16' against 'int8'"):
+        folder.import_runs(other)
+
+
+INT8 = [("8.6", {"--int8", "--fp16"}, 1), ("10.3", {"--int8", "--fp16"}, 1), ("11.4", set(), 10)]
+
+
+@pytest.mark.parametrize(("version", "switches", "scales"), INT8, ids=[row[0] for row in INT8])
+def test_an_int8_table_from_trtexec_alone(version: str, switches: set[str], scales: int, tmp_path: Path) -> None:
+    """Quantized (and from 10.12 on typed) probes, the three most informative ones: which file is which plan stays known."""
+    here, db = tmp_path / "probes", tmp_path / "t.sqlite"
+    model, graph = latency_nets.residual(64, 64)
+    onnx.save(model, tmp_path / "net.onnx")
+    graph.save(tmp_path / "graph.json")
+    target = ("--target", "tensorrt:int8")
+    said = invoke("probes", tmp_path / "net.onnx", "--graph", tmp_path / "graph.json", "--out", here, "--points", 2,
+                  "--trtexec", version, *target, "--limit", 3)  # fmt: skip
+    assert "table import" in said
+    files = sorted(here.glob("probe-*.onnx"))
+    assert len(files) == 3
+    for file in files:
+        assert lint(file) == ()
+        kinds = {tensor.name: tensor.data_type for tensor in onnx.load(file).graph.initializer}
+        pairs = [node for node in onnx.load(file).graph.node if node.op_type == "QuantizeLinear"]
+        assert {kinds[node.input[1]] for node in pairs} == {scales}, "float32, or float16 where types are the precision"
+    program = trtexec_in(tmp_path / "bin")
+    env = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"}
+    subprocess.run(["sh", "measure.sh"], cwd=here, check=True, timeout=300, env=env)
+    runs = [set(path.read_text().split()) for path in here.glob("*.runs")]
+    assert all(switches == run & {"--int8", "--fp16", "--best"} for run in runs)
+    stated = ("--device", "Orin", "--trt", version)
+    with pytest.raises(Mismatch, match="precision: 'int8' against 'fp16'"):
+        invoke("import", here, "--db", db, *stated, "--target", "tensorrt:fp16")
+    assert not db.exists(), "nothing is left of a refused import"
+    assert "3 networks added" in invoke("import", here, "--db", db, *stated, *target)
+    table, folder = Table.open(db), ProbeFolder.load(here)
+    assert table.target.precision == "int8"
+    assert {w for values in folder.widths.values() for w in values} == {32, 64}, "widths start at int8's multiple"
+    check_against_the_files(table, folder)
+    shown = json.loads(invoke("show", "--db", db, "--json"))["layers"]
+    assert {tuple(row["padding"]) for row in shown} == {(32, 32)}
+    assert "cin padded to 32" in invoke("show", "--db", db, "--layer", "cin=3 ")
+
+
+def invoke(*words: object) -> str:
+    result = CliRunner().invoke(app, ["table", *map(str, words)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.output
+
+
+def test_padding_survives_export_and_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What TensorRT's formats say of each layer lies in the table, and old tables without it are read."""
+    machine(monkeypatch, VERSIONS[0], tmp_path)
+    model, graph = latency_nets.residual(12, 20)
+    onnx.save(model, tmp_path / "net.onnx")
+    backend = open_backend("tensorrt", precision="fp16")
+    table = Table.open(tmp_path / "t.sqlite", backend.target())
+    assert table.padding() == {}
+    measure(graph, tmp_path / "net.onnx", backend, table, widths={"a": (12,), "b": (20,)}, rounds=1, runs=2)
+    assert table.padding() == dict.fromkeys({op.key(graph.widths) for op in graph.ops}, (8, 8))
+    table.to_json(tmp_path / "t.json")
+    copy, merged = (Table.open(tmp_path / name, backend.target()) for name in ("copy.sqlite", "merged.sqlite"))
+    copy.import_file(tmp_path / "t.json")
+    merged.merge(table)
+    assert merged.merge(copy) == 0
+    assert table.padding() == copy.padding() == merged.padding()
+    assert len(store.read_padding(merged.path)) == len(store.read_padding(table.path))
+    rows = {tuple(row["key"][:3]): row for row in json.loads(invoke("show", "--db", copy.path, "--json"))["layers"]}
+    assert rows["conv", 12, 20]["padding"] == [8, 8]
+    assert "cin padded to 16, cout padded to 24" in invoke("show", "--db", copy.path, "--layer", "cin=12 cout=20")
+
+
+def test_the_measured_stairs_decide_which_widths_are_worth_having(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fp16 starts in steps of 8; this device computes in steps of 16, and the table shows it."""
+    machine(monkeypatch, VERSIONS[-1], tmp_path)
+    model, graph = latency_nets.residual(64, 64)
+    onnx.save(model, tmp_path / "net.onnx")
+    backend = open_backend("tensorrt", precision="fp16")
+    widths = grid(graph, 31, align_of(backend))
+    assert widths == {"a": tuple(range(8, 65, 8)), "b": tuple(range(8, 65, 8))}
+    table = Table.open(tmp_path / "t.sqlite", backend.target())
+    measure(graph, tmp_path / "net.onnx", backend, table, widths=widths, rounds=1, runs=1)
+    curve = costs(graph, table, graph.by_name["b"], widths["b"])
+    steps = {w: curve[w] for w in (24, 32, 40, 48)}
+    assert steps[24] == pytest.approx(steps[32], rel=0.05)
+    assert steps[40] == pytest.approx(steps[48], rel=0.05)
+    assert steps[40] > 1.1 * steps[32]
 
 
 def test_a_damaged_folder_is_refused(probes: Path, tmp_path: Path) -> None:

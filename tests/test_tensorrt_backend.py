@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import types
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -25,9 +26,11 @@ from pydeploy.backends.base import Backend, Engine, open_backend, reopen
 from pydeploy.backends.tensorrt import driver
 from pydeploy.backends.tensorrt.checkup import checkup
 from pydeploy.cli import engine_verbs
+from pydeploy.cli.console import show_profile
 from pydeploy.errors import BackendUnavailable, ConfigError, DataError, Mismatch
-from pydeploy.profile import attribute, profile, random_feeds
+from pydeploy.profile import attribute, paddings, profile, random_feeds
 from pydeploy.quant.implicit import entropy_calibrator
+from pydeploy.timing import Profile
 from trt_bench import VERSIONS, machine
 from trt_fake import PROFILE_US, World
 
@@ -258,7 +261,9 @@ def test_build_calibrates_from_the_command_line(
     images = np.random.default_rng(3).integers(0, 256, (7, 12, 12, 3), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
     manifest = tmp_path / "set.yaml"
-    manifest.write_text("source: ./images.npy\ncount: 7\npreprocessing: {mean: [0.5, 0.4, 0.3], std: [0.2, 0.3, 0.4]}\n")
+    manifest.write_text(
+        "source: ./images.npy\ncount: 7\npreprocessing: {mean: [0.5, 0.4, 0.3], std: [0.2, 0.3, 0.4]}\n"
+    )
     source, out = residual(tmp_path / "net.onnx", batch=3), tmp_path / "net.engine"
     verb = partial(engine_verbs.build, source, "tensorrt:int8", out, batch=3, threads=0, config=None)
     verb(data=manifest)
@@ -526,6 +531,54 @@ def test_unstable_clocks_are_flagged(world: World, tmp_path: Path) -> None:
     assert condition["unstable"] == 1.0
 
 
+class Nvml(types.ModuleType):
+    """pynvml of a machine where CUDA's first GPU is another one of NVML's. Only reading is possible."""
+
+    def __init__(self, reasons: int = 0) -> None:
+        super().__init__("pynvml")
+        self.reasons, self.clocks = reasons, iter([1410, 1400, 1380] + [1400] * 1000)
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        """Nothing to start."""
+
+    def nvmlDeviceGetHandleByPciBusId(self, pciBusId: str) -> str:  # noqa: N802, N803
+        assert pciBusId == "0000:07:00.0"
+        return "second"
+
+    def nvmlDeviceGetClockInfo(self, handle: str, type: int) -> int:  # noqa: A002, N802
+        return next(self.clocks) if type == 1 else 1215
+
+    def nvmlDeviceGetTemperature(self, handle: str, sensor: int) -> int:  # noqa: N802
+        raise RuntimeError("NVMLError_NotSupported")
+
+    def nvmlDeviceGetPowerUsage(self, handle: str) -> int:  # noqa: N802
+        assert handle == "second"
+        return 250_500
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: str) -> int:  # noqa: N802
+        return self.reasons
+
+
+@pytest.mark.parametrize(("reasons", "lowered"), [(0x1, ""), (0x4, "sw_power_cap"), (0x20 | 0x1, "sw_thermal")])
+def test_clocks_and_power_are_recorded(
+    reasons: int, lowered: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steady run times do not hide that the clocks were lowered all the time; an idle GPU is no reason."""
+    machine(monkeypatch, NEWEST, tmp_path)
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml(reasons))
+    backend, engine = built(tmp_path)
+    found = profile(backend, engine, RESIDUAL_OPS, rounds=4, runs=5)
+    facts = found.condition
+    assert (facts["sm_clock_mhz_min"], facts["sm_clock_mhz_max"], facts["memory_clock_mhz"]) == (1380, 1410, 1215)
+    assert facts["power_w"] == 250.5
+    assert "temperature_c" not in facts
+    assert facts["unstable"] == float(bool(lowered))
+    assert found.whole.disturbed == bool(lowered)
+    assert [name for name in facts if name.startswith("clocks_lowered")] == [f"clocks_lowered_by_{lowered}"] * bool(
+        lowered
+    )
+
+
 def test_enqueue_bound_runs_are_flagged(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world.fail.add("capture")
     monkeypatch.setattr(trt_fake, "LAUNCH_US", 50.0)
@@ -551,13 +604,21 @@ def test_layers_are_the_operators_without_the_profilers_share(world: World, tmp_
     ("precision", "multiple", "dtype"), [("fp32", 1, "float32"), ("fp16", 8, "float16"), ("int8", 32, "int8")]
 )
 def test_padding_is_read_from_the_formats(
-    world: World, precision: str, multiple: int, dtype: str, tmp_path: Path
+    world: World, precision: str, multiple: int, dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     backend, engine = built(tmp_path, precision)
     with backend.open(engine) as session:
         first = session.describe()[0]
-    assert (first.multiple, first.inputs[0].dtype) == (multiple, dtype)
+        layers = session.layers(random_feeds(session.inputs), 2)
+    assert (first.padding, first.inputs[0].dtype) == ((multiple, multiple), dtype)
     assert first.tactic == "sm80_xmma_fprop"
+    assert paddings(layers, RESIDUAL_OPS) == dict.fromkeys(RESIDUAL_OPS, (multiple, multiple))
+    found = profile(backend, engine, RESIDUAL_OPS, rounds=1, runs=2)
+    assert found.padding == paddings(layers, RESIDUAL_OPS)
+    assert Profile.from_json(json.loads(json.dumps(found.to_json()))) == found
+    show_profile(found)
+    shown = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert shown["stem"].endswith(f"x{multiple} in, x{multiple} out")
 
 
 def test_profile_tells_the_condition(world: World, tmp_path: Path) -> None:

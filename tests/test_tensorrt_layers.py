@@ -22,18 +22,18 @@ FORMATS = [
     ({"Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}, "int8", 32),
     ({"Format/Datatype": "Four wide channel vectorized row major Int8 format"}, "int8", 4),
     ({"Format/Datatype": "Two wide channel vectorized row major FP16 format"}, "float16", 2),
-    ({"Format/Datatype": "Half"}, "float16", 1),
-    ({"Format/Datatype": "Int8"}, "int8", 1),
-    ({"Format/Datatype": "BFloat16"}, "bfloat16", 1),
+    ({"Format/Datatype": "Half"}, "float16", 0),
+    ({"Format/Datatype": "Int8"}, "int8", 0),
+    ({"Format/Datatype": "BFloat16"}, "bfloat16", 0),
     # 11
     ({"Format": "Eight channel FP16 format (kHWC8) where C is padded to a multiple of 8", "Datatype": "Half"}, "float16", 8),
     ({"Format": "Sixteen channel INT8 format (kHWC16) where C is padded", "Datatype": "Int8"}, "int8", 16),
     ({"Format": "Thirty-two wide channel vectorized row major INT8 format (kCHW32)", "Datatype": "Int8"}, "int8", 32),
     ({"Format": "Row major linear FP16 format (kLINEAR)", "Datatype": "Half"}, "float16", 1),
     ({"Format": "Non-vectorized channel-last FP16 format", "Datatype": "Half"}, "float16", 1),
-    ({"Format": "", "Datatype": "Float"}, "float32", 1),
-    ({"Format/Datatype": "N/A due to dynamic shapes"}, "", 1),
-    ({}, "", 1),
+    ({"Format": "", "Datatype": "Float"}, "float32", 0),
+    ({"Format/Datatype": "N/A due to dynamic shapes"}, "", 0),
+    ({}, "", 0),
 ]  # fmt: skip
 
 
@@ -62,8 +62,8 @@ def test_origins(name: str, metadata: str, expected: tuple[str, ...]) -> None:
 
 def test_names_only_engines_still_list_their_layers() -> None:
     found = parse_layers('{"Layers": ["conv1 + relu1", "fc"], "Bindings": ["x"]}')
-    assert [(info.name, info.origins, info.multiple) for info in found] == [
-        ("conv1 + relu1", ("conv1", "relu1"), 1), ("fc", ("fc",), 1)]  # fmt: skip
+    assert [(info.name, info.origins, info.padding) for info in found] == [
+        ("conv1 + relu1", ("conv1", "relu1"), (0, 0)), ("fc", ("fc",), (0, 0))]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"Layers": 3}', '{"Layers": [{}]}', '{"Layers": [3]}', '{"Layers": ["a"'])

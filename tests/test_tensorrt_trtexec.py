@@ -17,6 +17,7 @@ from pydeploy.backends.tensorrt.options import Options
 from pydeploy.backends.tensorrt.trtexec import Files, read_layers, read_profile, read_run, read_times
 from pydeploy.errors import BackendUnavailable, DataError
 from pydeploy.latency.board import profile_from, target_from
+from pydeploy.timing import Profile
 
 FOLDER = Path(__file__).parent / "trtexec_files"
 VERSIONS = ("8.6", "10.3", "10.16", "11.4")
@@ -44,6 +45,8 @@ def test_every_versions_files_are_the_same_profile(version: str) -> None:
     assert found.whole.n == 41
     assert {timing.n for timing in found.layers.values()} == {77}
     assert found.condition["profiler_us_per_layer"] == pytest.approx(2.0)
+    assert found.padding == dict.fromkeys(RESIDUAL_OPS, (8, 8))
+    assert Profile.from_json(found.to_json()) == found
     assert found.condition["unstable"] == 0.0
 
 
@@ -51,7 +54,7 @@ def test_every_versions_files_are_the_same_profile(version: str) -> None:
 def test_formats_and_origins_in_every_version(version: str) -> None:
     infos = {info.origins[0]: info for info in read_layers(files(version).layers) if info.origins}
     assert infos["layer1.0.conv2"].origins == ("layer1.0.conv2", "layer1.0.add", "sum.relu")
-    assert infos["stem"].multiple == 8
+    assert infos["stem"].padding == (8, 8)
     assert infos["stem"].inputs[0].dtype == "float16"
     assert infos["pool"].name == ("pool" if version in ("8.6", "10.3") else "__myl_Mean_myl0_0")
     reformat = read_layers(files(version).layers)[0]

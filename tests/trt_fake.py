@@ -263,7 +263,6 @@ class BuilderCore(Core):
         core_of(config).learn()
         return Blob(json.dumps(plan).encode())
 
-
     def calibrate(self, calibrator: Any, network: NetworkCore, config: ConfigCore) -> bool:
         """As TensorRT does: a cache, else batches until there are none. What the calibrator raises is only printed."""
         assert "INT8" in self.world.flags

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pydeploy.errors import BackendUnavailable, ConfigError, DataError, Mismatch, nearest
 from pydeploy.files import read_json, sha256, write_json
-from pydeploy.timing import Target
+from pydeploy.timing import Padding, Target
 
 Feeds = Mapping[str, NDArray[Any]]
 """Arrays by tensor name."""
@@ -55,6 +55,7 @@ class LayerTime:
     name: str
     origins: tuple[str, ...]
     samples_us: NDArray[np.float64]
+    padding: Padding = (0, 0)
 
 
 class Session(Protocol):
@@ -178,9 +179,9 @@ def reopen(target: Target) -> Backend:
     )
 
 
-def align_of(backend: Backend) -> int:
+def align_of(backend: Backend, otherwise: int = 8) -> int:
     """Channel multiple at which the search for good widths starts; the measured stairs decide."""
-    return int(getattr(backend, "align", 8))
+    return int(getattr(backend, "align", otherwise))
 
 
 def check_feeds(feeds: Feeds, inputs: Sequence[TensorSpec]) -> None:

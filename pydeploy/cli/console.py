@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pydeploy.rundir import Tick
-from pydeploy.timing import Profile
+from pydeploy.timing import Padding, Profile
 
 FLAGS = {
     "unstable": "run times vary by more than 2.5 % or clocks were lowered; lock the clocks (nvidia-smi -lgc, jetson_clocks) and repeat",
@@ -97,7 +97,17 @@ def show_profile(found: Profile) -> None:
         if found.condition.get(flag):
             sys.stdout.write(f"warning: {meaning}\n")
     sys.stdout.write("\n")
-    rows = [
+    header: tuple[str, ...] = ("layer", "median_us", "p10_us", "p90_us", "n")
+    rows: list[tuple[Any, ...]] = [
         (name, round(t.median_us, 1), round(t.p10_us, 1), round(t.p90_us, 1), t.n) for name, t in found.layers.items()
     ]
-    show_table(("layer", "median_us", "p10_us", "p90_us", "n"), rows)
+    if found.padding:
+        header = (*header, "channels_padded_to")
+        rows = [(*row, multiples(found.padding.get(row[0], (0, 0)))) for row in rows]
+    show_table(header, rows)
+
+
+def multiples(padding: Padding) -> str:
+    """``x4 in, x8 out``; '' where the runtime does not tell."""
+    texts = [f"x{multiple} {side}" for multiple, side in zip(padding, ("in", "out"), strict=True) if multiple]
+    return ", ".join(texts)

@@ -210,7 +210,7 @@ def _formats(bench: Bench) -> str:
             continue
         layers = _describe(bench, name)
         used = [layer for layer in layers if any(tensor["dtype"] == dtype for tensor in layer["inputs"])]
-        padded = sorted({layer["multiple"] for layer in layers})
+        padded = sorted({multiple for layer in layers for multiple in layer["padding"]})
         texts.append(f"{name}: {len(used)} of {len(layers)} layers read {dtype}, channels in multiples of {padded}")
         _require(bool(used) or bench.backend.precision == "fp32", texts[-1])
     return "; ".join(texts)
@@ -220,7 +220,7 @@ def _describe(bench: Bench, name: str) -> list[dict[str, Any]]:
     backend, engine = bench.opened(name)
     assert isinstance(backend, TensorRt)
     with backend.open(engine) as session:
-        return [{**asdict(info), "multiple": info.multiple} for info in session.describe()]
+        return [{**asdict(info), "padding": info.padding} for info in session.describe()]
 
 
 def _layers(bench: Bench) -> str:

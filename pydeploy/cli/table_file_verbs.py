@@ -13,7 +13,8 @@ from pydeploy.cli.table_verbs import app as app  # the same group of verbs
 
 if TYPE_CHECKING:
     from pydeploy.graph import OpKey
-    from pydeploy.latency.table import Table
+    from pydeploy.latency.table import Lookup, Table
+    from pydeploy.timing import Padding
 
 LAYER_HELP = "Only layers whose description contains this text."
 
@@ -36,18 +37,27 @@ def show(
     from pydeploy.latency.table import Table
 
     table = Table.open(db)
-    found = [(key, table.lookup(key)) for key in _keys(table, layer)]
+    found, padding = [(key, table.lookup(key)) for key in _keys(table, layer)], table.padding()
     if json:
         rows = [{"key": key.to_list(), "latency_us": f.latency_us, "n": f.n, "sets": f.sets, "spread": f.spread,
-                 "interval": f.interval, "disturbed": f.disturbed} for key, f in found]  # fmt: skip
+                 "interval": f.interval, "disturbed": f.disturbed, "padding": padding.get(key)} for key, f in found]  # fmt: skip
         show_json({"target": table.target.to_json(), "layers": rows})
         return
     sys.stdout.write(f"{table.target}\n")
     show_table(
         ("layer", "latency_us", "n", "spread", "+-", "note"),
-        [(str(k), round(f.latency_us, 2), f.n, f"{f.spread:.1%}", f"{f.interval:.1%}", "disturbed" if f.disturbed else "")
+        [(str(k), round(f.latency_us, 2), f.n, f"{f.spread:.1%}", f"{f.interval:.1%}", _note(k, f, padding.get(k)))
          for k, f in found],
     )  # fmt: skip
+
+
+def _note(key: OpKey, found: Lookup, padding: Padding | None) -> str:
+    """What is worth knowing of a layer: disturbed samples, and the channels that the runtime really computes with."""
+    notes = ["disturbed"] if found.disturbed else []
+    for name, width, multiple in zip(("cin", "cout"), (key.cin, key.cout), padding or (0, 0), strict=True):
+        if multiple and width % multiple:
+            notes.append(f"{name} padded to {-(-width // multiple) * multiple}")
+    return ", ".join(notes)
 
 
 @app.command()

@@ -69,6 +69,7 @@ def measure(
     from pydeploy.cli.console import Terminal
     from pydeploy.latency.design import grid
     from pydeploy.latency.measure import measure as fill
+    from pydeploy.latency.measure import minutes
     from pydeploy.latency.table import Table
 
     terminal, folder = Terminal(), _folder(onnx, model)
@@ -79,7 +80,7 @@ def measure(
         table.set_note("input", " ".join("x".join(map(str, shape)) for shape in structure.inputs))
         with terminal.bar("measure the latency table") as tick:
             done = fill(structure, file, backend, table, widths=widths, rounds=rounds, runs=runs, limit=limit,
-                        progress=tick, announce=lambda s: terminal.say(f"about {max(1, round(s / 60))} minutes"))  # fmt: skip
+                        progress=tick, announce=lambda s: terminal.say(minutes(s)))  # fmt: skip
         if refine:
             _refine(structure, file, backend, table, widths, align or align_of(backend), refine, terminal)
     sys.stdout.write(f"{db}: {done.measured} networks measured, {done.skipped} kept, {done.disturbed} disturbed, "
@@ -154,31 +155,38 @@ def probes(
     option: Annotated[Optional[list[str]], typer.Option("--option", "-o", help=OPTION_HELP)] = None,
     graph: Annotated[Optional[Path], typer.Option(help="Graph JSON of an ONNX model ('pydeploy trace --out').")] = None,
     points: Annotated[int, typer.Option(min=2, max=31, help="Most widths measured for one group.")] = 7,
-    align: Annotated[int, typer.Option(min=1, help="Widths are multiples of this.")] = 8,
+    align: Annotated[
+        Optional[int], typer.Option(min=1, help="Widths are multiples of this; else what suits --target, or 8.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 1,
     trtexec: Annotated[str, typer.Option(help="Also write measure.sh for this version of TensorRT, e.g. 10.3.")] = "",
-    target: Annotated[str, typer.Option(help="For --trtexec: tensorrt:PRECISION and options.")] = "tensorrt:fp16",
+    target: Annotated[str, typer.Option(help=TARGET_HELP)] = "tensorrt:fp16",
     limit: Annotated[Optional[int], typer.Option(min=1, help="For --trtexec: most networks to build.")] = None,
 ) -> None:
     """Write what a board needs to measure a table by itself: the network, its structure, the widths to try.
 
     Example: pydeploy table probes torchvision:resnet18 --input 1x3x224x224 --out probes/
     """
+    from pydeploy.cli.tensorrt_verbs import converter, precision_and_options
     from pydeploy.latency.board import ProbeFolder
     from pydeploy.latency.design import grid
 
+    if target.startswith("tensorrt"):
+        precision, options = precision_and_options(target)
+        align = align or options.align(precision)
     with _dense(model, input or [], option or [], graph, batch) as (structure, file):
-        folder = ProbeFolder.write(out, file, structure, grid(structure, points, align), batch)
+        folder = ProbeFolder.write(out, file, structure, grid(structure, points, align or 8), batch)
     sys.stdout.write(
         f"{out}: copy it to the board, then run there: pydeploy table measure --onnx {out} --target {target} --db FILE\n"
     )
     if trtexec:
         from pydeploy.backends.tensorrt.compat import parse_version
-        from pydeploy.cli.tensorrt_verbs import precision_and_options, typed_files
 
         precision, options = precision_and_options(target)
         version = parse_version(trtexec)
-        script = folder.write_script(version, precision, options, limit=limit, convert=typed_files(version, precision))
+        with tempfile.TemporaryDirectory(prefix="pydeploy-") as scratch:
+            convert = converter(version, precision, folder.model, Path(scratch))
+            script = folder.write_script(version, precision, options, limit=limit, convert=convert)
         sys.stdout.write(f"{script}: or run it there, copy the folder back, and: pydeploy table import {out} --db FILE "
                          f"--device NAME --trt {trtexec} --target {target}\n")  # fmt: skip
 

@@ -120,19 +120,28 @@ def precision_and_options(target: str) -> tuple[str, Options]:
     return precision, Options.parse(options)
 
 
-def typed_files(version: tuple[int, int], precision: str) -> Callable[[Path], onnx.ModelProto] | None:
-    """What makes a float model's file one that this version builds at `precision`; None where flags do."""
+def converter(
+    version: tuple[int, int], precision: str, dense: Path, folder: Path
+) -> Callable[[onnx.ModelProto], onnx.ModelProto] | None:
+    """What makes a float model one that this version builds at `precision`; None where flags do. `folder` is for scratch.
+
+    Int8 probes get the ranges that random inputs have in the model `dense`: latency does not depend on them.
+    """
+    import onnx
+
     from pydeploy.backends.tensorrt import compat
     from pydeploy.backends.tensorrt.backend import typed_copy
-    from pydeploy.errors import ConfigError
+    from pydeploy.latency.quantized import int8_transform
 
-    if precision == "int8":
-        raise ConfigError(
-            "probes for int8 need Q/DQ nodes; measure them with 'pydeploy table measure', or take fp16 here"
-        )
-    if precision in ("fp16", "bf16") and compat.is_typed(version, typed_file=False):
-        return lambda path: typed_copy(path, precision)
-    return None
+    quantized = int8_transform(dense, "tensorrt", folder) if precision == "int8" else None
+    if precision not in ("fp16", "bf16", "int8") or not compat.is_typed(version, typed_file=False):
+        return quantized
+
+    def typed(model: onnx.ModelProto) -> onnx.ModelProto:
+        onnx.save(model if quantized is None else quantized(model), folder / "typed.onnx")
+        return typed_copy(folder / "typed.onnx", precision)
+
+    return typed
 
 
 def import_folder(folder: Path, db: Path, device: str, trt: str, target: str) -> None:
@@ -145,8 +154,9 @@ def import_folder(folder: Path, db: Path, device: str, trt: str, target: str) ->
         raise ConfigError("trtexec's files do not say where they were made: give --device and --trt")
     probes = ProbeFolder.load(folder)
     precision, options = precision_and_options(target)
-    table = Table.open(db, target_from(device, trt, precision, probes.batch, options))
-    added, missing = probes.import_runs(table)
+    stated = target_from(device, trt, precision, probes.batch, options)
+    probes.measured(stated)  # before a table is made
+    added, missing = probes.import_runs(Table.open(db, stated))
     note = (
         f", {len(missing)} not measured yet ({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''})"
         if missing

@@ -2,16 +2,18 @@
 
 * A probe folder holds ``model.onnx``, ``graph.json`` and ``probes.json`` (candidate widths, batch). With it a board
   measures a table from files alone, without PyTorch.
-* For a board without Python bindings the folder also gets one ONNX file a probe and ``measure.sh`` with trtexec's
-  commands; the JSON files that these leave beside the ONNX files make the table on any machine.
+* For a board without Python bindings the folder also gets one ONNX file a probe, ``measure.sh`` with trtexec's commands
+  and ``measure.json`` (what they are for); the JSON files that these leave beside the ONNX files make the table on any
+  machine. An int8 probe is quantized, and where TensorRT wants types typed, before it goes to the board.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,20 +22,18 @@ import numpy as np
 import onnx
 
 from pydeploy.backends.tensorrt import compat, trtexec
+from pydeploy.backends.tensorrt.backend import is_typed_file
 from pydeploy.backends.tensorrt.condition import UNSTABLE
 from pydeploy.backends.tensorrt.options import Options
-from pydeploy.errors import DataError
+from pydeploy.errors import DataError, Mismatch
 from pydeploy.files import read_json, replacing, write_json, write_text
 from pydeploy.graph import Graph, Widths
 from pydeploy.latency.design import Grid, probe_plans
-from pydeploy.latency.measure import probe_name
+from pydeploy.latency.measure import Transform, probe_name
 from pydeploy.latency.probe import resize
 from pydeploy.latency.table import Table, origin
-from pydeploy.profile import attribute
+from pydeploy.profile import attribute, paddings
 from pydeploy.timing import Profile, Target, Timing
-
-Convert = Callable[[Path], onnx.ModelProto]
-"""A typed model of the float one in a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +81,8 @@ class ProbeFolder:
         return cls(path, graph, widths, batch)
 
     def plans(self, limit: int | None = None) -> dict[str, Widths]:
-        """Widths of every probe by its file's name."""
-        return {f"probe{index:03d}": plan for index, plan in enumerate(probe_plans(self.graph, self.widths, limit))}
+        """Widths of every probe by its file's name, which is made of the widths: a limit does not change it."""
+        return {f"probe-{_digest(plan)[:12]}": plan for plan in probe_plans(self.graph, self.widths, limit)}
 
     def write_script(
         self,
@@ -92,9 +92,9 @@ class ProbeFolder:
         *,
         limit: int | None = None,
         program: str = "trtexec",
-        convert: Convert | None = None,
+        convert: Transform | None = None,
     ) -> Path:
-        """``measure.sh`` and the ONNX files that it runs through trtexec; `convert` makes typed ones of them."""  # fmt: skip
+        """``measure.sh`` and the ONNX files that it runs through trtexec; `convert` makes typed or int8 ones of them."""  # fmt: skip
         dense = onnx.load(self.model)
         lines = [
             "#!/bin/sh",
@@ -102,39 +102,63 @@ class ProbeFolder:
             "set -eu",
         ]
         for name, widths in self.plans(limit).items():
-            seed = int(hashlib.sha256(name.encode()).hexdigest()[:16], 16)
-            model = resize(dense, self.graph, widths, np.random.default_rng(seed))
+            model = resize(dense, self.graph, widths, np.random.default_rng(int(_digest(widths)[:16], 16)))
+            model = model if convert is None else convert(model)
             onnx.save(model, self.path / f"{name}.onnx")
-            if convert is not None:
-                onnx.save(convert(self.path / f"{name}.onnx"), self.path / f"{name}.onnx")
             arguments = trtexec.command(Path(f"{name}.onnx"), version, precision, program=program, options=options,
-                                        typed_file=convert is not None)  # fmt: skip
-            done = trtexec.Files.beside(Path(f"{name}.onnx")).layers
-            lines.append(
-                f"test -s {done} || {shlex.join(arguments)} > {name}.log 2>&1 || {{ tail -n 5 {name}.log; exit 1; }}"
-            )
+                                        typed_file=is_typed_file(model))  # fmt: skip
+            lines += [f"if ! test -e {name}.done; then",
+                      f"  {shlex.join(arguments)} > {name}.log 2>&1 || {{ tail -n 5 {name}.log; exit 1; }}",
+                      f"  touch {name}.done", "fi"]  # fmt: skip
+        write_json(self.path / "measure.json", {"schema": 1, "precision": precision, "options": str(options)})
         write_text(self.path / "measure.sh", "\n".join(lines) + "\n")
         return self.path / "measure.sh"
 
     def import_runs(self, table: Table) -> tuple[int, list[str]]:
-        """Put what trtexec left in this folder into `table`: probes added now, and names of probes without files."""
-        added, missing = 0, []
-        for name, widths in self.plans().items():
+        """Put what trtexec left in this folder into `table`: probes added now, and names of probes not measured yet.
+
+        Raises `Mismatch` when the folder was written for another precision or other options than the table's.
+        """
+        measured, missing = self.measured(table.target)
+        added = 0
+        for name, widths in measured.items():
             files = trtexec.Files.beside(self.path / f"{name}.onnx")
             stored = probe_name(self.graph, widths, 0)
-            if not files.layers.is_file():
-                missing.append(name)
-            elif stored not in table.probes():
+            if stored not in table.probes():
                 found = profile_from(trtexec.read_run(files), table.target, [op.name for op in self.graph.ops])
                 nothing = Timing(1, 0.0, 0.0, 0.0)
                 layers = {op: found.layers.get(op, nothing) for op in ["", *(op.name for op in self.graph.ops)]}
-                table.add_network(self.graph, widths, found.whole, layers, origin("probe", stored))
+                made = origin("probe", stored)
+                table.add_network(self.graph, widths, found.whole, layers, made, found.padding)
                 added += 1
-        if not added and len(missing) == len(self.plans()):
+        return added, missing
+
+    def measured(self, target: Target) -> tuple[dict[str, Widths], list[str]]:
+        """Probes that trtexec has finished, and names of those that it has not; raises as `import_runs`."""
+        self._require(target)
+        written = {name: widths for name, widths in self.plans().items() if (self.path / f"{name}.onnx").is_file()}
+        done = {name: widths for name, widths in written.items() if (self.path / f"{name}.done").is_file()}
+        if not done:
             raise DataError(
                 f"{self.path} holds no files of trtexec; run measure.sh on the board and copy the folder back"
             )
-        return added, missing
+        return done, [name for name in written if name not in done]
+
+    def _require(self, target: Target) -> None:
+        if not (self.path / "measure.json").is_file():
+            raise DataError(f"{self.path} has no measure.json; write the folder with 'pydeploy table probes --trtexec'")
+        written = read_json(self.path / "measure.json")
+        facts = {"precision": target.precision, "options": target.facts.get("options", "")}
+        for name, stated in facts.items():
+            if not isinstance(written, dict) or written.get(name) != stated:
+                raise Mismatch(
+                    f"{self.path} was written for other measurements ({name}: {dict(written).get(name)!r} against "
+                    f"{stated!r}); state the target that 'table probes' was given"
+                )
+
+
+def _digest(widths: Widths) -> str:
+    return hashlib.sha256(json.dumps(dict(widths), sort_keys=True).encode()).hexdigest()
 
 
 def target_from(device: str, version: str, precision: str, batch: int, options: Options) -> Target:
@@ -155,7 +179,8 @@ def profile_from(run: trtexec.Run, target: Target, ops: Sequence[str] | None = N
         "unstable": float(unstable),
         "profiler_us_per_layer": run.overhead_us,
     }
-    return Profile(target, Timing.of(run.whole_us, disturbed=unstable), layers, condition)
+    whole = Timing.of(run.whole_us, disturbed=unstable)
+    return Profile(target, whole, layers, condition, paddings(run.layers, ops))
 
 
 def _by_name(run: trtexec.Run) -> dict[str, float]:

@@ -14,9 +14,12 @@ from pydeploy.latency.store import (
     SAMPLE_COLUMNS,
     SCHEMA,
     Network,
+    Padded,
     Sample,
     network_from,
     network_row,
+    padded_from,
+    padded_row,
     sample_from,
     sample_row,
 )
@@ -32,14 +35,16 @@ def to_csv(path: Path, target: Target, samples: Sequence[Sample]) -> None:
     write_text(path, text.getvalue())
 
 
-def to_json(path: Path, target: Target, samples: Sequence[Sample], networks: Sequence[Network]) -> None:
-    """Everything: ``{schema, target, samples: [...], networks: [...]}``."""
+def to_json(
+    path: Path, target: Target, samples: Sequence[Sample], networks: Sequence[Network], padded: Sequence[Padded]
+) -> None:
+    """Everything: ``{schema, target, samples: [...], networks: [...], padding: [...]}``."""
     data = {"schema": SCHEMA, "target": target.to_json(), "samples": [sample_row(s) for s in samples],
-            "networks": [network_row(n) for n in networks]}  # fmt: skip
+            "networks": [network_row(n) for n in networks], "padding": [padded_row(p) for p in padded]}  # fmt: skip
     write_json(path, data)
 
 
-def read(path: Path, target: Target) -> tuple[list[Sample], list[Network]]:
+def read(path: Path, target: Target) -> tuple[list[Sample], list[Network], list[Padded]]:
     """The rows of an exported file. `Mismatch` when it is of another target, `DataError` when it is no export."""
     try:
         return _read_csv(path, target) if path.suffix.lower() == ".csv" else _read_json(path, target)
@@ -47,14 +52,15 @@ def read(path: Path, target: Target) -> tuple[list[Sample], list[Network]]:
         raise DataError(f"{path} is not an exported latency table ({error!r}); nothing was imported") from None
 
 
-def _read_json(path: Path, target: Target) -> tuple[list[Sample], list[Network]]:
+def _read_json(path: Path, target: Target) -> tuple[list[Sample], list[Network], list[Padded]]:
     data = read_json(path)
     target.require(Target.from_json(data["target"]), f"{path}")
     samples = [sample_from(tuple(row[name] for name in SAMPLE_COLUMNS)) for row in data["samples"]]
-    return samples, [network_from(tuple(row[name] for name in NETWORK_COLUMNS)) for row in data["networks"]]
+    networks = [network_from(tuple(row[name] for name in NETWORK_COLUMNS)) for row in data["networks"]]
+    return samples, networks, [padded_from(row) for row in data.get("padding", [])]
 
 
-def _read_csv(path: Path, target: Target) -> tuple[list[Sample], list[Network]]:
+def _read_csv(path: Path, target: Target) -> tuple[list[Sample], list[Network], list[Padded]]:
     rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))
     foreign = {row["target"] for row in rows} - {target.fingerprint}
     if foreign:
@@ -62,4 +68,4 @@ def _read_csv(path: Path, target: Target) -> tuple[list[Sample], list[Network]]:
             f"{path} holds rows of target {', '.join(sorted(foreign))}, this table is of {target.fingerprint} "
             f"({target}); import it into a table of its own"
         )
-    return [sample_from(tuple(row[name] for name in SAMPLE_COLUMNS)) for row in rows], []
+    return [sample_from(tuple(row[name] for name in SAMPLE_COLUMNS)) for row in rows], [], []

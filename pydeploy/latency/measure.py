@@ -34,8 +34,8 @@ from pydeploy.latency.probe import resize
 from pydeploy.latency.quantized import int8_transform
 from pydeploy.latency.table import Table, origin
 from pydeploy.pace import Kept, Limits, Pace, take_turns, time_in_turns, timing_of
-from pydeploy.profile import attribute, random_feeds
-from pydeploy.timing import Timing
+from pydeploy.profile import attribute, paddings, random_feeds
+from pydeploy.timing import Padding, Timing
 
 CHUNK = 16
 """Most engines open at once."""
@@ -155,7 +155,7 @@ def opened(
     with tempfile.TemporaryDirectory(prefix="probes-", dir=workdir) as folder, ExitStack() as stack:
         here = Path(folder)
         if transform is None and backend.precision == "int8" and not _quantized(model):
-            transform = int8_transform(path, backend, here)
+            transform = int8_transform(path, backend.name, here, backend.threads)
         measured = backend.target().measured
         lab = Lab(
             graph, model, backend, rounds, runs, transform, here, Watch() if measured else unwatched(), Pace.still()
@@ -183,6 +183,11 @@ def _announce(
     share = sum(graph.macs(probe.widths) for probe in probes) / len(probes) / max(1, graph.macs())
     each = build_s + 8 * (round_s * (1 + share)) + LAYER_ROUNDS * layers_s * share
     announce(each * len(probes))
+
+
+def minutes(seconds: float) -> str:
+    """What `announce` is told, in words for the user."""
+    return f"the latency table takes about {max(1, round(seconds / 60))} minutes of the device"
 
 
 def _load(path: Path) -> onnx.ModelProto:
@@ -264,10 +269,11 @@ def _run(lab: Lab, table: Table, chunk: Sequence[Probe]) -> None:
     """Time all probes of a chunk in turns and store them."""
     with sessions(lab, {probe.name: build(lab, probe) for probe in chunk}) as running:
         wholes = timed(lab, running)
-        layers = layer_timings(lab, running)
+        told: dict[str, Mapping[str, Padding]] = {}
+        layers = layer_timings(lab, running, told)
     for probe in chunk:
         made = origin("probe", probe.name, lab.pace.level_us)
-        table.add_network(lab.graph, probe.widths, wholes[probe.name], layers[probe.name], made)
+        table.add_network(lab.graph, probe.widths, wholes[probe.name], layers[probe.name], made, told[probe.name])
 
 
 def timed(lab: Lab, running: Mapping[str, tuple[Session, Feeds]]) -> dict[str, Timing]:
@@ -284,17 +290,28 @@ def timed(lab: Lab, running: Mapping[str, tuple[Session, Feeds]]) -> dict[str, T
     return found
 
 
-def layer_timings(lab: Lab, running: Mapping[str, tuple[Session, Feeds]]) -> dict[str, dict[str, Timing]]:
-    """Per probe, per operator. An operator that the runtime merged into another one takes no time of its own."""
+def layer_timings(
+    lab: Lab, running: Mapping[str, tuple[Session, Feeds]], told: dict[str, Mapping[str, Padding]] | None = None
+) -> dict[str, dict[str, Timing]]:
+    """Per probe, per operator. An operator that the runtime merged into another one takes no time of its own.
+
+    `told` gets what the runtime tells of padded channels, per probe and operator.
+    """
     ops = [op.name for op in lab.graph.ops]
     count = 2 * lab.runs
 
-    def turn(session: Session, feeds: Feeds) -> Callable[[], dict[str, NDArray[np.float64]]]:
-        return lambda: attribute(session.layers(feeds, count), ops)
+    def turn(name: str, session: Session, feeds: Feeds) -> Callable[[], dict[str, NDArray[np.float64]]]:
+        def once() -> dict[str, NDArray[np.float64]]:
+            layers = session.layers(feeds, count)
+            if told is not None:
+                told[name] = paddings(layers, ops)
+            return attribute(layers, ops)
+
+        return once
 
     rounds = min(LAYER_ROUNDS, lab.rounds)
     limits = Limits(rounds, 2 * rounds, PRECISION, PATIENCE_S)
-    kept = take_turns({name: turn(*pair) for name, pair in running.items()}, lab.pace, limits, watch=lab.watch)
+    kept = take_turns({name: turn(name, *pair) for name, pair in running.items()}, lab.pace, limits, watch=lab.watch)
     nothing = np.zeros(count)
     return {
         name: {op: timing_of(Kept(tuple(value.get(op, nothing) for value in one.values), one.factors, one.disturbed,

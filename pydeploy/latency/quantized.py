@@ -11,7 +11,6 @@ from pathlib import Path
 
 import onnx
 
-from pydeploy.backends.base import Backend
 from pydeploy.backends.source import input_specs
 from pydeploy.files import sha256
 from pydeploy.profile import random_feeds
@@ -20,11 +19,13 @@ from pydeploy.quant.placement import STYLES
 from pydeploy.quant.qdq import quantize
 
 
-def int8_transform(dense: Path, backend: Backend, folder: Path) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
-    """A function that turns a float probe into the int8 file that `backend` wants; `folder` holds files in between."""
-    style = backend.name if backend.name in STYLES else "onnxruntime"
+def int8_transform(
+    dense: Path, backend: str, folder: Path, threads: int = 0
+) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
+    """A function that turns a float probe into the int8 file that a backend wants; `folder` holds files in between."""
+    style = backend if backend in STYLES else "onnxruntime"
     feeds = random_feeds(input_specs(onnx.load(dense), dense))
-    ranges = calibrate(dense, [feeds], observer="minmax", style=style, threads=backend.threads)
+    ranges = calibrate(dense, [feeds], observer="minmax", style=style, threads=threads)
     source, result = folder / "float.onnx", folder / "int8.onnx"
 
     def transform(model: onnx.ModelProto) -> onnx.ModelProto:

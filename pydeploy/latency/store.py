@@ -22,7 +22,7 @@ from typing import Any
 
 from pydeploy.errors import DataError
 from pydeploy.graph import OpKey
-from pydeploy.timing import Target, Timing
+from pydeploy.timing import Padding, Target, Timing
 
 SCHEMA = 2
 _APPLICATION = 0x70644C54  # "pdLT" in SQLite's application_id: tells our files from other databases
@@ -39,6 +39,8 @@ CREATE TABLE networks (graph TEXT NOT NULL, widths TEXT NOT NULL, layers_us REAL
 CREATE INDEX samples_key ON samples (key);
 CREATE INDEX networks_graph ON networks (graph);
 """
+_CREATE_PADDING = """CREATE TABLE IF NOT EXISTS padding (key TEXT NOT NULL, cin INTEGER NOT NULL, cout INTEGER NOT NULL,
+  probe TEXT NOT NULL)"""  # only in files of runtimes that tell it
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,15 @@ class Network:
     layers_us: float
     whole: Timing
     origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Padded:
+    """The channel multiples that one layer reads and writes in one network (`pydeploy.timing.Padding`)."""
+
+    key: OpKey
+    padding: Padding
+    probe: str
 
 
 def create(path: Path, target: Target) -> None:
@@ -146,14 +157,20 @@ def _connection(path: Path) -> Iterator[sqlite3.Connection]:
         ) from None
 
 
-def append(path: Path, samples: Iterable[Sample], networks: Iterable[Network] = ()) -> None:
+def append(
+    path: Path, samples: Iterable[Sample], networks: Iterable[Network] = (), padded: Iterable[Padded] = ()
+) -> None:
     """Add all rows in one transaction."""
+    formats = [padded_row(one) for one in padded]
     rows = [(_text(s.key), *_timing(s.timing), *_origin(s.origin)) for s in samples]
     wholes = [(n.graph, n.widths, n.layers_us, *_timing(n.whole), *_origin(n.origin)) for n in networks]
     with _connection(path) as connection:
         connection.execute("BEGIN IMMEDIATE")
         connection.executemany("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
         connection.executemany("INSERT INTO networks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", wholes)
+        if formats:
+            connection.execute(_CREATE_PADDING)
+            connection.executemany("INSERT INTO padding VALUES (?, ?, ?, ?)", formats)
         connection.execute("COMMIT")
 
 
@@ -198,6 +215,15 @@ def read(path: Path) -> tuple[list[Sample], list[Network]]:
     return [sample_from(row) for row in samples], [network_from(row) for row in networks]
 
 
+def read_padding(path: Path) -> list[Padded]:
+    """What runtimes told of padded channels, in order of insertion."""
+    with _connection(path) as connection:
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'padding'").fetchone():
+            return []
+        rows = connection.execute("SELECT key, cin, cout, probe FROM padding ORDER BY rowid").fetchall()
+    return [padded_from(row) for row in rows]
+
+
 def probes(path: Path) -> set[str]:
     """Ids of all probes in the file now, other processes' included."""
     with _connection(path) as connection:
@@ -212,6 +238,16 @@ def sample_from(row: tuple[Any, ...]) -> Sample:
 def network_from(row: tuple[Any, ...]) -> Network:
     graph, widths, layers, *rest = row
     return Network(str(graph), str(widths), float(layers), _as_timing(*rest[:7]), _as_origin(*rest[7:]))
+
+
+def padded_from(row: Iterable[Any]) -> Padded:
+    key, cin, cout, probe = row
+    return Padded(OpKey.from_list(json.loads(key)), (int(cin), int(cout)), str(probe))
+
+
+def padded_row(padded: Padded) -> list[Any]:
+    """A flat, JSON-ready form that `padded_from` reads."""
+    return [_text(padded.key), *padded.padding, padded.probe]
 
 
 def _as_timing(n: Any, median: Any, p10: Any, p90: Any, disturbed: Any, interval: Any, outliers: Any) -> Timing:

@@ -24,8 +24,8 @@ from statistics import mean, median
 from pydeploy.errors import MissingTiming
 from pydeploy.graph import Graph, OpKey, Widths
 from pydeploy.latency import exchange, store
-from pydeploy.latency.store import Network, Origin, Sample
-from pydeploy.timing import Profile, Target, Timing, median_interval
+from pydeploy.latency.store import Network, Origin, Padded, Sample
+from pydeploy.timing import Padding, Profile, Target, Timing, median_interval
 from pydeploy.version import __version__
 
 FEW = 9
@@ -98,8 +98,10 @@ class Table:
             self._overheads.clear()
         return self._read
 
-    def _append(self, samples: Sequence[Sample], networks: Sequence[Network] = ()) -> None:
-        store.append(self.path, samples, networks)
+    def _append(
+        self, samples: Sequence[Sample], networks: Sequence[Network] = (), padded: Sequence[Padded] = ()
+    ) -> None:
+        store.append(self.path, samples, networks, padded)
         self._read = None
 
     # What was measured
@@ -109,15 +111,18 @@ class Table:
         self._append([Sample(key, timing, made) for key, timing in timings])
 
     def add_network(
-        self, graph: Graph, widths: Widths, whole: Timing, layers: Mapping[str, Timing], made: Origin
-    ) -> None:
+        self, graph: Graph, widths: Widths, whole: Timing, layers: Mapping[str, Timing], made: Origin,
+        padding: Mapping[str, Padding] | None = None,
+    ) -> None:  # fmt: skip
         """Append one network and all its layers (by operator name, per run) in one transaction."""
         full = {**graph.widths, **widths}
         timed = [(op, layers[op.name]) for op in graph.ops]
         samples = [Sample(op.key(full), timing, made) for op, timing in timed]
         total = sum(timing.median_us for timing in layers.values())
         kept = json.dumps({group.name: full[group.name] for group in graph.prunable}, sort_keys=True)
-        self._append(samples, [Network(graph.fingerprint, kept, total, whole, made)])
+        told = padding or {}
+        padded = [Padded(op.key(full), told[op.name], made.probe) for op in graph.ops if op.name in told]
+        self._append(samples, [Network(graph.fingerprint, kept, total, whole, made)], padded)
 
     def rows(self) -> Sequence[Sample]:
         """All sample sets, oldest first."""
@@ -126,6 +131,11 @@ class Table:
     def networks(self, graph: Graph | None = None) -> Sequence[Network]:
         """All probe networks (of `graph`), oldest first."""
         return tuple(n for n in self._now.networks if graph is None or n.graph == graph.fingerprint)
+
+    def padding(self) -> Mapping[OpKey, Padding]:
+        """The channel multiples that each layer read and wrote in most networks, where the runtime told them."""
+        counts = Counter((row.key, row.padding) for row in store.read_padding(self.path))
+        return {key: padding for (key, padding), _ in reversed(counts.most_common())}
 
     def reference_us(self, graph: Graph) -> float | None:
         """The dense network's time that the rows of `graph` are scaled to, if any were; the newest where it changed."""
@@ -152,7 +162,8 @@ class Table:
 
     def to_json(self, path: str | Path) -> None:
         """Write the whole table, target included, as JSON."""
-        exchange.to_json(Path(path), self.target, self._now.samples, self._now.networks)
+        padded = store.read_padding(self.path)
+        exchange.to_json(Path(path), self.target, self._now.samples, self._now.networks, padded)
 
     def import_file(self, path: str | Path) -> int:
         """Add the rows of an exported CSV or JSON file of the same target that are not here yet; says how many."""
@@ -161,13 +172,14 @@ class Table:
     def merge(self, other: Table) -> int:
         """Add the rows of another table of the same target that are not here yet; says how many. Else `Mismatch`."""
         self.target.require(other.target, f"the latency table {other.path}")
-        return self._add_new(other.rows(), other.networks())
+        return self._add_new(other.rows(), other.networks(), store.read_padding(other.path))
 
-    def _add_new(self, samples: Sequence[Sample], networks: Sequence[Network]) -> int:
+    def _add_new(self, samples: Sequence[Sample], networks: Sequence[Network], padded: Sequence[Padded]) -> int:
         known = {*self._now.samples, *self._now.networks}
+        told = set(store.read_padding(self.path))
         new_samples = [sample for sample in samples if sample not in known]
         new_networks = [network for network in networks if network not in known]
-        self._append(new_samples, new_networks)
+        self._append(new_samples, new_networks, [row for row in padded if row not in told])
         return len(new_samples) + len(new_networks)
 
     # What a layer costs

@@ -24,15 +24,18 @@ _KEPT = 4096
 
 
 class Nvml:
-    """The management library's view of one GPU; every reading is left out where the device does not offer it (Jetson)."""
+    """The management library's view of one GPU; every reading is left out where the device does not offer it (Jetson).
 
-    def __init__(self, library: Any = None) -> None:
-        self._nvml = library
+    The GPU is found by its place on the PCI bus, because NVML and CUDA number GPUs differently.
+    """
+
+    def __init__(self, pci_bus_id: str) -> None:
+        self._nvml: Any = None
         self._device: Any = None
         try:
-            self._nvml = self._nvml or importlib.import_module("pynvml")
+            self._nvml = importlib.import_module("pynvml")
             self._nvml.nvmlInit()
-            self._device = self._nvml.nvmlDeviceGetHandleByIndex(0)
+            self._device = self._nvml.nvmlDeviceGetHandleByPciBusId(pci_bus_id)
         except Exception:  # the package or the library is missing, or the device has no NVML
             self._device = None
 

@@ -28,6 +28,8 @@ class Gpu:
     memory_bytes: int
     driver: str
     integrated: bool
+    pci_bus_id: str = ""
+    """Such as ``0000:07:00.0``: other libraries number the devices in another order."""
 
     @property
     def facts(self) -> dict[str, str]:
@@ -75,10 +77,12 @@ def probe() -> Gpu:
 def _first(cuda: Any) -> Gpu:
     device, version = ctypes.c_int(), ctypes.c_int()
     name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
+    bus = ctypes.create_string_buffer(32)
     cuda.cuDeviceGet(ctypes.byref(device), 0)
     cuda.cuDeviceGetName(name, len(name), device)
     cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
     cuda.cuDriverGetVersion(ctypes.byref(version))
+    cuda.cuDeviceGetPCIBusId(bus, len(bus), device)
 
     def attribute(number: int) -> int:
         value = ctypes.c_int()
@@ -87,4 +91,4 @@ def _first(cuda: Any) -> Gpu:
 
     driver = f"{version.value // 1000}.{version.value % 1000 // 10}"
     return Gpu(name.value.decode(errors="replace"), (attribute(_MAJOR), attribute(_MINOR)), attribute(_MULTIPROCESSORS),
-               memory.value, driver, bool(attribute(_INTEGRATED)))  # fmt: skip
+               memory.value, driver, bool(attribute(_INTEGRATED)), bus.value.decode(errors="replace"))  # fmt: skip

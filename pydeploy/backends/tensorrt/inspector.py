@@ -20,12 +20,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydeploy.errors import DataError
+from pydeploy.timing import Padding
 
 _ONNX_NAME = re.compile(r"\[ONNX Layer: ([^\]\x1e\x1f]*)\]")
 _LAYOUT = re.compile(r"\(k(\w+)\)")
 _MODULO = re.compile(r"channel % (\d+) == 0")
 _WORDS = {"two": 2, "four": 4, "eight": 8, "sixteen": 16, "thirty-two": 32}
 _WIDE = re.compile(r"\b(Two|Four|Eight|Sixteen|Thirty-two)\b[- ](?:wide[- ])?channel", re.IGNORECASE)
+_LINEAR = re.compile(r"linear|non-vectorized", re.IGNORECASE)
 _DTYPES = ((r"\bBF16\b|\bBFloat16\b", "bfloat16"), (r"\bHalf\b|\bFP16\b|\bFloat16\b", "float16"), (r"\bFP8\b", "float8"),
            (r"\bInt8\b", "int8"), (r"\bInt32\b", "int32"), (r"\bInt64\b", "int64"), (r"\bBool\b", "bool"),
            (r"\bFloat\b|\bFP32\b|\bFloat32\b|\bTF32\b", "float32"))  # fmt: skip
@@ -35,7 +37,10 @@ _PROFILE_SUFFIX = re.compile(r"\s*\[profile \d+\]$")
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A tensor as a layer reads or writes it. `multiple`: channels are padded to a multiple of this (1 = not)."""
+    """A tensor as a layer reads or writes it.
+
+    `multiple`: channels are padded to a multiple of this; 1 = they are not, 0 = TensorRT says nothing of the layout.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -57,9 +62,10 @@ class LayerInfo:
     tactic: str = ""
 
     @property
-    def multiple(self) -> int:
-        """The channel multiple that this layer computes in."""
-        return max([1, *(layout.multiple for layout in (*self.inputs, *self.outputs))])
+    def padding(self) -> Padding:
+        """Channel multiples of the first tensors that it reads and writes."""
+        first = [layouts[0].multiple if layouts else 0 for layouts in (self.inputs, self.outputs)]
+        return first[0], first[1]
 
 
 def parse_layers(text: str) -> list[LayerInfo]:
@@ -104,7 +110,7 @@ def _dtype(text: str) -> str:
 
 
 def _multiple(text: str) -> int:
-    """8 from ``(kHWC8)``, ``channel % 8 == 0`` and ``Eight channel``; 1 from a linear format or an unknown one."""
+    """8 from ``(kHWC8)``, ``channel % 8 == 0`` and ``Eight channel``; 1 from a linear format; else 0."""
     if match := _LAYOUT.search(text):
         digits = re.search(r"(\d+)$", match[1])
         return int(digits[1]) if digits else 1
@@ -112,7 +118,7 @@ def _multiple(text: str) -> int:
         return int(match[1])
     if match := _WIDE.search(text):
         return _WORDS[match[1].lower()]
-    return 1
+    return 1 if _LINEAR.search(text) else 0
 
 
 def origins_of(name: str, metadata: str) -> tuple[str, ...]:

@@ -93,5 +93,5 @@ def layer_times(joined: Sequence[tuple[LayerInfo, NDArray[np.float64]]]) -> list
     for info, times in joined:
         count = seen[info.name] = seen.get(info.name, 0) + 1
         name = info.name if count == 1 else f"{info.name} #{count}"
-        found.append(LayerTime(name, info.origins, times))
+        found.append(LayerTime(name, info.origins, times, info.padding))
     return found

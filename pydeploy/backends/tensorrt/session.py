@@ -15,6 +15,7 @@ from pydeploy.backends.base import Feeds, LayerTime, TensorSpec, check_feeds
 from pydeploy.backends.tensorrt import compat
 from pydeploy.backends.tensorrt.condition import Condition, Nvml
 from pydeploy.backends.tensorrt.cuda import Launch, Stream
+from pydeploy.backends.tensorrt.driver import probe
 from pydeploy.backends.tensorrt.inspector import LayerInfo, parse_layers
 from pydeploy.backends.tensorrt.layers import join, layer_times, make_profiler, samples_of, without_overhead
 from pydeploy.backends.tensorrt.logger import make_logger
@@ -48,7 +49,7 @@ class TensorRtSession:
             self._addresses[spec.name] = stream.allocate(nbytes)
         self._bind(self._context)
         self._launch: Launch | None = None
-        self._condition = Condition(Nvml())
+        self._condition = Condition(Nvml(probe().pci_bus_id))
 
     def _new_context(self) -> Any:
         context = self._engine.create_execution_context()
