@@ -46,7 +46,7 @@ def _time(key: OpKey, op: Op, graph: Graph, backend: Backend, folder: Path) -> f
     source = folder / "layer.onnx"
     onnx.save(_model(key, op, graph, backend.batch), source)
     if backend.precision == "int8":
-        onnx.save(int8_transform(source, backend, folder)(onnx.load(source)), source)
+        onnx.save(int8_transform(source, backend.name, folder, backend.threads)(onnx.load(source)), source)
     with backend.open(backend.build(source, folder / "layer.engine")) as session:
         feeds = random_feeds(session.inputs)
         session.time(feeds, 2)

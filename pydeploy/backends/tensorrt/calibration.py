@@ -52,7 +52,7 @@ def cache_reader(trt: ModuleType, path: Path) -> Any:
             f"{path} is a calibration cache '{first}', TensorRT {trt.__version__} reads '{expected}'; write it again"
         )
 
-    class CacheReader(base):  # type: ignore[misc]
+    class CacheReader(base):  # type: ignore[misc, valid-type]
         failure = None
 
         def __init__(self) -> None:
