@@ -42,28 +42,42 @@ def silence(model: nn.Module, graph: Graph, plan: Plan) -> dict[int, Tensor]:
 
 @contextmanager
 def masked_norms(kept: dict[int, Tensor]) -> Iterator[None]:
-    """Layer norms run their statistics over the kept channels only, as in the cut model; everything else is untouched."""
-    plain = F.layer_norm
+    """Layer norms, and group norms of one group, run their statistics over the kept channels only, as in the cut model."""
+    plain = F.layer_norm, F.group_norm
 
-    def layer_norm(
-        x: Tensor, shape: list[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    def chosen_only(
+        x: Tensor, own: Tensor, axes: tuple[int, ...], weight: Tensor, bias: Tensor | None, eps: float
     ) -> Tensor:
-        own = kept.get(id(weight)) if weight is not None else None
-        if own is None:
-            return plain(x, shape, weight, bias, eps)
+        """`x` with channels last."""
         chosen = x[..., own]
-        mean = chosen.mean(-1, keepdim=True)
-        variance = ((chosen - mean) ** 2).mean(-1, keepdim=True)
+        mean = chosen.mean(axes, keepdim=True)
+        variance = ((chosen - mean) ** 2).mean(axes, keepdim=True)
         out = (chosen - mean) / torch.sqrt(variance + eps) * weight[own]
         full = torch.zeros_like(x)
         full[..., own] = out if bias is None else out + bias[own]
         return full
 
-    F.layer_norm = layer_norm  # type: ignore[assignment]
+    def layer_norm(
+        x: Tensor, shape: list[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    ) -> Tensor:
+        own = kept.get(id(weight)) if weight is not None else None
+        if weight is None or own is None:
+            return plain[0](x, shape, weight, bias, eps)
+        return chosen_only(x, own, (-1,), weight, bias, eps)
+
+    def group_norm(
+        x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    ) -> Tensor:
+        own = kept.get(id(weight)) if weight is not None and groups == 1 else None
+        if weight is None or own is None:
+            return plain[1](x, groups, weight, bias, eps)
+        return chosen_only(x.movedim(1, -1), own, tuple(range(1, x.dim())), weight, bias, eps).movedim(-1, 1)
+
+    F.layer_norm, F.group_norm = layer_norm, group_norm  # type: ignore[assignment]
     try:
         yield
     finally:
-        F.layer_norm = plain
+        F.layer_norm, F.group_norm = plain
 
 
 def silenced(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:

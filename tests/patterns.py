@@ -119,6 +119,10 @@ PATTERNS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
         lambda: Net(lambda m, x: m.c(F.relu(m.n(m.a(x)))), a=conv(3, 12), n=nn.GroupNorm(4, 12), c=conv(12, 3)),
         {"a"},
     ),
+    "group_norm_of_all": (
+        lambda: Net(lambda m, x: m.c(F.relu(m.n(m.a(x)))), a=conv(3, 7), n=nn.GroupNorm(1, 7), c=conv(7, 3)),
+        {"a"},
+    ),
     "layer_norm": (
         lambda: Net(
             lambda m, x: m.f(m.n(m.a(x).flatten(2).transpose(1, 2))), a=conv(3, 8), n=nn.LayerNorm(8), f=nn.Linear(8, 3)

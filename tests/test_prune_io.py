@@ -206,17 +206,26 @@ def sparse(model: nn.Module) -> nn.Module:
     return model
 
 
+def quantised(model: nn.Module) -> nn.Module:
+    model.register_buffer("q", torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8))
+    return model
+
+
 def lazy(model: nn.Module) -> nn.Module:
     model.fc = nn.LazyLinear(5)
     return model
 
 
-@pytest.mark.parametrize(("change", "text"), [(meta, "meta"), (sparse, "sparse"), (lazy, "uninitialised")])
+@pytest.mark.parametrize(
+    ("change", "text"), [(meta, "meta"), (sparse, "sparse"), (lazy, "uninitialised"), (quantised, "quantised")]
+)
 @pytest.mark.filterwarnings("ignore")
 def test_tensors_without_plain_values_are_refused(
     change: Callable[[nn.Module], nn.Module], text: str, tmp_path
 ) -> None:
     model = build("residual")
+    if change is quantised:
+        model.register_buffer("q", torch.zeros(3))
     graph = trace(model, torch.zeros(SHAPE))
     broken = change(build("residual"))
     with pytest.raises(DataError, match=f"is an? {text} tensor"):

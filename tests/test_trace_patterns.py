@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -67,6 +69,7 @@ def test_whole_heads_and_norm_groups() -> None:
     graph = trace(PATTERNS["attention"][0](), torch.zeros(SHAPE))
     assert graph.by_name["qkv"].width == 3
     assert trace(PATTERNS["group_norm"][0](), torch.zeros(SHAPE)).by_name["a"].width == 4
+    assert "group_norm" in trace(PATTERNS["group_norm_of_all"][0](), torch.zeros(SHAPE)).by_name["a"].inexact
     assert "layer_norm" in trace(PATTERNS["layer_norm"][0](), torch.zeros(SHAPE)).by_name["a"].inexact
 
 
@@ -163,3 +166,52 @@ def test_parameters_on_one_memory_stay() -> None:
     model = Net(lambda m, x: m.c(m.a(x)) + m.c(m.b(x)), a=conv(3, 6), b=conv(3, 6), c=conv(6, 3))
     model.b.weight = nn.Parameter(model.a.weight.data)
     assert "shares its memory" in trace(model, torch.zeros(SHAPE)).frozen["a"]
+
+
+@pytest.mark.parametrize(
+    ("channels", "units", "width"), [(12, 1, 6), (20, 2, 5), (16, 3, 2), (28, 3, 3), (36, 3, 4), (24, 4, 0)]
+)
+def test_a_stream_shuffled_and_halved_again_and_again(channels: int, units: int, width: int) -> None:
+    """Like ShuffleNetV2: every unit passes one half on and computes the other anew. Widths by hand: after u units entry e of the
+    stream follows channel e >> u, and halves must stay equal. With 28 channels and 3 units: i with i + 14; i with i + 7; then
+    channel 3 lies in both halves and only 0, 1, 2 meet 4, 5, 6.
+    """
+
+    def forward(m, x):
+        x = m.a(x)
+        for i in range(units):
+            passed, used = x.chunk(2, 1)
+            x = nn.functional.channel_shuffle(torch.cat([passed, F_relu(getattr(m, f"b{i}")(used))], 1), 2)
+        return m.c(x)
+
+    half = channels // 2
+    layers = {f"b{i}": conv(half, half, 1) for i in range(units)}
+    net = randomise(Net(forward, a=conv(3, channels), **layers, c=conv(channels, 3))).double().eval()
+    graph = trace(net, torch.zeros(SHAPE, dtype=torch.float64))
+    assert [g.width for g in graph.prunable] == [width] * bool(width)
+    for seed in range(3):
+        close(net, seed)
+
+
+def test_weights_of_any_memory_order() -> None:
+    """Transposed memory, gaps, one value for all: the cut is that of the same values laid out plainly."""
+    plain = (
+        randomise(Net(lambda m, x: m.c(F_relu(m.b(m.a(x)))), a=conv(3, 8), b=conv(8, 8), c=conv(8, 3))).double().eval()
+    )
+    with torch.no_grad():
+        plain.b.bias.fill_(0.3)
+        gaps = torch.zeros(8, 16, 3, 3, dtype=torch.float64)
+        gaps[:, ::2] = plain.b.weight
+    model = copy.deepcopy(plain)
+    model.a.weight = nn.Parameter(plain.a.weight.detach().transpose(0, 1).contiguous().transpose(0, 1))
+    model.b.weight = nn.Parameter(gaps[:, ::2])
+    model.b.bias = nn.Parameter(torch.full((1,), 0.3, dtype=torch.float64).expand(8))
+    graph = trace(model, torch.zeros(SHAPE, dtype=torch.float64))
+    plan = random_plan(graph, np.random.default_rng(0))
+    assert set(plan.widths) == {"a", "b"}
+    small, expected = apply(model, graph, plan), apply(plain, graph, plan)
+    assert {k: v.tolist() for k, v in small.state_dict().items()} == {
+        k: v.tolist() for k, v in expected.state_dict().items()
+    }
+    assert model.b.weight.stride()[1] == 18, "left as it was"
+    close(model, 1)

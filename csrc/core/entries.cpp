@@ -73,12 +73,14 @@ std::vector<std::vector<std::int64_t>> kept_entries(std::span<const std::int64_t
     }
     std::vector<std::vector<std::int64_t>> result;
     for (const std::vector<std::uint8_t>& axis : stays) {
-        std::vector<std::int64_t>& entries = result.emplace_back();
+        // Every entry is written and counts if it stays: which ones do is random, and a branch would be mispredicted.
+        std::vector<std::int64_t>& entries = result.emplace_back(axis.size());
+        std::size_t count = 0;
         for (std::size_t entry = 0; entry < axis.size(); ++entry) {
-            if (axis[entry] != 0) {
-                entries.push_back(static_cast<std::int64_t>(entry));
-            }
+            entries[count] = static_cast<std::int64_t>(entry);
+            count += axis[entry];
         }
+        entries.resize(count);
     }
     return result;
 }

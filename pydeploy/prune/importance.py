@@ -6,7 +6,8 @@ group's channels; criteria average or add over them, so a residual stream is jud
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from pydeploy.errors import ConfigError, DataError, nearest
 from pydeploy.graph import Graph, Group, Slice
+from pydeploy.prune.watch import evaluating
 
 Score = NDArray[np.float64]
 Loss = Callable[[Any, Any], Tensor]
@@ -80,25 +82,19 @@ def _members(model: nn.Module, group: Group) -> Members:
     return Members(weights, norms, biases)
 
 
-class _no_side_effects:  # noqa: N801 (used as a context manager function)
+@contextmanager
+def _no_side_effects(model: nn.Module) -> Iterator[None]:
     """Eval mode and gradients on inside; every mode, flag and gradient as before after."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def __enter__(self) -> None:
-        self.modes = [(m, m.training) for m in self.model.modules()]
-        self.params = [(p, p.requires_grad, p.grad) for p in self.model.parameters()]
-        self.model.eval()
-        for p, _, _ in self.params:
-            p.grad = None
-            if p.is_floating_point():
-                p.requires_grad_()
-
-    def __exit__(self, *_: object) -> None:
-        for module, training in self.modes:
-            module.training = training
-        for p, flag, grad in self.params:
+    params = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    for p, _, _ in params:
+        p.grad = None
+        if p.is_floating_point():
+            p.requires_grad_()
+    try:
+        with evaluating(model):
+            yield
+    finally:
+        for p, flag, grad in params:
             p.requires_grad_(flag)
             p.grad = grad
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pydeploy.prune import layers
 from pydeploy.prune.layout import FIXED, Layout, Unknown
@@ -56,9 +57,15 @@ def split(t: Tracer, call: Call) -> Made:
     sizes = {out.shape[axis] for out in call.outs}
     if len(sizes) > 1:
         raise Unknown(f"splits {source.shape[axis]} channels into unequal parts")
-    parts = layout.atoms.reshape(len(call.outs), -1)
-    t.atoms.unite(parts, parts[:1])
-    return [Layout(axis, part) for part in parts]
+    return [Layout(axis, part) for part in _equal_parts(t, layout, len(call.outs))]
+
+
+def _equal_parts(t: Tracer, layout: Layout, count: int) -> NDArray[np.int64]:
+    """`count` parts of the channels, of which equally many must stay in each: shape ``(count, -1)``."""
+    parts = layout.atoms.reshape(count, -1)
+    for part in parts[1:]:
+        t.atoms.balance(parts[0], part)
+    return parts
 
 
 def slice_(t: Tracer, call: Call) -> Made:
@@ -73,9 +80,7 @@ def slice_(t: Tracer, call: Call) -> Made:
         return layout
     if call.args[4] != 1 or part == 0 or size % part or start % part:
         raise Unknown("takes an irregular part of the channels")
-    parts = layout.atoms.reshape(size // part, part)
-    t.atoms.unite(parts, parts[:1])
-    return Layout(axis, parts[start // part])
+    return Layout(axis, _equal_parts(t, layout, size // part)[start // part])
 
 
 def unbind(t: Tracer, call: Call) -> Made:
@@ -133,33 +138,34 @@ def as_strided(t: Tracer, call: Call) -> Made:
     return t.layout(source)
 
 
+def _before_space(t: Tracer, call: Call, axis: int) -> Layout | None:
+    """The first argument's layout, which must be on `axis`, behind which only places follow."""
+    layout = t.layout(call.args[0])
+    if layout is not None and layout.axis != axis % call.args[0].rank:
+        raise Unknown("channels lie on a spatial axis")
+    return layout
+
+
 def pixel_shuffle(t: Tracer, call: Call) -> Made:
     """Channel c gathers r*r entries: blocks of r*r channels live together."""
-    layout = t.layout(call.args[0])
+    layout = _before_space(t, call, -3)
     if layout is None:
         return None
-    axis = call.args[0].rank - 3
-    if layout.axis != axis:
-        raise Unknown("channels lie on a spatial axis")
     blocks = layout.atoms.reshape(-1, call.args[1] ** 2)
     t.atoms.unite(blocks, blocks[:, :1])
-    return Layout(axis, np.ascontiguousarray(blocks[:, 0]))
+    return Layout(layout.axis, np.ascontiguousarray(blocks[:, 0]))
 
 
 def pixel_unshuffle(t: Tracer, call: Call) -> Made:
-    layout = t.layout(call.args[0])
-    if layout is not None and layout.axis != call.args[0].rank - 3:
-        raise Unknown("channels lie on a spatial axis")
+    layout = _before_space(t, call, -3)
     return None if layout is None else Layout(layout.axis, np.repeat(layout.atoms, call.args[1] ** 2))
 
 
 def channel_shuffle(t: Tracer, call: Call) -> Made:
     """Channels of equal number in all parts are united, then the order is changed."""
-    layout = t.layout(call.args[0])
+    layout = _before_space(t, call, 1)
     if layout is None:
         return None
-    if layout.axis != 1:
-        raise Unknown("channels lie on a spatial axis")
     grid = layout.atoms.reshape(call.args[1], -1)
     t.atoms.unite(grid, grid[:1])
     return Layout(1, np.ascontiguousarray(grid.T.ravel()))
@@ -167,13 +173,11 @@ def channel_shuffle(t: Tracer, call: Call) -> Made:
 
 def im2col(t: Tracer, call: Call) -> Made:
     """``aten::im2col(self, kernel_size, ...)``: each channel becomes one row per kernel entry."""
-    layout = t.layout(call.args[0])
+    layout = _before_space(t, call, -3)
     if layout is None:
         return None
-    axis = call.args[0].rank - 3
-    if layout.axis != axis:
-        raise Unknown("channels lie on a spatial axis")
-    return Layout(axis, np.repeat(layout.atoms, call.outs[0].shape[axis] // len(layout.atoms)))
+    # The result has one axis less: (batch, rows, places).
+    return Layout(layout.axis, np.repeat(layout.atoms, call.outs[0].shape[layout.axis] // len(layout.atoms)))
 
 
 def unfold(t: Tracer, call: Call) -> Made:

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from pydeploy.errors import TraceError
 from pydeploy.prune.attention import by_heads
 from pydeploy.prune.copying import copied
+from pydeploy.prune.shapes import run_meta
 from pydeploy.prune.watch import evaluating
 
 
@@ -61,14 +62,15 @@ class Call:
     """Values before an in-place operator changed them."""
     result: Any = None
     """A result that is no tensor: the number that an ``item()`` gave."""
+    inputs: list[Value] = field(init=False)
+    """The tensors in `args`, in order."""
+
+    def __post_init__(self) -> None:
+        self.inputs = [leaf for leaf in flat(self.args) if isinstance(leaf, Value)]
 
     @property
     def location(self) -> str:
         return f"{self.op} at {self.path or 'the model'}"
-
-    @property
-    def inputs(self) -> list[Value]:
-        return [leaf for leaf in flat(self.args) if isinstance(leaf, Value)]
 
 
 @dataclass
@@ -149,7 +151,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
             if any(isinstance(args[i], Tensor) and not args[i].is_meta for i in schema.written if i < len(args)):
                 raise _NeedsValues
             args, kwargs = mapped(args, to_meta), mapped(kwargs, to_meta)
-        return func(*args, **kwargs)
+        return run_meta(func, args, kwargs)
 
     def _check_writes(self, targets: Sequence[Tensor]) -> None:
         for target in targets:

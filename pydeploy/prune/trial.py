@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from pydeploy.prune.propagate import Tracer
+from pydeploy.prune.shapes import run_meta
 from pydeploy.prune.tape import Call, Tape, Value, Where, flat, mapped, run, schema_of, to_meta
 
 
@@ -66,7 +67,9 @@ def attempt(
 class _Trial(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its base untyped
     def __init__(self, tape: Tape, tracer: Tracer, alive: NDArray[np.bool_]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.tape, self.tracer, self.alive = tape, tracer, alive
+        self.tape, self.tracer = tape, tracer
+        # By atom instead of representative, and an entry of no channel (-1: the last one) always stays.
+        self.alive = np.append(alive[tracer.atoms.roots(np.arange(tracer.atoms.count, dtype=np.int64))], True)
         self.where = Where()
         self.index = 0
         self.pending: Failure | None = None
@@ -123,7 +126,7 @@ class _Trial(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
                 return call.result
         dynamic = torch.Tag.dynamic_output_shape in func.tags or torch.Tag.data_dependent_output in func.tags
         try:
-            return func(*args, **kwargs)
+            return run_meta(func, args, kwargs)
         except (RuntimeError, NotImplementedError):
             if not dynamic and func.namespace == "aten":
                 raise
@@ -183,8 +186,7 @@ class _Trial(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         return (*value.shape[: layout.axis], self._kept(layout.atoms), *value.shape[layout.axis + 1 :])
 
     def _kept(self, atoms: NDArray[np.int64]) -> int:
-        roots = self.tracer.atoms.roots(atoms)
-        return int(np.count_nonzero((roots < 0) | self.alive[roots]))
+        return int(np.count_nonzero(self.alive[atoms]))
 
 
 _ARITHMETIC = frozenset(("add", "sub", "mul", "div", "pow", "rsub", "floor_divide", "remainder", "fmod"))

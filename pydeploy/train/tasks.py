@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pydeploy.errors import ConfigError, nearest
+from pydeploy.prune.watch import evaluating
 
 Predict = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 """Feeds by input name to outputs by output name, at one fixed batch size: what a session's ``run`` is."""
@@ -107,14 +108,8 @@ def predict_with(model: nn.Module, task: Task) -> Predict:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
     def predict(feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        training = {module: module.training for module in model.modules()}
-        model.eval()
-        try:
-            with torch.no_grad():
-                outputs = model(*(torch.from_numpy(feeds[name]).to(device) for name in task.input_names))
-        finally:
-            for module, was in training.items():
-                module.training = was
+        with evaluating(model), torch.no_grad():
+            outputs = model(*(torch.from_numpy(feeds[name]).to(device) for name in task.input_names))
         values = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
         return {name: value.float().cpu().numpy() for name, value in zip(task.output_names, values, strict=True)}
 
