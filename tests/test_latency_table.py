@@ -103,6 +103,25 @@ def test_interpolation_takes_the_closer_neighbours(table: Table) -> None:
     assert table.latency_us(KEY) == 6.0
 
 
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cin=st.integers(8, 32), cout=st.integers(16, 64), slopes=st.tuples(*[st.floats(0.1, 9.0)] * 4))
+def test_between_widths_that_were_never_measured_together(tmp_path, cin, cout, slopes) -> None:
+    """On a grid, the interpolation is exact for every function that is linear in each width."""
+
+    def truth(x: int, y: int) -> float:
+        return slopes[0] + slopes[1] * x + slopes[2] * y + slopes[3] * x * y
+
+    table = Table.open(tmp_path / f"{len(list(tmp_path.iterdir()))}.sqlite", TARGET)
+    grid = [replace(KEY, cin=x, cout=y) for x in (8, 17, 32) for y in (16, 40, 64)]
+    table.add([(key, flat(truth(key.cin, key.cout))) for key in grid], origin("probe", "p"))
+    found = table.lookup(replace(KEY, cin=cin, cout=cout))
+    assert found.latency_us == pytest.approx(truth(cin, cout))
+    assert found.interpolated == (replace(KEY, cin=cin, cout=cout) not in grid)
+    for outside in ({"cin": 7}, {"cin": 33}, {"cout": 15}, {"cout": 65}):
+        with pytest.raises(MissingTiming):
+            table.lookup(replace(KEY, **{"cin": 9, "cout": 17, **outside}))
+
+
 def test_depthwise_interpolates_along_its_channels(table: Table) -> None:
     wide = OpKey("conv", 32, 32, 8, 8, (3, 3), groups=32)
     thin = replace(wide, cin=8, cout=8, groups=8)

@@ -1,7 +1,7 @@
 """`Table`: what each layer costs on one target, measured inside networks; and what a plan will cost.
 
-* A value is measured, or interpolated strictly between two measured widths and flagged so, or `MissingTiming`.
-  Nothing is extrapolated and nothing defaults to zero.
+* A value is measured, or interpolated strictly between measured widths and flagged so, or `MissingTiming`. Nothing is
+  extrapolated and nothing defaults to zero.
 * A layer's latency is the median over its sample sets' medians; sets taken under other load count only where there
   are no others.
 * A runtime's counters may tell too little or too much of each layer: the slope of whole networks over the sums of their
@@ -12,9 +12,8 @@
 from __future__ import annotations
 
 import json
-from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from itertools import combinations, product
@@ -24,6 +23,7 @@ from statistics import mean, median
 from pydeploy.errors import MissingTiming
 from pydeploy.graph import Graph, OpKey, Widths
 from pydeploy.latency import exchange, store
+from pydeploy.latency.interpolation import Known, Lookup
 from pydeploy.latency.store import Network, Origin, Padded, Sample
 from pydeploy.timing import Padding, Profile, Target, Timing, median_interval
 from pydeploy.version import __version__
@@ -32,26 +32,6 @@ FEW = 9
 """Fewer networks of a graph than this do not tell a slope."""
 BELIEVABLE = 1.5
 """A slope beyond this factor is taken for a mistake."""
-
-Family = tuple[str, OpKey]
-"""Keys that differ only in one width: the name of that width, and the key with the width set to 0."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lookup:
-    """One layer's latency. `n` samples in `sets` sample sets; `spread` is (p90 - p10) / median within a set."""
-
-    latency_us: float
-    n: int
-    sets: int
-    spread: float
-    interpolated: bool = False
-    p10_us: float = 0.0
-    p90_us: float = 0.0
-    interval: float = 0.0
-    """Half the width of the median's 95 % confidence interval, relative; of one set where there is only one."""
-    disturbed: bool = False
-    """Nothing but disturbed sample sets are known."""
 
 
 def origin(source: str, probe: str, reference_us: float = 0.0) -> Origin:
@@ -152,6 +132,17 @@ class Table:
         """Keep a fact in the file."""
         store.set_note(self.path, name, value)
 
+    @property
+    def conditions(self) -> list[dict[str, str]]:
+        """Date, affinity and clocks of each time that somebody measured into this file; for the record only."""
+        found: list[dict[str, str]] = json.loads(self.note("conditions") or "[]")
+        return found
+
+    def add_conditions(self, found: Mapping[str, str]) -> None:
+        """Record the conditions of a measurement that begins now."""
+        date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self.set_note("conditions", json.dumps([*self.conditions, {"date": date, **found}]))
+
     def probes(self) -> set[str]:
         """Ids of all probes in the file at this moment, those of other processes included."""
         return store.probes(self.path)
@@ -185,12 +176,11 @@ class Table:
     # What a layer costs
 
     def lookup(self, key: OpKey) -> Lookup:
-        """Measured, or interpolated strictly between two measured widths; otherwise `MissingTiming`."""
-        found = self._find(key)
+        """Measured, or interpolated strictly between measured widths; otherwise `MissingTiming`."""
+        found = self._now.known.find(key)
         if found is None:
-            raise MissingTiming(
-                f"no timing for {key} on '{self.target}' ({self._neighbours(key)}); run: {self._command}"
-            )
+            neighbours = self._now.known.neighbours(key)
+            raise MissingTiming(f"no timing for {key} on '{self.target}' ({neighbours}); run: {self._command}")
         return found
 
     def latency_us(self, key: OpKey) -> float:
@@ -201,31 +191,6 @@ class Table:
     def _command(self) -> str:
         target = self.target
         return f"pydeploy table measure MODEL --target {target.backend}:{target.precision} --db {self.path}"
-
-    def _find(self, key: OpKey) -> Lookup | None:
-        return self._now.known.get(key) or self._between(key)
-
-    def _between(self, key: OpKey) -> Lookup | None:
-        """Linear interpolation along output or input channels, whichever neighbours are closer."""
-        best: tuple[int, Lookup] | None = None
-        for family, x in _axes(key):
-            points = self._now.families.get(family, [])
-            at = bisect_left(points, x, key=lambda point: point[0])
-            if 0 < at < len(points):
-                (low, below), (high, above) = points[at - 1], points[at]
-                part = (x - low) / (high - low)
-                value = below.latency_us + part * (above.latency_us - below.latency_us)
-                found = Lookup(value, min(below.n, above.n), min(below.sets, above.sets),
-                               max(below.spread, above.spread), interpolated=True)  # fmt: skip
-                best = min(best or (high - low, found), (high - low, found), key=lambda pair: pair[0])
-        return best[1] if best else None
-
-    def _neighbours(self, key: OpKey) -> str:
-        texts = []
-        for (axis, *_), points in ((family, self._now.families.get(family, [])) for family, _ in _axes(key)):
-            if points:
-                texts.append(f"measured {axis}: {', '.join(str(x) for x, _ in points)}")
-        return "; ".join(texts) or "no layer of this kind, size and tail is measured"
 
     # What a network costs
 
@@ -282,7 +247,7 @@ class Table:
             scope = [name for name in op.scope if name in found]
             for values in product(*(found[name] for name in scope)) if len(scope) <= 2 else ():
                 chosen = dict(zip(scope, values, strict=True))
-                if self._find(op.key({**dense, **chosen})) is None:
+                if self._now.known.near(op.key({**dense, **chosen})) is None:
                     gaps.update(pair for pair in chosen.items() if pair[1] != dense[pair[0]])
         return gaps
 
@@ -309,8 +274,7 @@ class _Read:
 
     samples: Sequence[Sample]
     networks: Sequence[Network]
-    known: Mapping[OpKey, Lookup]
-    families: Mapping[Family, list[tuple[int, Lookup]]]
+    known: Known
     slopes: Mapping[str, float]
     """By graph fingerprint."""
 
@@ -323,7 +287,7 @@ def _read(path: Path, corrections: dict[OpKey, Lookup]) -> _Read:
     for sample in samples:
         sets[sample.key].append(sample.timing.scaled(slopes.get(graphs.get(sample.origin.probe, ""), 1.0)))
     known = {key: _summary(timings) for key, timings in sets.items()} | corrections
-    return _Read(samples, networks, known, _families(known), slopes)
+    return _Read(samples, networks, Known(known), slopes)
 
 
 def _slopes(networks: Sequence[Network]) -> dict[str, float]:
@@ -357,22 +321,3 @@ def _summary(timings: Sequence[Timing]) -> Lookup:
 def _engine_value(timings: Sequence[Timing]) -> Lookup:
     # The mean, not the median: layers that share a key must add up to what they took together.
     return replace(_summary(timings), latency_us=mean(t.median_us for t in timings))
-
-
-def _axes(key: OpKey) -> Iterator[tuple[Family, int]]:
-    """The families of `key` and its place in each; a depthwise layer's widths all move together."""
-    if key.groups > 1 and key.groups == key.cin and key.cout % key.cin == 0:
-        yield ("channels", replace(key, cin=0, cout=key.cout // key.cin, groups=0)), key.cin
-        return
-    yield ("cout", replace(key, cout=0)), key.cout
-    yield ("cin", replace(key, cin=0)), key.cin
-
-
-def _families(known: Mapping[OpKey, Lookup]) -> dict[Family, list[tuple[int, Lookup]]]:
-    families: dict[Family, list[tuple[int, Lookup]]] = defaultdict(list)
-    for key, lookup in known.items():
-        for family, x in _axes(key):
-            families[family].append((x, lookup))
-    for points in families.values():
-        points.sort(key=lambda point: point[0])
-    return families
