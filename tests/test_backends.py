@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -382,6 +383,23 @@ def test_device_without_cpuinfo(tmp_path: Path) -> None:
     found = device.cpu(tmp_path / "none")
     assert found.name
     assert "instruction_sets" not in found.facts
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux tells which cores a process may use")
+def test_conditions_are_read_for_the_cores_of_this_process_and_are_no_facts(tmp_path: Path) -> None:
+    cpuinfo, cores = tmp_path / "cpuinfo", sorted(os.sched_getaffinity(0))
+    count = max(cores) + 1
+    cpuinfo.write_text("\n\n".join(f"processor\t: {i}\ncpu MHz\t\t: {1000 + i}.5" for i in range(count)))
+    for core in cores:
+        (tmp_path / f"cpu{core}" / "cpufreq").mkdir(parents=True)
+        (tmp_path / f"cpu{core}" / "cpufreq" / "scaling_governor").write_text("powersave\n")
+    assert device.conditions(cpuinfo, tmp_path) == {
+        "affinity": " ".join(map(str, cores)),
+        "clock_mhz": " ".join(f"{1000 + core}.5" for core in cores),
+        "governor": "powersave",
+    }
+    assert set(device.conditions(tmp_path / "none", tmp_path / "none")) == {"affinity"}
+    assert not set(device.conditions()) & set(device.cpu().facts)
 
 
 @pytest.mark.parametrize(

@@ -239,6 +239,7 @@ def test_a_real_runtime_fills_the_table(tmp_path: Path, name: str) -> None:
     assert report.measured == 6
     layers = {sample.key.kind for sample in table.rows()}
     assert layers == {"conv", "linear"}
+    assert [set(one) >= {"date", "affinity"} for one in Table.open(table.path).conditions] == [True]
     for network in table.networks(graph):
         assert network.whole.n in (4, 6, 8, 10, 12)  # two rounds of two runs, at most three times as many
         assert network.origin.reference_us > 0

@@ -1,11 +1,11 @@
-"""What this computer is: the facts of a `Target` that stay the same from run to run (so no current clock rate)."""
+"""What this computer is: the facts of a `Target`, which stay the same from run to run, and the conditions, which do not."""
 
 from __future__ import annotations
 
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ class Device:
 
 def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Device:
     """The processor that this process runs on; where there is no ``/proc/cpuinfo``, what `platform` tells."""
-    fields = _first_processor(cpuinfo)
+    fields = next(iter(_processors(cpuinfo)), {})
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
     name = fields.get("model name") or platform.processor() or platform.machine() or "unknown CPU"
     cores = usable_cores()
@@ -36,13 +36,43 @@ def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Device:
     return Device(name, cores, facts)
 
 
-def _first_processor(cpuinfo: Path) -> dict[str, str]:
+def conditions(cpuinfo: Path = Path("/proc/cpuinfo"), cores: Path = Path("/sys/devices/system/cpu")) -> dict[str, str]:
+    """What may differ from run to run on one target, as far as it can be read: affinity, clocks now, governor, limits.
+
+    To be kept beside measurements, never compared: equal computers differ in all of these.
+    """
+    used = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    found = {"affinity": " ".join(map(str, used))}
+    blocks = _processors(cpuinfo)
+    found["clock_mhz"] = _distinct(blocks[core].get("cpu MHz", "") for core in used if core < len(blocks))
+    for name, file in (
+        ("governor", "scaling_governor"),
+        ("least_khz", "scaling_min_freq"),
+        ("most_khz", "scaling_max_freq"),
+    ):
+        found[name] = _distinct(_text(cores / f"cpu{core}" / "cpufreq" / file) for core in used)
+    return {name: value for name, value in found.items() if value}
+
+
+def _distinct(values: Iterable[str]) -> str:
+    return " ".join(dict.fromkeys(value for value in values if value))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _processors(cpuinfo: Path) -> list[dict[str, str]]:
+    """The fields of each logical processor, in order; none where the file cannot be read."""
     try:
         text = cpuinfo.read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return {}
-    pairs = (line.partition(":") for line in text.strip().split("\n\n")[0].splitlines())
-    return {key.strip(): " ".join(value.split()) for key, _, value in pairs}
+        return []
+    blocks = [[line.partition(":") for line in block.splitlines()] for block in text.strip().split("\n\n")]
+    return [{key.strip(): " ".join(value.split()) for key, _, value in pairs} for pairs in blocks]
 
 
 def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:

@@ -41,9 +41,11 @@ def show(
     if json:
         rows = [{"key": key.to_list(), "latency_us": f.latency_us, "n": f.n, "sets": f.sets, "spread": f.spread,
                  "interval": f.interval, "disturbed": f.disturbed, "padding": padding.get(key)} for key, f in found]  # fmt: skip
-        show_json({"target": table.target.to_json(), "layers": rows})
+        show_json({"target": table.target.to_json(), "conditions": table.conditions, "layers": rows})
         return
     sys.stdout.write(f"{table.target}\n")
+    for one in table.conditions[-1:]:
+        sys.stdout.write("last measured: " + ", ".join(f"{name} {value}" for name, value in one.items()) + "\n")
     show_table(
         ("layer", "latency_us", "n", "spread", "+-", "note"),
         [(str(k), round(f.latency_us, 2), f.n, f"{f.spread:.1%}", f"{f.interval:.1%}", _note(k, f, padding.get(k)))

@@ -104,10 +104,11 @@ def _refine(
         predicted = float("nan")
     plans = [between, *further_plans(graph, finer(graph, table, widths, align), known, count - 1)]
     with terminal.bar("refine around edges") as tick:
-        fill(graph, onnx, backend, table, widths=widths, plans=plans, progress=tick)
+        done = fill(graph, onnx, backend, table, widths=widths, plans=plans, progress=tick)
     measured = next(n for n in reversed(table.networks(graph)) if json_.loads(n.widths) == between).whole.median_us
     sys.stdout.write(
-        f"{len(plans)} networks around edges; the one off the grid: predicted {predicted:.0f} us, measured {measured:.0f} us\n"
+        f"{len(plans)} networks around edges in {done.seconds:.0f} s; the one off the grid: "
+        f"predicted {predicted:.0f} us, measured {measured:.0f} us\n"
     )
 
 

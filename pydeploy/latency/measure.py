@@ -25,6 +25,7 @@ import onnx
 from numpy.typing import NDArray
 
 from pydeploy.backends.base import Backend, Engine, Feeds, Session
+from pydeploy.backends.device import conditions
 from pydeploy.clock import Watch, unwatched
 from pydeploy.errors import DataError, MissingTiming
 from pydeploy.graph import Graph, OpKey, Widths
@@ -130,6 +131,8 @@ def measure(
     if probes:
         with opened(graph, Path(path), backend, table, rounds=rounds, runs=runs, transform=transform, workdir=workdir,
                     announce=None if announce is None else partial(_announce, announce, graph, probes)) as lab:  # fmt: skip
+            if table.target.measured:
+                table.add_conditions(conditions())
             for attempt in range(LEVELS):
                 for _ in _chunks(lab, table, probes):
                     if progress is not None:
