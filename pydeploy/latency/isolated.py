@@ -6,7 +6,7 @@ OpenVINO the sum over ResNet-18 is several times the network's latency.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pydeploy.backends.base import Backend
 from pydeploy.graph import Graph, Op, OpKey, Widths
 from pydeploy.latency.quantized import int8_transform
+from pydeploy.pace import Pace
 from pydeploy.profile import random_feeds
 
 RUNS = 10
@@ -23,22 +24,23 @@ OPSET = 17
 
 
 def isolated_us(
-    graph: Graph,
-    plans: Iterable[Widths],
-    backend: Backend,
-    folder: Path,
-    progress: Callable[[int, int], None] | None = None,
+    graph: Graph, plans: Iterable[Widths], backend: Backend, folder: Path, pace: Pace
 ) -> Mapping[OpKey, float]:
-    """Median latency in microseconds of every layer of `plans` as a network of its own, after a warm-up."""
+    """Median latency in microseconds of every layer of `plans` as a network of its own, after a warm-up.
+
+    The reference of `pace` is read between the layers, and each layer's time is scaled to its level.
+    """
     layers: dict[OpKey, Op] = {}
     for plan in plans:
         full = {**graph.widths, **plan}
         layers.update({op.key(full): op for op in graph.ops})
     found: dict[OpKey, float] = {}
+    before_us = pace.read()
     for key, op in layers.items():
-        found[key] = _time(key, op, graph, backend, folder)
-        if progress is not None:
-            progress(len(found), len(layers))
+        taken_us = _time(key, op, graph, backend, folder)
+        after_us = pace.read()
+        found[key] = taken_us * pace.level_us / ((before_us + after_us) / 2.0)
+        before_us = after_us
     return found
 
 

@@ -66,12 +66,15 @@ class Verification:
     macs: Errors
     pairs: tuple[Pair, ...]
     dense_us: float
+    isolated_dense_us: float | None
+    """Sum of the dense network's isolated layers."""
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
         return {"schema": 1, **asdict(self.table), "floor": asdict(self.floor), "macs": asdict(self.macs),
                 "isolated": None if self.isolated is None else asdict(self.isolated), "dense_us": self.dense_us,
-                "seconds": self.seconds, "pairs": [asdict(pair) for pair in self.pairs]}  # fmt: skip
+                "isolated_dense_us": self.isolated_dense_us, "seconds": self.seconds,
+                "pairs": [asdict(pair) for pair in self.pairs]}  # fmt: skip
 
 
 def errors(predicted: Sequence[float], measured: Sequence[float]) -> Errors:
@@ -144,8 +147,8 @@ def verify(
         store.turn(table.path),
     ):
         times = _measure(lab, chosen, progress)
-        lone = isolated_us(graph, [{}, *chosen], backend, lab.folder) if isolated else None
-    known, dense_us = table.reference_us(graph), table.predict_us(graph, {})
+        lone = isolated_us(graph, [{}, *chosen], backend, lab.folder, lab.pace) if isolated else None
+    known = table.reference_us(graph)
     alone = [None if lone is None else _sum(graph, plan, lone) for plan in [{}, *chosen]]
     pairs = tuple(
         Pair(plan, us, first.median_us / speed, second.median_us / speed, first.interval,
@@ -153,15 +156,22 @@ def verify(
         for plan, us, (first, second, level), lonely in zip(chosen, predicted, times, alone[1:], strict=True)
         for speed in [level / known if known else 1.0]
     )  # fmt: skip
-    measured = [pair.measured_us for pair in pairs]
-    by_macs = _line_through(graph, table, [pair.macs for pair in pairs])
-    by_layers = [pair.isolated_us / (alone[0] or 1.0) * dense_us for pair in pairs if pair.isolated_us is not None]
+    return judged(graph, table, pairs, alone[0], time.monotonic() - began)
+
+
+def judged(
+    graph: Graph, table: Table, pairs: Sequence[Pair], isolated_dense_us: float | None, seconds: float
+) -> Verification:
+    """The errors over `pairs`; `isolated_dense_us` is the sum of the dense network's isolated layers, if they were timed."""
+    measured, dense_us = [pair.measured_us for pair in pairs], table.predict_us(graph, {})
+    lone = [(pair.isolated_us / isolated_dense_us * dense_us, pair.measured_us)
+            for pair in pairs if pair.isolated_us is not None and isolated_dense_us]  # fmt: skip
     return Verification(
         errors([pair.predicted_us for pair in pairs], measured),
         errors([pair.again_us for pair in pairs], measured),
-        errors(by_layers, measured) if isolated else None,
-        errors(by_macs, measured),
-        pairs, dense_us, time.monotonic() - began,
+        errors(*zip(*lone, strict=True)) if lone else None,
+        errors(_line_through(graph, table, [pair.macs for pair in pairs]), measured),
+        tuple(pairs), dense_us, isolated_dense_us, seconds,
     )  # fmt: skip
 
 
