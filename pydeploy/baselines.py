@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -61,9 +62,15 @@ def fit_budget(
 ) -> Plan:  # fmt: skip
     """The plan of `rule` (`uniform` or `global_threshold`) with the highest score among those within the budget.
 
-    Ratios are tried in steps of 0.5 %: latency does not always fall with the ratio. Raises `Infeasible`.
+    Ratios are tried in steps of 0.5 %: latency does not always fall with the ratio. Those whose plans the table cannot
+    tell are passed over. Raises `Infeasible`, and `MissingTiming` where it can tell none.
     """
-    plans = [rule(graph, scores, ratio=k / 200, align=align, min_width=min_width, table=table) for k in range(200)]
+    tried = [
+        _known(rule, graph, scores, ratio=k / 200, align=align, min_width=min_width, table=table) for k in range(200)
+    ]
+    plans = [plan for plan in tried if isinstance(plan, Plan)]
+    if not plans:
+        raise next(error for error in tried if isinstance(error, MissingTiming))
     fitting = [plan for plan in plans if plan.latency_us <= budget_us]
     if not fitting:
         raise Infeasible(
@@ -71,6 +78,13 @@ def fit_budget(
             f"{min(plan.latency_us for plan in plans):.6g} us: raise the budget"
         )
     return max(fitting, key=lambda plan: plan.score)
+
+
+def _known(rule: Callable[..., Plan], *given: Any, **named: Any) -> Plan | MissingTiming:
+    try:
+        return rule(*given, **named)
+    except MissingTiming as error:
+        return error
 
 
 def halp(

@@ -1,9 +1,11 @@
-"""Further points of the comparison: our plan at other budgets, uniform widths, Torch-Pruning. Same fine-tuning for all."""
+"""Further points of the comparison: our plan at other budgets, and other rules' plans. Same fine-tuning for all."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +14,26 @@ import onnx
 from pydeploy import stages
 from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import Engine
-from pydeploy.baselines import uniform
+from pydeploy.baselines import fit_budget, global_threshold, halp, uniform
 from pydeploy.config import Config
 from pydeploy.errors import Infeasible
 from pydeploy.files import write_json
 from pydeploy.graph import Graph, Plan
 from pydeploy.latency.probe import resize
-from pydeploy.search import Budget, best_plan, search
+from pydeploy.search import Budget, Planner, best_plan, search
+from pydeploy.solve import solve
 from pydeploy.stages import Job
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+PLANNERS: Mapping[str, Planner] = {
+    "joint": solve,
+    "halp": halp,
+    "global-threshold": partial(fit_budget, global_threshold),
+}
+"""Rules whose plans are made from the latency table, in the closed loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +57,9 @@ class Wanted:
 def wanted(config: Config) -> list[Wanted]:
     """The points that the config asks for; Torch-Pruning's only where it is installed."""
     compare = config.compare
-    points = [Wanted("joint", share) for share in compare.budgets] + [
-        Wanted("uniform", share) for share in compare.uniform
-    ]
+    shares = {"joint": compare.budgets, "uniform": compare.uniform, "global-threshold": compare.global_threshold,
+              "halp": compare.halp}  # fmt: skip
+    points = [Wanted(method, share) for method, chosen in shares.items() for share in chosen]
     if importlib.util.find_spec("torch_pruning") is not None:
         points += [Wanted("torch-pruning", ratio) for ratio in compare.torch_pruning]
     return points
@@ -64,20 +75,20 @@ def make(job: Job, at: Artefacts, point: Wanted, here: Path) -> None:
         note = "global L1, widths rounded to 16"
     else:
         plan = (
-            _joint(job, at, point.strength, here)
-            if point.method == "joint"
-            else _uniform(job, at, point.strength, here)
+            _uniform(job, at, point.strength, here)
+            if point.method == "uniform"
+            else _planned(job, at, point.strength, here, PLANNERS[point.method])
         )
         stages.cut_and_finetune(job, at, plan, here, title=title)
     stages.finished_engine(job, stages.model_of(job, here / "model.safetensors"), here)
     write_json(here / "note.json", {"note": note})
 
 
-def _joint(job: Job, at: Artefacts, share: float, here: Path) -> Plan:
+def _planned(job: Job, at: Artefacts, share: float, here: Path, planner: Planner) -> Plan:
     rounds = here / "search"
     rounds.mkdir(exist_ok=True)
     budget = Budget(share)
-    return best_plan(job, at, budget, rounds, search(job, at, budget, rounds))
+    return best_plan(job, at, budget, rounds, search(job, at, budget, rounds, planner))
 
 
 def _uniform(job: Job, at: Artefacts, share: float, here: Path) -> Plan:

@@ -8,19 +8,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
+from pydeploy.aim import Tried, next_aim
 from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import Engine
 from pydeploy.errors import DataError, Infeasible
 from pydeploy.files import read_json, write_json
-from pydeploy.graph import Graph, Plan
+from pydeploy.graph import Graph, Plan, Scores
 from pydeploy.latency.table import Table
 from pydeploy.solve import solve
-from pydeploy.stages import Job, build_engine, layer_profile, measure_engines, model_of, read_scores
-from pydeploy.timing import Profile, Timing
+from pydeploy.stages import Job, build_engine, layer_profile, measure_beside, model_of, read_scores
+from pydeploy.timing import Profile
 
 SLACK = 0.03
-"""A plan this share below the budget is good enough; a slower, better one is looked for otherwise."""
+"""A plan at most this share below the budget is good enough; a slower, better one is looked for otherwise."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +36,17 @@ class Budget:
     share: float | None = None
     absolute_us: float | None = None
 
-    def table_us(self, table_dense_us: float) -> float:
-        """The budget in the table's terms, where the dense network takes `table_dense_us`."""
-        return self.absolute_us if self.absolute_us is not None else (self.share or 1.0) * table_dense_us
-
-    def limit_us(self, dense_now_us: float) -> float:
-        """The budget for an engine that was measured in turns with the dense one."""
-        return self.absolute_us if self.absolute_us is not None else (self.share or 1.0) * dense_now_us
+    def of(self, dense_us: float) -> float:
+        """The budget in microseconds where the dense network takes `dense_us`."""
+        return self.absolute_us if self.absolute_us is not None else (self.share or 1.0) * dense_us
 
 
 @dataclass(frozen=True)
 class RoundResult:
     """One pass of solve, cut, build and measure.
 
-    `speed` is how long the dense engine took in that minute over what the table says of it (1 for an absolute budget);
-    `predicted_us` is the table's prediction at that speed, `limit_us` the budget.
+    `speed` is how long the dense engine took in the same rounds of measuring over what the table says of it (1 for an
+    absolute budget); `predicted_us` is the table's prediction at that speed, `limit_us` the budget.
     """
 
     plan: Plan
@@ -62,22 +60,34 @@ class RoundResult:
     def met(self) -> bool:
         return self.measured_us <= self.limit_us
 
+    @property
+    def tried(self) -> Tried:
+        return Tried(self.predicted_us / self.limit_us, self.measured_us / self.limit_us)
 
-def search(job: Job, at: Artefacts, budget: Budget, here: Path) -> list[RoundResult]:
-    """Solve, cut, build, measure, correct the table, and again, until a measured engine meets the budget closely.
 
-    Finished rounds are read back from `here`, so a killed search goes on where it stopped. Raises `Infeasible` when
-    no round met the budget.
+class Planner(Protocol):
+    """A rule that makes a plan for a budget: `solve.solve`, or one of `baselines` to compare it with."""
+
+    def __call__(self, graph: Graph, scores: Scores, table: Table, /, *, budget_us: float, min_width: int) -> Plan: ...
+
+
+def search(job: Job, at: Artefacts, budget: Budget, here: Path, planner: Planner = solve) -> list[RoundResult]:
+    """Plan, cut, build, measure, correct the table, and again, until a measured engine meets the budget closely.
+
+    Good enough is a plan between `SLACK` below the budget (twice the config's headroom, where that is more) and the
+    budget. Finished rounds are read back from `here`, so a killed search goes on where it stopped. Raises `Infeasible`
+    when no round met the budget.
     """
     bench = _Bench(job, at, budget)
     table = bench.table
+    slack = max(SLACK, 2 * job.config.prune.headroom)  # the headroom is the middle of what is good enough
     rounds: list[RoundResult] = []
     for number in range(1, job.config.prune.rounds + 1):
         place = here / f"round{number}.json"
         if place.is_file():
             result = _read_round(place)
         else:
-            plan = _next_plan(bench, table, rounds)
+            plan = _next_plan(bench, planner, table, rounds)
             if plan is None:
                 break
             result = _try(bench, plan, here / f"round{number}")
@@ -85,7 +95,7 @@ def search(job: Job, at: Artefacts, budget: Budget, here: Path) -> list[RoundRes
         rounds.append(result)
         job.console.say(f"round {number}: predicted {result.predicted_us:.0f} us, measured {result.measured_us:.0f} us, "
                         f"budget {result.limit_us:.0f} us: {'met' if result.met else 'missed'}")  # fmt: skip
-        if result.met and result.measured_us >= result.limit_us * (1 - SLACK - job.config.prune.headroom):
+        if 1 - slack <= result.tried.measured <= 1:
             break
         table = table.corrected(bench.graph, result.plan.widths, _slowed(result.profile, 1 / result.speed))
     if not any(result.met for result in rounds):
@@ -113,29 +123,26 @@ class _Bench:
 def best_plan(job: Job, at: Artefacts, budget: Budget, here: Path, rounds: Sequence[RoundResult]) -> Plan:
     """Among the rounds that met the budget, the plan that keeps the highest score and meets it once more.
 
-    A single measurement can flatter a plan, so all of them are measured again, in turns with the dense engine; when
-    none meets the budget then, the fastest is taken.
+    A single measurement can flatter a plan, so where several met it, all of them are measured again, in turns with the
+    dense engine; when none meets the budget then, the one nearest to it is taken.
     """
     met = {str(number): result for number, result in enumerate(rounds, start=1) if result.met}
+    if len(met) == 1:
+        return next(iter(met.values())).plan
     engines = {number: (job.backend, Engine.load(here / f"round{number}" / "model.engine")) for number in met}
-    dense = (job.backend, Engine.load(at.dense / "model.engine"))
-    times = {name: timing.median_us for name, timing in measure_engines({"dense": dense, **engines}).items()}
-    limit_us = budget.limit_us(times["dense"])
-    confirmed = [number for number in met if times[number] <= limit_us] or [min(met, key=lambda number: times[number])]
+    times = measure_beside((job.backend, Engine.load(at.dense / "model.engine")), engines)
+    shares = {number: timing.median_us / budget.of(dense_us) for number, (timing, dense_us) in times.items()}
+    confirmed = [number for number in met if shares[number] <= 1.0] or [min(met, key=lambda number: shares[number])]
     return met[max(confirmed, key=lambda number: met[number].plan.score)].plan
 
 
-def _next_plan(bench: _Bench, table: Table, rounds: Sequence[RoundResult]) -> Plan | None:
-    """The best plan by what is known now; None when it was tried already or nothing fits any more.
-
-    The table's layers are corrected by each round, but the solver then picks other layers that the table flatters: it
-    seeks out errors in one direction. What the rounds were slower than predicted is therefore taken off the budget.
-    """
+def _next_plan(bench: _Bench, planner: Planner, table: Table, rounds: Sequence[RoundResult]) -> Plan | None:
+    """The best plan by what is known now; None when it was tried already or nothing fits any more."""
     settings = bench.job.config.prune
-    flattered = max([1.0, *(result.measured_us / result.predicted_us for result in rounds)])
+    aim = next_aim(1 - settings.headroom, [result.tried for result in rounds])
     try:
-        aim = bench.budget.table_us(bench.table_dense_us) * (1 - settings.headroom) / flattered
-        plan = solve(bench.graph, bench.scores, table, budget_us=aim, min_width=settings.min_width)
+        plan = planner(bench.graph, bench.scores, table, budget_us=aim * bench.budget.of(bench.table_dense_us),
+                       min_width=settings.min_width)  # fmt: skip
     except Infeasible:
         if not rounds:
             raise
@@ -150,24 +157,19 @@ def _try(bench: _Bench, plan: Plan, here: Path) -> RoundResult:
     here.mkdir(parents=True, exist_ok=True)
     backend = bench.job.backend
     engine = build_engine(bench.job, apply(bench.model, bench.graph, plan), here)
-    times = measure_engines({"dense": (backend, bench.dense), "plan": (backend, engine)})
+    whole, dense_us = measure_beside((backend, bench.dense), {"plan": (backend, engine)})["plan"]
     inside = layer_profile(bench.job, engine, bench.graph)
-    dense_us, plan_us = times["dense"].median_us, times["plan"].median_us
+    layers = _slowed(inside, whole.median_us / inside.whole.median_us).layers
     speed = 1.0 if bench.budget.share is None else dense_us / bench.table_dense_us
-    limit = bench.budget.limit_us(dense_us)
-    return RoundResult(plan, plan.latency_us * speed, plan_us, limit, speed, replace(inside, whole=times["plan"]))
+    limit_us = bench.budget.of(dense_us)
+    profile = replace(inside, whole=whole, layers=layers)
+    return RoundResult(plan, plan.latency_us * speed, whole.median_us, limit_us, speed, profile)
 
 
 def _slowed(profile: Profile, factor: float) -> Profile:
     """The profile as it would be on a computer that takes `factor` times as long for everything."""
-
-    def slow(timing: Timing) -> Timing:
-        return replace(
-            timing, median_us=timing.median_us * factor, p10_us=timing.p10_us * factor, p90_us=timing.p90_us * factor
-        )
-
-    layers = {name: slow(timing) for name, timing in profile.layers.items()}
-    return replace(profile, whole=slow(profile.whole), layers=layers)
+    layers = {name: timing.scaled(factor) for name, timing in profile.layers.items()}
+    return replace(profile, whole=profile.whole.scaled(factor), layers=layers)
 
 
 def read_rounds(here: Path) -> list[RoundResult]:

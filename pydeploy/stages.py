@@ -173,6 +173,18 @@ def measure_engines(engines: dict[str, tuple[Backend, Engine]]) -> dict[str, Tim
     return {name: samples.timing for name, samples in time_engines(engines, rounds=ROUNDS, runs=RUNS).items()}
 
 
+def measure_beside(
+    dense: tuple[Backend, Engine], engines: dict[str, tuple[Backend, Engine]]
+) -> dict[str, tuple[Timing, float]]:
+    """Latency of each engine, and in microseconds that of the dense one in the same rounds.
+
+    The two stand in the ratio that most rounds show, which drift from round to round does not move.
+    """
+    samples = time_engines({"dense": dense, **engines}, rounds=ROUNDS, runs=RUNS)
+    return {name: (samples[name].timing, samples[name].timing.median_us * samples["dense"].over(samples[name]))
+            for name in engines}  # fmt: skip
+
+
 def layer_profile(job: Job, engine: Engine, graph: Graph) -> Profile:
     """Latency of an engine of the job's target and of its layers, by operator."""
     return profile(job.backend, engine, [op.name for op in graph.ops], rounds=5, runs=20)

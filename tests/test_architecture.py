@@ -19,6 +19,7 @@ RANKS = {
     "pydeploy.graph": 2,
     "pydeploy.timing": 2,
     "pydeploy.preprocessing": 2,
+    "pydeploy.aim": 3,
     "pydeploy.config": 3,
     "pydeploy.clock": 3,
     "pydeploy.pace": 4,

@@ -401,3 +401,16 @@ def test_baselines_that_cannot_reach_a_budget_say_so():
         halp(graph, scores, table, budget_us=5.0)
     with pytest.raises(ConfigError, match="steps is 0"):
         halp(graph, scores, table, budget_us=50.0, steps=0)
+
+
+def test_a_rule_passes_over_what_the_table_cannot_tell():
+    graph = graph_of("chain")
+    scores, table = scores_of(graph), table_of(graph)
+    full = fit_budget(uniform, graph, scores, table, budget_us=60.0, align=2)
+    table.missing = {(full.widths["a"], full.widths["b"])}
+    other = fit_budget(uniform, graph, scores, table, budget_us=60.0, align=2)
+    assert other.score < full.score
+    assert other.latency_us <= 60.0
+    table.missing = {(a, b) for a in range(9) for b in range(9)}
+    with pytest.raises(MissingTiming, match="no timing for"):
+        fit_budget(uniform, graph, scores, table, budget_us=60.0, align=2)

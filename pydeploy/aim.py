@@ -1,0 +1,53 @@
+"""What the solver should aim at next, from the plans that were built and measured.
+
+A table that is corrected by a round is right for the layers that the round tried. The solver then prefers others that
+the table still flatters: it seeks out errors in one direction, so corrections alone approach the budget from above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SHARE = 0.5
+"""Power of the last round's surprise that is taken off the aim after the first round.
+
+Simulated for three rounds on ResNet-18 and MobileNetV2 with tables whose layers are too fast by up to 10, 25 and 50 %,
+each by its own amount: power 0 misses most budgets from 25 % on, power 1 meets them but leaves up to 3 % of the score
+unused; this rule meets all at 10 and 25 % with at most 0.3 % of the score left, and 97 % of them at 50 %.
+"""
+BRACKET_AFTER = 3
+"""Rounds after which corrections are no longer expected to converge, and the aim is bracketed."""
+MARGIN = 0.1
+"""A bracketed aim stays this share of the bracket away from its ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One round: what the table of that round predicted and what was measured, both as shares of the budget."""
+
+    predicted: float
+    measured: float
+
+    @property
+    def met(self) -> bool:
+        return self.measured <= 1.0
+
+
+def next_aim(target: float, tried: Sequence[Tried]) -> float:
+    """The share of the budget to solve for, so that the plan is measured near `target` of it.
+
+    What the last round was slower than predicted is taken off: in part after one round, because the table was corrected
+    as well, wholly when two rounds missed. From `BRACKET_AFTER` rounds on, the aim lies between those of the closest
+    met and the closest missed round, where the line through both reaches `target`.
+    """
+    if not tried:
+        return target
+    met, missed = [one for one in tried if one.met], [one for one in tried if not one.met]
+    if len(tried) >= BRACKET_AFTER and met and missed:
+        low, high = max(met, key=lambda one: one.measured), min(missed, key=lambda one: one.measured)
+        if low.predicted < high.predicted:
+            part = (target - low.measured) / (high.measured - low.measured)
+            return low.predicted + (high.predicted - low.predicted) * min(1 - MARGIN, max(MARGIN, part))
+    power = SHARE if met or len(tried) == 1 else 1.0
+    return float(target / max(1.0, tried[-1].measured / tried[-1].predicted) ** power)

@@ -1,0 +1,120 @@
+"""`aim`: where the solver aims after rounds that were slower than predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pydeploy.aim import BRACKET_AFTER, Tried, next_aim
+from pydeploy.graph import Extent, Graph, Group, Op, OpKey, Widths
+from pydeploy.solve import predict_us, solve
+
+TARGET = 0.985
+
+
+def test_the_first_aim_is_the_target_and_a_true_table_keeps_it() -> None:
+    assert next_aim(TARGET, []) == TARGET
+    assert next_aim(TARGET, [Tried(0.985, 0.95)]) == TARGET  # slower than it is: the correction alone raises the plan
+
+
+def test_a_part_of_the_surprise_comes_off_after_one_round_all_of_it_after_two_misses() -> None:
+    assert next_aim(TARGET, [Tried(1.0, 1.21)]) == pytest.approx(TARGET / 1.1)
+    assert next_aim(TARGET, [Tried(1.0, 1.3), Tried(0.9, 1.08)]) == pytest.approx(TARGET / 1.2)
+    assert next_aim(TARGET, [Tried(1.0, 1.3), Tried(0.8, 0.968)]) == pytest.approx(TARGET / 1.1)
+
+
+def test_the_bracket_is_that_of_the_closest_rounds() -> None:
+    tried = [Tried(0.98, 1.4), Tried(0.95, 1.1), Tried(0.7, 0.8), Tried(0.8, 0.9)]
+    expected = 0.8 + 0.15 * (TARGET - 0.9) / 0.2
+    assert next_aim(TARGET, tried) == pytest.approx(expected)
+
+
+def test_without_order_in_the_aims_there_is_no_bracket() -> None:
+    tried = [Tried(0.7, 1.1), Tried(0.8, 0.9), Tried(0.8, 0.9)]
+    assert next_aim(TARGET, tried) == pytest.approx(TARGET / (0.9 / 0.8) ** 0.5)
+
+
+@given(st.floats(0.6, 1.8), st.floats(1.0, 2.0))
+def test_budgets_are_met_closely_where_corrections_do_not_help(bend: float, flattery: float) -> None:
+    """The device takes `flattery` times what is predicted, more or less for larger plans; no round teaches the table."""
+    tried: list[Tried] = []
+    for _ in range(12):
+        aim = next_aim(TARGET, tried)
+        tried.append(Tried(aim, flattery * aim**bend))
+        if 0.97 <= tried[-1].measured <= 1.0:
+            break
+    assert 0.97 <= tried[-1].measured <= 1.0
+
+
+def test_corrections_get_their_chance_before_the_bracket() -> None:
+    tried = [Tried(0.985, 1.1), Tried(0.94, 0.9)]
+    assert len(tried) < BRACKET_AFTER
+    assert next_aim(TARGET, tried) == TARGET
+
+
+GROUPS = 10
+GRAPH = Graph(
+    tuple(Group(f"g{i}", 64, ()) for i in range(GROUPS)),
+    tuple(
+        Op(f"layer{i}", "conv", f"w{i}", Extent(0, ((f"g{i}", 1),)), Extent(0, ((f"g{i + 1}", 1),)), h=i + 1, w=1)
+        for i in range(GROUPS - 1)
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Flattering:
+    """A table whose layers are each too fast by its own share of at most `most`, but for the `corrected` ones."""
+
+    most: float
+    seed: int
+    corrected: dict[OpKey, float] = field(default_factory=dict)
+
+    @staticmethod
+    def truth_us(key: OpKey) -> float:
+        return 5.0 + key.cin * key.cout / 40
+
+    def latency_us(self, key: OpKey) -> float:
+        share = np.random.default_rng([self.seed, key.h, key.cin, key.cout]).random()
+        return self.corrected.get(key, self.truth_us(key) * (1 - self.most * share))
+
+    def overhead_us(self, graph: Graph) -> float:
+        return 0.0
+
+    def widths(self, graph: Graph) -> dict[str, tuple[int, ...]]:
+        return {group.name: tuple(range(8, 65, 8)) for group in graph.prunable}
+
+    def learned(self, widths: Widths) -> Flattering:
+        keys = [op.key(widths) for op in GRAPH.ops]
+        return Flattering(self.most, self.seed, {**self.corrected, **{key: self.truth_us(key) for key in keys}})
+
+
+def closed_loop(table: Flattering, aim_of: Callable[[float, Sequence[Tried]], float]) -> list[Tried]:
+    """Three rounds for half of the dense latency; scores fall from channel to channel."""
+    scores = {group.name: np.linspace(2, 1, group.width, dtype=np.float32) for group in GRAPH.groups}
+    limit_us = 0.5 * sum(table.truth_us(op.key(GRAPH.widths)) for op in GRAPH.ops)
+    tried: list[Tried] = []
+    while len(tried) < 3 and not (tried and 0.97 <= tried[-1].measured <= 1.0):
+        plan = solve(GRAPH, scores, table, budget_us=aim_of(TARGET, tried) * limit_us)
+        table = table.learned(plan.widths)
+        tried.append(Tried(plan.latency_us / limit_us, predict_us(GRAPH, plan.widths, table) / limit_us))
+    return tried
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_layers_flattered_by_up_to_a_half_are_overcome_in_three_rounds(seed: int) -> None:
+    """Correcting the layers that were tried is not enough: the solver finds other flattered ones in every round."""
+    stubborn = closed_loop(Flattering(0.5, seed), lambda target, tried: target)
+    assert not any(one.met for one in stubborn)
+    assert any(one.met for one in closed_loop(Flattering(0.5, seed), next_aim))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_layers_flattered_by_up_to_a_tenth_cost_at_most_a_little(seed: int) -> None:
+    used = [one.measured for one in closed_loop(Flattering(0.1, seed), next_aim) if one.met]
+    assert max(used) >= 0.95
