@@ -24,8 +24,8 @@ from pydeploy.latency.foreign import read_lines
 from pydeploy.latency.interpolation import Known, Lookup
 from pydeploy.solve import predict_us, solve
 
-RATIOS = (0.2, 0.3, 0.4, 0.5, 0.6)
-STEPS = 14
+RATIOS = (0.3, 0.5)
+STEPS = 10
 """Bisections of the budget of a joint plan."""
 SKEW = 4.0
 """The list holds no layers whose widths differ by more than this factor; `NEARLY` of them count as this skewed."""

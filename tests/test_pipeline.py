@@ -234,7 +234,7 @@ def test_other_rules_take_the_same_loop(measured: Path, tmp_path: Path, method: 
     job, at = open_job(settings(), Quiet()), Artefacts(out)
     rounds = search(job, at, Budget(share=0.6), out / "06_search", PLANNERS[method])
     assert best_plan(job, at, Budget(share=0.6), out / "06_search", rounds).method in ("halp", "global")
-    assert any(0.8 < r.measured_us / r.limit_us <= 1 for r in rounds)
+    assert any(r.met for r in rounds)
 
 
 def test_further_points_are_those_of_the_config() -> None:
