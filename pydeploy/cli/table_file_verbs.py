@@ -13,7 +13,8 @@ from pydeploy.cli.table_verbs import app as app  # the same group of verbs
 
 if TYPE_CHECKING:
     from pydeploy.graph import OpKey
-    from pydeploy.latency.table import Lookup, Table
+    from pydeploy.latency.interpolation import Lookup
+    from pydeploy.latency.table import Table
     from pydeploy.timing import Padding
 
 LAYER_HELP = "Only layers whose description contains this text."
