@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydeploy.errors import ConfigError, DataError
+
+Parsed = TypeVar("Parsed")
 
 
 @contextmanager
@@ -75,6 +77,15 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path} does not exist") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not readable JSON ({error}); it is truncated or another kind of file") from None
+
+
+def parsed(path: Path, parse: Callable[[Any], Parsed]) -> Parsed:
+    """What `parse` makes of the JSON in `path`; its `DataError` names the file."""
+    data = read_json(path)
+    try:
+        return parse(data)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 def read_yaml(path: Path, what: str, remedy: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pydeploy.errors import DataError, Mismatch, nearest
-from pydeploy.files import read_json, write_json
+from pydeploy.files import parsed, write_json
 
 Scores = Mapping[str, NDArray[np.float32]]
 """Importance of each channel, ``{group: (width,) float32}``; higher is kept first."""
@@ -213,7 +213,7 @@ class Graph:
 
     @classmethod
     def load(cls, path: Path) -> Graph:
-        return cls.from_json(read_json(path))
+        return parsed(path, cls.from_json)
 
 
 def _extent(data: Mapping[str, Any]) -> Extent:
@@ -297,7 +297,7 @@ class Plan:
 
     @classmethod
     def load(cls, path: Path) -> Plan:
-        return cls.from_json(read_json(path))
+        return parsed(path, cls.from_json)
 
 
 def _check_channels(group: Group, channels: Sequence[int]) -> None:

@@ -58,8 +58,8 @@ class Target:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Target:
         try:
-            return cls(**data)
-        except TypeError as error:
+            return cls(**{**data, "facts": dict(data.get("facts", {}))})
+        except (TypeError, ValueError, AttributeError) as error:
             raise DataError(f"not a target record: {error}") from None
 
 

@@ -12,7 +12,7 @@ from trt_fake import LAUNCH_US, STREAM, World
 
 
 def pycuda(world: World) -> types.ModuleType:
-    """The module `pycuda.driver`, as far as the real one has what is here (checked by `make trt-contract`)."""
+    """The module `pycuda.driver`, as far as the real one has what is here (`test_cuda_surface`)."""
     fake = types.ModuleType("pycuda.driver")
     taken: Iterator[int] = iter(range(0x1000, 1 << 40, 0x1000))
 
@@ -76,24 +76,38 @@ def pycuda(world: World) -> types.ModuleType:
             raise OutOfMemory("cuMemAlloc failed: out of memory")
         return Allocation(size)
 
-    def memcpy_htod_async(address: int, array: np.ndarray, stream: Stream) -> None:
-        assert array.flags.c_contiguous
-        assert len(world.memory[address]) == array.nbytes
-        world.memory[address][:] = array.tobytes()
+    def memcpy_htod_async(dest: int, src: np.ndarray, stream: Stream) -> None:
+        assert src.flags.c_contiguous
+        assert len(world.memory[dest]) == src.nbytes
+        world.memory[dest][:] = src.tobytes()
 
-    def memcpy_dtoh_async(array: np.ndarray, address: int, stream: Stream) -> None:
+    def memcpy_dtoh_async(dest: np.ndarray, src: int, stream: Stream) -> None:
         if world.pending is not None:
             world.pending()
             world.pending = None
-        array[...] = np.frombuffer(world.memory[address], array.dtype).reshape(array.shape)
+        dest[...] = np.frombuffer(world.memory[src], dest.dtype).reshape(dest.shape)
 
-    def memset_d8_async(address: int, value: int, count: int, stream: Stream) -> None:
-        world.memory[address][:count] = bytes([value]) * count
+    def memset_d8_async(dest: int, data: int, size: int, stream: Stream) -> None:
+        world.memory[dest][:size] = bytes([data]) * size
 
-    for thing in (Stream, Event, Device, mem_alloc, memcpy_htod_async, memcpy_dtoh_async, memset_d8_async):
+    def init() -> None:
+        """Nothing to start."""
+
+    Allocation.__name__ = "DeviceAllocation"
+    for thing in (
+        Stream,
+        Event,
+        Device,
+        Context,
+        Allocation,
+        init,
+        mem_alloc,
+        memcpy_htod_async,
+        memcpy_dtoh_async,
+        memset_d8_async,
+    ):
         setattr(fake, thing.__name__, thing)
     fake.MemoryError = OutOfMemory  # type: ignore[attr-defined]
-    fake.init = lambda: None  # type: ignore[attr-defined]
     return fake
 
 
@@ -124,7 +138,8 @@ def cuda_python(world: World) -> types.ModuleType:
     fake.cuStreamBeginCapture, fake.cuStreamEndCapture = begin, end  # type: ignore[attr-defined]
     fake.cuGraphInstantiate = lambda graph, flags: (801, None) if "instantiate" in world.fail else (0, graph)  # type: ignore[attr-defined]
     fake.cuGraphLaunch = launch  # type: ignore[attr-defined]
-    fake.cuGraphDestroy = fake.cuGraphExecDestroy = lambda graph: (0,)  # type: ignore[attr-defined]
+    fake.cuGraphDestroy = lambda graph: (0,)  # type: ignore[attr-defined]
+    fake.cuGraphExecDestroy = lambda graph: (0,)  # type: ignore[attr-defined]
     return fake
 
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import pytest
 from typer.testing import CliRunner
 
+import board_env
 import latency_nets
 from pydeploy.backends.base import align_of, open_backend
 from pydeploy.backends.tensorrt.options import Options
 from pydeploy.cli.app import app
 from pydeploy.errors import DataError, Mismatch
-from pydeploy.graph import OpKey
+from pydeploy.graph import OpKey, Plan
 from pydeploy.latency import store
 from pydeploy.latency.board import ProbeFolder, target_from
 from pydeploy.latency.design import grid
@@ -29,27 +32,62 @@ from trt_bench import machine
 from trt_fake import World
 from trt_surface import VERSIONS
 
-NO_TORCH = (
-    "import sys\n"
-    "for name in ('torch', 'torchvision', 'accelerate', 'safetensors'): sys.modules[name] = None\n"
-    "from pydeploy.cli import main\n"
-    "sys.argv = ['pydeploy', *sys.argv[1:]]\n"
-    "main()\n"
-)
-
-
-def board(*arguments: object) -> str:
-    """`pydeploy` in a process that cannot import torch."""
-    command = [sys.executable, "-c", NO_TORCH, *map(str, arguments)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+Board = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def probes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a board: pydeploy and its base dependencies are installed, PyTorch is not."""
+    return board_env.make(tmp_path_factory.mktemp("venv"))
+
+
+@pytest.fixture(scope="module")
+def board(python: Path) -> Board:
+    """`pydeploy` on that board; the output of a command that succeeds."""
+    return lambda *arguments: board_env.run(python, "-m", "pydeploy", *arguments).stdout
+
+
+def test_the_board_has_no_pytorch(python: Path, board: Board) -> None:
+    missing = board_env.run(python, "-c", "import torch", code=1)
+    assert "ModuleNotFoundError: No module named 'torch'" in missing.stderr
+    looked = "import importlib.util as u; print([n for n in %r if u.find_spec(n)])"
+    others = ("torchvision", "accelerate", "safetensors", "onnxscript", "openvino", "tensorrt", "pytest")
+    assert board_env.run(python, "-c", looked % (others,)).stdout.strip() == "[]"
+    said = json.loads(board("doctor", "--json"))
+    assert said["backend"]["onnxruntime"].startswith("ready: fp32")
+    assert "pydeploy[train]" in said["package"]["torch"]
+    refused = board_env.run(python, "-m", "pydeploy", "trace", "pydeploy:resnet8", "--input", "1x3x8x8", code=2)
+    assert refused.stderr.startswith("error: this needs PyTorch and its companions")
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.slow
+def test_measured_on_the_board_and_cut_elsewhere(board: Board, tmp_path: Path) -> None:
+    """The workflow of docs/tensorrt.md: probes from a PyTorch model, a table from files alone, the file back, a plan."""
+    model = ("pydeploy:resnet8", "--input", "1x3x32x32", "-o", "width=48")
+    invoke("probes", *model, "--out", tmp_path / "probes", "--points", 2, "--align", 8, "--target", "onnxruntime:fp32")
+    shutil.copytree(tmp_path / "probes", tmp_path / "board" / "probes")
+    at = ("--onnx", tmp_path / "board" / "probes", "--db", tmp_path / "board" / "board.sqlite")
+    said = board("table", "measure", *at, "--target", "onnxruntime:fp32", "--rounds", 1, "--runs", 3)
+    assert " 0 kept" in said
+    shutil.copy(tmp_path / "board" / "board.sqlite", tmp_path / "back.sqlite")  # this one file
+    folder, table = ProbeFolder.load(tmp_path / "probes"), Table.open(tmp_path / "back.sqlite")
+    assert {name: set(found) for name, found in table.widths(folder.graph).items()} == {
+        name: set(wanted) for name, wanted in folder.widths.items()}  # fmt: skip
+    narrow = {name: min(values) for name, values in folder.widths.items()}
+    budget = (table.predict_us(folder.graph, {}) + table.predict_us(folder.graph, narrow)) / 2
+    done = CliRunner().invoke(app, ["prune", *model, "--table", str(tmp_path / "back.sqlite"), "--budget-us", str(budget),
+                                    "--out", str(tmp_path / "small.safetensors"), "--plan", str(tmp_path / "plan.json")])  # fmt: skip
+    assert done.exit_code == 0, done.output
+    plan = Plan.load(tmp_path / "plan.json")
+    kept = {**folder.graph.widths, **plan.widths}
+    assert table.predict_us(folder.graph, kept) <= budget
+    assert any(kept[name] < max(widths) for name, widths in folder.widths.items())
+    assert (tmp_path / "small.safetensors").exists()
+
+
+@pytest.fixture(scope="module")
+def probes(tmp_path_factory: pytest.TempPathFactory, board: Board) -> Path:
     """A folder of probes, written by the command line without PyTorch from an ONNX file and its graph."""
     here = tmp_path_factory.mktemp("board")
     model, graph = latency_nets.residual()
@@ -62,7 +100,7 @@ def probes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("target", ["onnxruntime:fp32", "null:fp32"])
-def test_a_board_measures_from_files_alone(probes: Path, target: str, tmp_path: Path) -> None:
+def test_a_board_measures_from_files_alone(board: Board, probes: Path, target: str, tmp_path: Path) -> None:
     db = tmp_path / "board.sqlite"
     said = board("table", "measure", "--onnx", probes, "--target", target, "--db", db, "--rounds", 1, "--runs", 2)
     assert "4 networks measured" in said
@@ -272,7 +310,7 @@ def test_a_damaged_folder_is_refused(probes: Path, tmp_path: Path) -> None:
         ProbeFolder.load(tmp_path / "p")
 
 
-def test_wrong_usage_is_one_sentence(tmp_path: Path) -> None:
+def test_wrong_usage_is_one_sentence(board: Board, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",

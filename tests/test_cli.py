@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -315,3 +317,139 @@ def test_interrupting_a_run_is_one_line(tmp_path: Path) -> None:
     assert victim.returncode == 2
     assert "error: interrupted" in errors
     assert "Traceback" not in errors
+
+
+USERS_CODE = {
+    "syntax": ("def net(:\n", "SyntaxError"),
+    "raises": ("raise ValueError('no weights')\n", "ValueError: no weights"),
+    "lacks": ("import a_missing_package\n", "No module named 'a_missing_package'"),
+    "fails": ("def net():\n    return {}['x']\n", "KeyError: 'x' ("),
+    "no model": ("def net():\n    return 3\n", "returns int; expected a PyTorch module"),
+    "no function": ("net = 3\n", "has no function 'net'"),
+}
+
+
+@pytest.mark.parametrize("case", USERS_CODE)
+def test_what_is_wrong_with_a_users_model_is_one_line(case: str, tmp_path: Path) -> None:
+    code, text = USERS_CODE[case]
+    (tmp_path / "mine.py").write_text(code)
+    fails(pydeploy("trace", f"{tmp_path / 'mine.py'}:net", "--input", "1x3x16x16"), text)
+
+
+def test_values_that_make_no_sense(work: Path, tmp_path: Path) -> None:
+    trace, out = ("trace", "pydeploy:resnet8"), ("--out", tmp_path / "x")
+    fails(pydeploy(*trace, *SHAPE, "-o", "width=[1"), "value is not YAML")
+    fails(pydeploy(*trace, "--input", "99999999x3x999999x999999"), "cannot be made")
+    fails(pydeploy("export", "pydeploy:resnet8", *SHAPE, *out, "--batch", 0), "--batch")
+    fails(
+        pydeploy("build", work / "dense.onnx", "--target", "onnxruntime:fp32", *out, "--threads", 100_000), "--threads"
+    )
+    fails(pydeploy("prune", "pydeploy:resnet8", *SHAPE, *out, "--ratio", 0.5, "--align", 0), "--align")
+    for budget in ("nan", "-5", "0", "inf"):
+        done = pydeploy("prune", "pydeploy:resnet8", *SHAPE, *out, "--table", work / "t.sqlite", "--budget-us", budget)
+        assert done.returncode == (0 if budget == "inf" else 2), done.stderr
+        (tmp_path / "x").unlink(missing_ok=True)
+    for ratio in ("nan", "1.5", "-1"):
+        fails(pydeploy("prune", "pydeploy:resnet8", *SHAPE, *out, "--ratio", ratio), "ratio")
+    (tmp_path / "net.json").write_text("[1, 2]")  # JSON is a form of ONNX, but not one that is asked for
+    for verb in (("build", "--target", "onnxruntime:fp32", *out), ("half", *out), ("lint",)):
+        fails(pydeploy(verb[0], tmp_path / "net.json", *verb[1:]), "net.json")
+    probes = ("table", "probes", "--graph", work / "graph.json", "--out", tmp_path / "probes")
+    (tmp_path / "net.onnx").write_bytes((work / "dense.onnx").read_bytes()[:5000])
+    fails(pydeploy(*probes, tmp_path / "net.onnx"), "net.onnx is not a readable ONNX file")
+    fails(pydeploy(*probes, tmp_path / "none.onnx"), "none.onnx does not exist")
+    fails(pydeploy(*probes, work / "small.onnx"), "take the graph of this very model")
+    assert not (tmp_path / "probes").exists(), "nothing is copied that a board could not measure"
+    (tmp_path / "empty.json").write_text("{}")
+    fails(
+        pydeploy("quantize", work / "dense.onnx", "--ranges", tmp_path / "empty.json", *out), "empty.json: not a ranges"
+    )
+    fails(pydeploy(*probes[:3], tmp_path / "empty.json", *out, work / "dense.onnx"), "empty.json: not a graph file")
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    fails(pydeploy("trtexec-command", tmp_path / "empty.onnx", "--trt", "10.3"), "holds no layers")
+    facts = json.loads((work / "dense.engine.json").read_text())
+    (tmp_path / "e.engine").write_bytes((work / "dense.engine").read_bytes())
+    (tmp_path / "e.engine.json").write_text(json.dumps({**facts, "target": {**facts["target"], "facts": [1]}}))
+    fails(pydeploy("profile", tmp_path / "e.engine"), "not a target record")
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """As on a full disk: what is larger cannot be written (in this process)."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_loses_nothing(work: Path, tmp_path: Path) -> None:
+    """Every verb that writes: one sentence, the file of before unharmed, nothing half-written beside it."""
+    names = {
+        "graph.json",
+        "dense.onnx",
+        "small.safetensors",
+        "dense.engine",
+        "dense.engine.json",
+        "half.onnx",
+        "t.json",
+    }
+    model = ("pydeploy:resnet8", *SHAPE)
+    onnx, engine = tmp_path / "dense.onnx", tmp_path / "dense.engine"
+    commands = [
+        ("trace", *model, "--out", tmp_path / "graph.json"),
+        ("export", *model, "--out", onnx),
+        ("prune", *model, "--ratio", 0.25, "--out", tmp_path / "small.safetensors"),
+        ("build", onnx, "--target", "onnxruntime:fp32", "--out", engine, "--threads", 1),
+        ("half", onnx, "--out", tmp_path / "half.onnx"),
+        ("table", "export", "--db", work / "t.sqlite", "--out", tmp_path / "t.json"),
+    ]
+    for command in commands:
+        assert pydeploy(*command).returncode == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == names
+    for command in commands:
+        with files_of_at_most(4096):
+            done = pydeploy(*command)
+        fails(done, "error: ")
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before, command
+    compared = pydeploy("profile", engine, "--onnx", onnx, "--rounds", 1, "--runs", 1)
+    assert compared.returncode == 0, compared.stderr
+
+
+def test_a_table_survives_a_full_disk(work: Path, tmp_path: Path) -> None:
+    command = ("table", "measure", work / "dense.onnx", "--graph", work / "graph.json", "--target", "null:fp32", "--db",
+               tmp_path / "t.sqlite", "--points", 2, "--align", 16, "--rounds", 1, "--runs", 2)  # fmt: skip
+    assert pydeploy(*command, "--limit", 2).returncode == 0
+    before = pydeploy("table", "show", "--db", tmp_path / "t.sqlite", "--json").stdout
+    with files_of_at_most((tmp_path / "t.sqlite").stat().st_size):
+        fails(pydeploy(*command), "error: ")
+    assert pydeploy("table", "show", "--db", tmp_path / "t.sqlite", "--json").stdout == before
+    done = pydeploy(*command)
+    assert "2 kept" in done.stdout, done.stderr
+
+
+def test_a_result_that_cannot_be_printed_is_one_line(work: Path) -> None:
+    command = [sys.executable, "-m", "pydeploy", "table", "show", "--db", str(work / "t.sqlite")]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: No space left on device\n"
+
+
+def test_an_unwritable_place_is_one_line(work: Path, tmp_path: Path) -> None:
+    """A file stands where a folder is wanted, or a folder where a file is wanted (permissions do not stop root)."""
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    table = ("table", "measure", work / "dense.onnx", "--graph", work / "graph.json", "--target", "null:fp32", "--db")
+    build = ("build", work / "dense.onnx", "--target", "null:fp32", "--out")
+    runs: list[tuple[object, ...]] = [("run", "configs/smoke.yaml", "--out"), ("train", "configs/smoke.yaml", "--out"),
+            ("table", "probes", "pydeploy:resnet8", *SHAPE, "--out"), ("gpu-check", "--out")]  # fmt: skip
+    for command in (table, build):
+        fails(pydeploy(*command, tmp_path / "file" / "x"), "file")
+        fails(pydeploy(*command, tmp_path / "folder"), "folder")
+    for command in runs:
+        fails(pydeploy(*command, tmp_path / "file"), "file")
+    assert (tmp_path / "file").read_text() == "x"
+    assert not list((tmp_path / "folder").iterdir())

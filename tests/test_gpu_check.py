@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from pydeploy.cli import gpu_check
+from pydeploy.cli.app import app
 from pydeploy.cli.gpu_check import CHECKS, Broken, Check, check_all
 from pydeploy.config import Config, parse
 from quiet import Quiet
@@ -68,6 +70,29 @@ def test_without_a_gpu_it_says_what_is_missing(tmp_path: Path, monkeypatch: pyte
     assert "no NVIDIA driver" in check.detail
     assert "pip install pycuda" in check.detail
     assert json.loads((tmp_path / "gpu-check.json").read_text())["machine"]["pycuda"].startswith("missing")
+
+
+def test_the_verb_prints_a_table_and_keeps_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check, "checkup", lambda: {"GPU": "missing: no NVIDIA driver"})
+    config = str(Path(__file__).parent.parent / "configs" / "fashion_mnist_resnet20_tensorrt.yaml")
+    done = CliRunner().invoke(app, ["gpu-check", "--out", str(tmp_path), "--config", config])
+    assert done.exit_code == 1
+    assert done.output.splitlines() == ["FAIL  GPU and packages  GPU: missing: no NVIDIA driver",
+                                        f"0 of 1 kept; for a bug report attach {tmp_path / 'gpu-check.json'}"]  # fmt: skip
+
+
+def test_what_was_found_before_a_crash_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver may take the whole process down: the file holds every check that was finished."""
+    monkeypatch.setattr(gpu_check, "checkup", lambda: {"GPU": "an A100", "bindings": "TensorRT"})
+
+    def dies(*_: object) -> str:
+        assert json.loads((tmp_path / "gpu-check.json").read_text())["checks"][0]["passed"] is True
+        raise SystemExit(139)
+
+    monkeypatch.setattr(gpu_check, "_run", dies)
+    with pytest.raises(SystemExit):
+        check_all(settings(), tmp_path, Quiet())
+    assert len(json.loads((tmp_path / "gpu-check.json").read_text())["checks"]) == 1
 
 
 def test_a_broken_promise_and_a_crash_are_told_apart() -> None:

@@ -2,20 +2,24 @@
 
 NVIDIA's binding wheels of six versions are installed side by side, imported with the help of a compiled stub (no GPU and
 no TensorRT library is involved), compared with the committed tables, and the whole backend then runs against
-`create_autospec` of the real classes. ``python tests/trt_contract.py --update`` writes the tables anew.
+`create_autospec` of the real classes. What pycuda, cuda-python and NVML's bindings offer is compared with tables as well
+(`cuda_surface`). ``python tests/trt_contract.py --update`` writes the tables anew.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import subprocess
 import sys
+import tarfile
 import types
 from pathlib import Path
 from typing import Any
 from unittest.mock import create_autospec
 
+import cuda_surface
 import trt_fake
 import trt_surface
 
@@ -24,6 +28,11 @@ PLACE = HERE.parent / "build" / "trt"
 WHEELS = {"8.6.1": "tensorrt-bindings==8.6.1", "10.0.1": "tensorrt-cu12-bindings==10.0.1",
           "10.3.0": "tensorrt-cu12-bindings==10.3.0", "10.16.1": "tensorrt-cu12-bindings==10.16.1.11",
           "11.0.0": "tensorrt-cu13-bindings==11.0.0.114", "11.4.0": "tensorrt-cu13-bindings==11.4.0.106"}  # fmt: skip
+OTHERS = {"cuda-python-12.4": "cuda-python==12.4.0", "cuda-bindings-13.5": "cuda-bindings==13.5.0 cuda-pathfinder",
+          "nvidia-ml-py-13": "nvidia-ml-py==13.615.71"}  # fmt: skip
+SOURCES = {"pycuda-2024.1": "pycuda==2024.1", "pycuda-2026.1": "pycuda==2026.1"}
+MODULES = {"cuda-python-12.4": ("cuda.cuda", "cuda_python"), "cuda-bindings-13.5": ("cuda.bindings.driver", "cuda_python"),
+           "nvidia-ml-py-13": ("pynvml", "nvml")}  # fmt: skip
 LIBRARIES = ("nvinfer", "nvonnxparser", "nvinfer_plugin", "nvparsers")
 UNAVAILABLE = 3  # exit code: the wheels cannot be had here
 TESTS = ("test_tensorrt_backend.py", "test_tensorrt_contract.py")
@@ -109,23 +118,17 @@ def _property(world: trt_fake.World, name: str, member: str, kind: Any, core: An
 
 
 def install() -> str:
-    """Fetches the wheels that are not there yet and compiles the stub; says what is missing, '' when nothing is."""
-    for version, wheel in WHEELS.items():
-        place = PLACE / version
-        if not (place / "tensorrt_bindings").is_dir():
-            pip = [
-                sys.executable,
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "--disable-pip-version-check",
-                "--no-deps",
-                "--target",
-            ]
-            done = subprocess.run([*pip, str(place), wheel], capture_output=True, text=True, check=False)
-            if done.returncode:
-                return f"{wheel} cannot be installed: {(done.stderr.strip().splitlines() or ['no reason'])[-1]}"
+    """Fetches the packages that are not there yet and compiles the stub; says what is missing, '' when nothing is."""
+    for name, wheels in {**WHEELS, **OTHERS}.items():
+        if not (PLACE / name / ".complete").exists():
+            if problem := pip("install", "--target", str(PLACE / name), *wheels.split()):
+                return f"{wheels} cannot be installed: {problem}"
+            (PLACE / name / ".complete").touch()
+    for name, source in SOURCES.items():
+        if any((PLACE / name).glob("*.tar.gz")):
+            continue
+        if problem := pip("download", "--no-binary", "pycuda", "--dest", str(PLACE / name), source):
+            return f"{source} cannot be downloaded: {problem}"
     compiler = os.environ.get("CC", "cc")
     for major in ("8", "10", "11"):
         folder = PLACE / f"stub{major}"
@@ -148,6 +151,39 @@ def install() -> str:
     return ""
 
 
+def pip(verb: str, *arguments: str) -> str:
+    """Without dependencies; the last line of what went wrong, '' where nothing did."""
+    command = [sys.executable, "-m", "pip", verb, "--quiet", "--disable-pip-version-check", "--no-deps", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return (done.stderr.strip().splitlines() or ["no reason"])[-1] if done.returncode else ""
+
+
+def cuda_surfaces() -> dict[str, cuda_surface.Surface]:
+    """What the real packages offer; each is imported in a process of its own, pycuda's is read from its source."""
+    found: dict[str, cuda_surface.Surface] = {}
+    for name in SOURCES:
+        (archive,) = (PLACE / name).glob("*.tar.gz")
+        with tarfile.open(archive) as files:
+            member = next(m for m in files.getnames() if m.endswith("src/wrapper/wrap_cudadrv.cpp"))
+            text = files.extractfile(member)
+            assert text is not None
+            found[name] = cuda_surface.pycuda(text.read().decode(errors="replace"))
+    for name, (module, reader) in MODULES.items():
+        code = f"import json, {module} as m, cuda_surface as c; print(json.dumps(c.{reader}(m)))"
+        env = {**os.environ, "PYTHONPATH": f"{PLACE / name}{os.pathsep}{HERE}"}
+        done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True, env=env)
+        found[name] = json.loads(done.stdout)
+    return found
+
+
+def cuda_differences(*, update: bool) -> list[str]:
+    """Names of packages whose surface is not the committed one; with `update`, the tables are written anew."""
+    found = cuda_surfaces()
+    for name, surface in found.items() if update else ():
+        cuda_surface.save(name, surface)
+    return [name for name, surface in found.items() if cuda_surface.load(name) != surface]
+
+
 def main() -> int:
     if "--update" in sys.argv:
         version = os.environ.get("PYDEPLOY_TRT_VERSION")
@@ -160,7 +196,8 @@ def main() -> int:
     if problem := install():
         print(f"trt-contract: {problem}")
         return UNAVAILABLE
-    failed = []
+    failed = cuda_differences(update="--update" in sys.argv)
+    print(f"== pycuda, cuda-python, NVML: {'other than ' + ', '.join(failed) if failed else 'as their tables say'}")
     for version in WHEELS:
         command = [sys.executable, "-m", "pytest", "-q", *(str(HERE / name) for name in TESTS)]
         if "--update" in sys.argv:

@@ -26,7 +26,7 @@ def read_source(path: Path, *, precision: str, batch: int, dynamic_batch: bool =
     With `dynamic_batch` the first dimension of an input may be dynamic.
     """
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load(path, format="protobuf", load_external_data=False)
         _refuse_external(model, path)
         onnx.checker.check_model(model)
     except FileNotFoundError:

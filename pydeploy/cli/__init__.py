@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a check found something, 2 bad input or an interrupted run
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from types import FrameType
@@ -58,6 +59,9 @@ def _run() -> None:
 
 
 def _fail(text: str) -> None:
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:  # nothing more can be written there: a full disk, a closed pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.stderr.write(f"error: {text}\n")
     sys.exit(2)

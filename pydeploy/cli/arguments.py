@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,9 +37,12 @@ def model_named(spec: str, options: Sequence[str] = ()) -> nn.Module:
         return build(name, **given).eval()
     factory = _from_file(Path(home), name) if home.endswith(".py") else _from_library(home, name)
     try:
-        return factory(**given).eval()  # type: ignore[no-any-return]
-    except TypeError as error:
-        raise ConfigError(f"{spec} cannot be built with {given}: {error}") from None
+        made = factory(**given)
+    except Exception as error:  # the user's own code may raise anything
+        raise ConfigError(f"{spec} cannot be built with {given}: {_told(error)}") from None
+    if not hasattr(made, "state_dict"):
+        raise ConfigError(f"{spec} returns {type(made).__name__}; expected a PyTorch module")
+    return made.eval()  # type: ignore[no-any-return]
 
 
 def _options(texts: Sequence[str]) -> dict[str, Any]:
@@ -47,7 +51,10 @@ def _options(texts: Sequence[str]) -> dict[str, Any]:
     pairs = [text.partition("=") for text in texts]
     if any(not equals for _, equals, _ in pairs):
         raise ConfigError(f"model options are key=value, got {list(texts)}")
-    return {key: yaml.safe_load(value) for key, _, value in pairs}
+    try:
+        return {key: yaml.safe_load(value) for key, _, value in pairs}
+    except yaml.YAMLError:
+        raise ConfigError(f"a model option's value is not YAML, got {list(texts)}") from None
 
 
 def _from_library(home: str, name: str) -> Any:
@@ -77,11 +84,23 @@ def _from_file(path: Path, name: str) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, name):
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"{path} cannot be run: {_told(error)}") from None
+    if not callable(getattr(module, name, None)):
         names = [n for n in vars(module) if callable(getattr(module, n)) and not n.startswith("_")]
         raise ConfigError(f"{path} has no function '{name}'{nearest(name, names)}")
     return getattr(module, name)
+
+
+def _told(error: Exception) -> str:
+    """An error of the user's own code in one line: its kind, its text, and the last line of code that it came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    if isinstance(error, SyntaxError):
+        place = ""  # its text says where
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{place}"
 
 
 def shapes(texts: Sequence[str]) -> list[tuple[int, ...]]:
@@ -97,8 +116,11 @@ def example(texts: Sequence[str]) -> tuple[Tensor, ...]:
     """Seeded random inputs of the given shapes."""
     import torch
 
-    generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(shape, generator=generator) for shape in shapes(texts))
+    generator, sizes = torch.Generator().manual_seed(0), shapes(texts)
+    try:
+        return tuple(torch.randn(shape, generator=generator) for shape in sizes)
+    except RuntimeError as error:  # so PyTorch says that memory is lacking
+        raise ConfigError(f"inputs of shape {', '.join(texts)} cannot be made: {str(error).splitlines()[0]}") from None
 
 
 def dense_or_cut(spec: str, options: Sequence[str], weights: Path | None) -> nn.Module:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from pydeploy.divergence import LayerDifference
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Threads = Annotated[int, typer.Option(help="Threads of the engine; 0 = all cores this process may use.")]
+Threads = Annotated[
+    int, typer.Option(min=0, max=1024, help="Threads of the engine; 0 = all cores this process may use.")
+]
 
 
 def calibrate(

@@ -63,6 +63,8 @@ class Bench:
     report: Report
     backend: TensorRt
     folder: Path
+    facts: dict[str, Any]
+    """For the bug report."""
 
     def opened(self, name: str) -> tuple[Backend, Engine]:
         """Backend and engine of a folder of the run ('dense', 'pruned', 'quantized')."""
@@ -71,24 +73,33 @@ class Bench:
 
 
 def check_all(config: Config, out: Path, console: Console) -> list[Check]:
-    """Every check in order; ``gpu-check.json`` in `out` holds them with all facts for a bug report."""
+    """Every check in order; ``gpu-check.json`` in `out` holds them with all facts for a bug report.
+
+    It is written after each check: a driver that takes the process down leaves what was found before.
+    """
     parts = checkup()
-    checks = [_check("GPU and packages", partial(_packages, parts))]
     facts: dict[str, Any] = {"schema": 1, "machine": parts}
-    if checks[0].passed:
-        console.say("run the whole job; this takes most of the time")
-        made: list[Report] = []
-        checks.append(_check("the whole job runs", partial(_run, config, out / "run", console, made)))
-        if made:
-            backend = open_backend("tensorrt", precision=config.target.precision, batch=config.target.batch,
-                                   options=config.target.options)  # fmt: skip
-            assert isinstance(backend, TensorRt)
-            bench = Bench(config, Artefacts(out / "run"), made[0], backend, out)
-            for name, check in CHECKS.items():
-                console.say(f"check: {name}")
-                checks.append(_check(name, partial(check, bench)))
-            facts |= {"target": backend.target().to_json(), "report": made[0].to_json(), "engines": _engines(bench)}
-    write_json(out / "gpu-check.json", {**facts, "checks": [asdict(check) for check in checks]})
+    checks: list[Check] = []
+
+    def passes(name: str, check: Callable[[], str | None]) -> bool:
+        checks.append(_check(name, check))
+        write_json(out / "gpu-check.json", {**facts, "checks": [asdict(check) for check in checks]})
+        return bool(checks[-1].passed)
+
+    if not passes("GPU and packages", partial(_packages, parts)):
+        return checks
+    console.say("run the whole job; this takes most of the time")
+    made: list[Report] = []
+    passes("the whole job runs", partial(_run, config, out / "run", console, made))
+    if made:
+        backend = open_backend("tensorrt", precision=config.target.precision, batch=config.target.batch,
+                               options=config.target.options)  # fmt: skip
+        assert isinstance(backend, TensorRt)
+        facts |= {"target": backend.target().to_json(), "report": made[0].to_json()}
+        bench = Bench(config, Artefacts(out / "run"), made[0], backend, out, facts)
+        for name, check in CHECKS.items():
+            console.say(f"check: {name}")
+            passes(name, partial(check, bench))
     return checks
 
 
@@ -321,6 +332,13 @@ def _implicit_int8(bench: Bench, backend: TensorRt, engine: Engine) -> str:
     return _require(bool(used) and error <= LIMITS["int8"], text)
 
 
+def _engines(bench: Bench) -> str:
+    """What TensorRT says of the run's engines, layer by layer, for the bug report."""
+    names = [name for name in ("dense", "pruned", "quantized") if (getattr(bench.at, name) / "model.engine").exists()]
+    bench.facts["engines"] = {name: _describe(bench, name) for name in names}
+    return ", ".join(f"{name}: {len(layers)} layers" for name, layers in bench.facts["engines"].items())
+
+
 CHECKS: dict[str, Callable[[Bench], str | None]] = {
     "the budget is met": _budget,
     "pruned: within 1 point of dense": _accuracy,
@@ -336,10 +354,5 @@ CHECKS: dict[str, Callable[[Bench], str | None]] = {
     "2:4 sparsity": _sparse,
     "int8 from a calibration cache": _implicit,
     "int8 by TensorRT's own calibrator": _calibrator,
+    "engines describe themselves": _engines,
 }
-
-
-def _engines(bench: Bench) -> dict[str, Any]:
-    """What TensorRT says of the run's engines, for the bug report."""
-    names = [name for name in ("dense", "pruned", "quantized") if (getattr(bench.at, name) / "model.engine").exists()]
-    return {name: _describe(bench, name) for name in names}

@@ -73,8 +73,8 @@ def prune(
     ratio: Annotated[
         Optional[float], typer.Option(help="Share of channels to remove from every group, without a table.")
     ] = None,
-    align: Annotated[int, typer.Option(help="Width multiple for --ratio.")] = 8,
-    min_width: Annotated[int, typer.Option(help="Fewest channels a group may keep.")] = 1,
+    align: Annotated[int, typer.Option(min=1, help="Width multiple for --ratio.")] = 8,
+    min_width: Annotated[int, typer.Option(min=1, help="Fewest channels a group may keep.")] = 1,
     plan: Annotated[Optional[Path], typer.Option(help="Also write the plan here as JSON.")] = None,
 ) -> None:
     """Cut a model to a latency budget (with a table) or by a ratio (without).
@@ -145,7 +145,7 @@ def export(
     input: Inputs = None,
     option: Options = None,
     weights: Weights = None,
-    batch: Annotated[int, typer.Option(help="Batch size of the file.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size of the file.")] = 1,
 ) -> None:
     """Write a model as ONNX with layers named like the model's, checked against PyTorch on ONNX Runtime.
 

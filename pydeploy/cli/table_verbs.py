@@ -50,7 +50,7 @@ def measure(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 1,
     limit: Annotated[Optional[int], typer.Option(min=1, help="Most networks to build.")] = None,
-    threads: Annotated[int, typer.Option(min=0, help="Threads; 0 = all cores this process may use.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, max=1024, help="Threads; 0 = all cores this process may use.")] = 0,
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds, at least.")] = 6,
     runs: Annotated[int, typer.Option(min=1, help="Runs in a round.")] = 5,
     refine: Annotated[
@@ -203,7 +203,7 @@ def verify(
     option: Annotated[Optional[list[str]], typer.Option("--option", "-o", help=OPTION_HELP)] = None,
     graph: Annotated[Optional[Path], typer.Option(help="Graph JSON of an ONNX model ('pydeploy trace --out').")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 1,
-    threads: Annotated[int, typer.Option(min=0, help="Threads; 0 = all cores this process may use.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, max=1024, help="Threads; 0 = all cores this process may use.")] = 0,
     isolated: Annotated[bool, typer.Option(help="Measure isolated layers as well, to compare with.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -97,9 +97,11 @@ def _facts(model: Path, batch: int) -> tuple[bool, str]:
     from pydeploy.errors import DataError
 
     try:
-        loaded = onnx.load(model, load_external_data=False)
+        loaded = onnx.load(model, format="protobuf", load_external_data=False)
     except Exception as error:  # protobuf's errors share no base with the file system's
         raise DataError(f"{model} is not a readable ONNX file ({error})") from None
+    if not loaded.graph.node:
+        raise DataError(f"{model} holds no layers; export the model again")
     shapes = {name: "x".join(map(str, shape)) for name, shape in dynamic_inputs(loaded, batch).items()}
     return is_typed_file(loaded), ",".join(f"{name}:{shape}" for name, shape in shapes.items())
 

@@ -29,7 +29,7 @@ from pydeploy.errors import DataError, Mismatch
 from pydeploy.files import read_json, replacing, write_json, write_text
 from pydeploy.graph import Graph, Widths
 from pydeploy.latency.design import Grid, probe_plans
-from pydeploy.latency.measure import Transform, probe_name
+from pydeploy.latency.measure import Transform, load_model, probe_name
 from pydeploy.latency.probe import resize
 from pydeploy.latency.table import Table, origin
 from pydeploy.profile import attribute, paddings
@@ -52,7 +52,11 @@ class ProbeFolder:
 
     @classmethod
     def write(cls, path: Path, model: Path, graph: Graph, widths: Grid, batch: int) -> ProbeFolder:
-        """A new folder with a copy of the dense ONNX file `model`."""
+        """A new folder with a copy of the dense ONNX file `model`.
+
+        Raises `DataError` for a file that is no ONNX model, `Mismatch` for one that `graph` does not describe.
+        """
+        resize(load_model(model), graph, {})
         path.mkdir(parents=True, exist_ok=True)
         with replacing(path / "model.onnx") as partial:
             shutil.copyfile(model, partial)
@@ -95,7 +99,7 @@ class ProbeFolder:
         convert: Transform | None = None,
     ) -> Path:
         """``measure.sh`` and the ONNX files that it runs through trtexec; `convert` makes typed or int8 ones of them."""  # fmt: skip
-        dense = onnx.load(self.model)
+        dense = load_model(self.model)
         lines = [
             "#!/bin/sh",
             "# Run in this folder on the board. An interrupted run goes on where it stopped.",

@@ -154,7 +154,7 @@ def opened(
 
     `announce` is told the seconds that building the dense network, a round, and reading its layers once took.
     """
-    model = _load(path)
+    model = load_model(path)
     with tempfile.TemporaryDirectory(prefix="probes-", dir=workdir) as folder, ExitStack() as stack:
         here = Path(folder)
         if transform is None and backend.precision == "int8" and not _quantized(model):
@@ -193,9 +193,12 @@ def minutes(seconds: float) -> str:
     return f"the latency table takes about {max(1, round(seconds / 60))} minutes of the device"
 
 
-def _load(path: Path) -> onnx.ModelProto:
+def load_model(path: Path) -> onnx.ModelProto:
+    """The ONNX model in `path`; raises `DataError` where there is none."""
     try:
-        return onnx.load(path)
+        return onnx.load(path, format="protobuf")
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
     except Exception as error:  # protobuf's parse errors share no base with the file system's
         raise DataError(f"{path} is not a readable ONNX file ({error}); export the model again") from None
 

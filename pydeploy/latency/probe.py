@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ def resize(
     small.CopyFrom(model)
     _hoist_constants(small.graph)
     tensors = {tensor.name: tensor for tensor in small.graph.initializer}
+    _require_dense(tensors, graph)
     kept = _kept(graph, full)
     done: set[str] = set()
     for node, op in _layers(small, graph):
@@ -50,6 +52,16 @@ def resize(
     _cut_uses(small, tensors, _dense_shapes(model))
     _store(small, tensors)
     return _checked(small)
+
+
+def _require_dense(tensors: Tensors, graph: Graph) -> None:
+    """Parameters may lie transposed in the file, but each has as many values as the graph says."""
+    for name, shape in graph.params.items():
+        dims = list(tensors[name].dims) if name in tensors else list(shape)
+        if prod(dims) != prod(shape):
+            raise Mismatch(
+                f"'{name}' is {dims} in the ONNX model and {list(shape)} in the graph; take the graph of this very model"
+            )
 
 
 def _kept(graph: Graph, widths: Widths) -> Kept:

@@ -33,7 +33,15 @@ def save(path: Path | str, model: nn.Module, plan: Plan | None = None) -> None:
     facts = {"format": "pydeploy", "schema": SCHEMA, "version": __version__, "model": type(model).__name__,
              "sha256": _checksum(tensors), "plan": json.dumps(plan.to_json(), allow_nan=True) if plan else ""}  # fmt: skip
     with replacing(Path(path)) as partial:
-        save_file(tensors, partial, metadata=facts)
+        write_tensors(tensors, partial, facts)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, facts: dict[str, str]) -> None:
+    """A safetensors file; what hinders it is an `OSError`, as with any other file."""
+    try:
+        save_file(dict(tensors), path, metadata=facts)
+    except SafetensorError as error:
+        raise OSError(f"{error}") from None
 
 
 def load(path: Path | str, model: nn.Module) -> nn.Module:

@@ -33,7 +33,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from pydeploy.quant.model import import_graph, opset_of, read_model
-from pydeploy.quant.placement import ACTIVATIONS, WEIGHTED, Style, channel_axis, label, style_named
+from pydeploy.quant.placement import ACTIVATIONS, WEIGHTED, Style, channel_axis, fused_additions, label, style_named
 
 QUANTIZE, RESTORE = "QuantizeLinear", "DequantizeLinear"
 _REFUSED = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"})
@@ -62,6 +62,8 @@ class _Model:
     style: Style
     types: Mapping[str, int]
     """Element types of tensors, as far as known."""
+    fused: Mapping[int, int]
+    """By id of a residual addition: which input comes from the layer that it is fused into."""
 
     def producer(self, tensor: gs.Tensor, op: str = "") -> gs.Node | None:
         """The node that computes `tensor`, if there is one (of type `op`)."""
@@ -80,7 +82,9 @@ def lint(path: Path, style: str = "tensorrt") -> tuple[Finding, ...]:
     Raises `DataError` for a file that is no valid ONNX model, `ConfigError` for an unknown style.
     """
     rules, proto = style_named(style), read_model(Path(path))
-    model = _Model(import_graph(proto), opset_of(proto), rules, _element_types(proto))
+    graph = import_graph(proto)
+    fused = {id(node): main for node, main in fused_additions(graph)}
+    model = _Model(graph, opset_of(proto), rules, _element_types(proto), fused)
     checks = (*_COMMON, *_TENSORRT) if style == "tensorrt" else _COMMON
     found = [finding for node in model.graph.nodes for check in checks for finding in check(model, node)]
     return tuple(sorted(found, key=lambda finding: finding.severity != "error"))
@@ -243,7 +247,7 @@ def _residual(model: _Model, node: gs.Node) -> Iterator[Finding]:
             node,
             f"a pair stands between '{label(layer)}' and it, so the addition is not fused; quantise the skip input only",
         )
-    elif any(mains) and not any(pairs):
+    elif not any(pairs) and mains[model.fused.get(id(node), 0)] is not None:
         yield _warning(node, "its skip input carries no pair, so the addition runs in float")
 
 

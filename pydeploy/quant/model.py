@@ -34,7 +34,7 @@ def read_model(path: Path) -> onnx.ModelProto:
     """The valid ONNX model in `path` with all its weights; raises `DataError` for anything else."""
     path = Path(path)
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load(path, format="protobuf", load_external_data=False)
         _check_size(model, path)
         onnx.load_external_data_for_model(model, str(path.parent))
         for tensor in model.graph.initializer:
@@ -92,7 +92,7 @@ def _check_size(model: onnx.ModelProto, path: Path) -> None:
 def model_hash(path: Path) -> str:
     """SHA-256 of the ONNX file; where weights lie in other files, of its hash and theirs."""
     path = Path(path)
-    names = sorted(_external(onnx.load(path, load_external_data=False)))
+    names = sorted(_external(onnx.load(path, format="protobuf", load_external_data=False)))
     if not names:
         return sha256(path)
     return hashlib.sha256(

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from pydeploy import _core
 from pydeploy.errors import ConfigError, DataError, Mismatch, nearest
-from pydeploy.files import read_json, write_json
+from pydeploy.files import parsed, write_json
 
 SIGNED_LEVELS = 128
 """Grid steps on one side of zero: int8, and uint8 for a tensor with both signs."""
@@ -170,7 +170,7 @@ class Ranges:
 
     @classmethod
     def load(cls, path: Path) -> Ranges:
-        return cls.from_json(read_json(path))
+        return parsed(path, cls.from_json)
 
 
 def _interval(name: str, pair: Any) -> Range:

@@ -322,11 +322,24 @@ def _joins(node: gs.Node, style: Style) -> bool:
 def _add_inputs(graph: gs.Graph, chosen: set[int], *, both: bool) -> set[str]:
     """The inputs of residual additions that are not the output of the int8 convolution the addition is fused into.
 
-    With `both`, that output as well. Where both come from convolutions, the addition belongs to the one at the end of the
-    longer path. That does not depend on which layers are int8, so that ranges for all layers serve any choice of them.
+    With `both`, that output as well.
+    """
+    found: set[str] = set()
+    for node, main in fused_additions(graph):
+        skip = node.inputs[1 - main]
+        if id(node.inputs[main].inputs[0]) in chosen and not isinstance(skip, gs.Constant):
+            found.update(tensor.name for tensor in (node.inputs if both else [skip]))
+    return found
+
+
+def fused_additions(graph: gs.Graph) -> list[tuple[gs.Node, int]]:
+    """Residual additions, each with the index of the input that comes from the layer it is fused into.
+
+    Where both come from layers with weights, the addition belongs to the one at the end of the longer path. That does not
+    depend on which layers are int8, so that ranges for all layers serve any choice of them.
     """
     depth: dict[str, int] = {}
-    found: set[str] = set()
+    found = []
     for node in graph.nodes:
         depths = [depth.get(tensor.name, 0) for tensor in node.inputs]
         for tensor in node.outputs:
@@ -334,10 +347,8 @@ def _add_inputs(graph: gs.Graph, chosen: set[int], *, both: bool) -> set[str]:
         if node.op == "Add" and len(node.inputs) == 2:
             mains = [i for i, t in enumerate(node.inputs)
                      if len(t.inputs) == 1 and t.inputs[0].op in WEIGHTED and len(t.outputs) == 1]  # fmt: skip
-            main = max(mains, key=lambda i: (depths[i], -i)) if mains else None
-            if main is not None and id(node.inputs[main].inputs[0]) in chosen:
-                read = node.inputs if both else [node.inputs[1 - main]]
-                found.update(tensor.name for tensor in read if not isinstance(node.inputs[1 - main], gs.Constant))
+            if mains:
+                found.append((node, max(mains, key=lambda i: (depths[i], -i))))
     return found
 
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pydeploy.errors import DataError, Mismatch
 from pydeploy.files import replacing
+from pydeploy.prune.io import write_tensors
 
 _HEADER = "pydeploy.fit"
 
@@ -46,7 +46,7 @@ def save(
     plain = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
     header = {_HEADER: json.dumps({"schema": 1, "identity": dict(identity), "history": history})}
     with replacing(path) as partial:
-        save_file(plain, partial, metadata=header)
+        write_tensors(plain, partial, header)
 
 
 def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: Mapping[str, Any]) -> list[Any]:
