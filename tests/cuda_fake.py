@@ -36,6 +36,7 @@ def pycuda(world: World) -> types.ModuleType:
         handle = STREAM
 
         def synchronize(self) -> None:
+            world.flush()
             world.host_us = max(world.host_us, world.gpu_us)
 
     class Event:
@@ -79,7 +80,7 @@ def pycuda(world: World) -> types.ModuleType:
     def memcpy_htod_async(dest: int, src: np.ndarray, stream: Stream) -> None:
         assert src.flags.c_contiguous
         assert len(world.memory[dest]) == src.nbytes
-        world.memory[dest][:] = src.tobytes()
+        world.copies.append(lambda: world.memory[dest].__setitem__(slice(None), src.tobytes()))
 
     def memcpy_dtoh_async(dest: np.ndarray, src: int, stream: Stream) -> None:
         if world.pending is not None:

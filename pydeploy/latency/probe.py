@@ -43,10 +43,11 @@ def resize(
     small.CopyFrom(model)
     _hoist_constants(small.graph)
     tensors = {tensor.name: tensor for tensor in small.graph.initializer}
+    layers = list(_layers(small, graph))
     _require_dense(tensors, graph)
     kept = _kept(graph, full)
     done: set[str] = set()
-    for node, op in _layers(small, graph):
+    for node, op in layers:
         _cut_layer(node, op, tensors, kept, done, full, rng)
     _cut_parameters(graph, tensors, kept, done)
     _cut_uses(small, tensors, _dense_shapes(model))
