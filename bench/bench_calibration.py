@@ -53,6 +53,8 @@ def run_plain(model: Path, count: int, size: int) -> dict[str, float]:
 
 
 def run_pydeploy(model: Path, count: int, size: int) -> dict[str, float]:
+    import onnxruntime  # noqa: F401  # as for the others, importing is not part of the time
+
     from pydeploy.quant.calibrate import calibrate
 
     started = time.perf_counter()

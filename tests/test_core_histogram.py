@@ -98,6 +98,21 @@ def test_every_half_is_read_exactly():
     assert contents(counted(4096, halves)) == contents(counted(4096, halves.astype(np.float32)))
 
 
+@pytest.mark.parametrize("bins", [2, 4096])
+@pytest.mark.parametrize("part", [1, 15, 16, 33])
+def test_sixteen_values_at_once_are_counted_like_one_by_one(bins, part):
+    """Full vectors and what is left over take different paths where the processor has AVX-512."""
+    rng = np.random.default_rng(part)
+    values = (rng.standard_normal(1000) * 2.0 ** rng.integers(-140, 126, 1000)).astype(np.float32)
+    values[::3] = 0.0
+    values[1::9] = -0.0
+    values[5:8] = [3.4e38, -3.4e38, 1e-45]
+    whole = counted(bins, values)
+    assert contents(counted(bins, *np.array_split(values, len(values) // part))) == contents(whole)
+    assert whole.count == 1000
+    assert whole.positive[0] >= 333
+
+
 def test_updates_from_several_python_threads_all_count():
     rng = np.random.default_rng(3)
     batches = [(rng.standard_normal(5000) * 10.0 ** rng.integers(-3, 4)).astype(np.float32) for _ in range(40)]

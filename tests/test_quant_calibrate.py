@@ -33,8 +33,8 @@ def dynamic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return nets.residual(tmp_path_factory.mktemp("net") / "dynamic.onnx", batch="batch")
 
 
-def values_of(path: Path, names: list[str]) -> dict[str, nets.Array]:
-    """The tensors' values over `SAMPLES`, from ONNX's own list of tensors."""
+def values_of(path: Path, names: list[str], count: int = 0) -> dict[str, nets.Array]:
+    """The tensors' values over `SAMPLES` (or the first `count`, one by one), from ONNX's own list of tensors."""
     model = onnx.load(path)
     del model.graph.output[:]
     for name in names:
@@ -42,7 +42,9 @@ def values_of(path: Path, names: list[str]) -> dict[str, nets.Array]:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return dict(zip(names, session.run(None, {"x": SAMPLES}), strict=True))
+    batches = [SAMPLES] if not count else [SAMPLES[i : i + 1] for i in range(count)]
+    runs = [session.run(None, {"x": batch}) for batch in batches]
+    return {name: np.concatenate([run[i] for run in runs]) for i, name in enumerate(names)}
 
 
 def test_minmax_ranges_are_the_extremes_of_every_tensor(dynamic: Path) -> None:
@@ -232,6 +234,23 @@ def test_height_and_width_may_be_dynamic(tmp_path: Path) -> None:
     found = calibrate(path, [{"x": small}, {"x": large}], observer="minmax")
     assert found["x"] == (min(small.min(), large.min()), max(small.max(), large.max()))
     assert found.count == 5
+
+
+def test_shapes_that_depend_on_values(tmp_path: Path) -> None:
+    """The positive values alone: as many as each sample happens to have, so no run's arrays fit the next one."""
+    parts = [nets.conv("first", "x", "c", 3, 4), (nets.NODE("Greater", ["c", "zero"], ["above"]), {"zero": np.float32([0])}),
+             nets.NODE("Compress", ["flat", "mask"], ["kept"]), nets.NODE("ReduceSum", ["kept"], ["y"])]  # fmt: skip
+    shape = {"all": np.array([-1])}
+    parts[2:2] = [
+        (nets.NODE("Reshape", ["c", "all"], ["flat"]), shape),
+        nets.NODE("Reshape", ["above", "all"], ["mask"]),
+    ]
+    path = nets.save(tmp_path / "net.onnx", parts, {"x": [1, 3, 8, 8]}, ["y"])
+    values = values_of(path, ["c"], 4)["c"]
+    found = calibrate(path, in_batches(SAMPLES[:4], 2), observer="minmax", tensors=["c", "kept"])
+    above = values[values > 0]
+    assert found["kept"] == pytest.approx((above.min(), above.max()), rel=1e-5, abs=1e-6)
+    assert found["c"] == pytest.approx((values.min(), values.max()), rel=1e-5, abs=1e-6)
 
 
 def test_half_precision_models_are_counted(tmp_path: Path) -> None:

@@ -9,46 +9,20 @@
 #include <string>
 #include <utility>
 
+#include "core/bins.hpp"
 #include "core/threads.hpp"
 
 namespace deploy {
 namespace {
 
-constexpr std::size_t block_values = 8192;                     // fits the first-level cache
+constexpr std::size_t block_values = 2048;                     // with their bins, a third of the first-level cache
 constexpr std::size_t task_values = std::size_t{1} << 19;      // values that make a thread worth its start
 constexpr std::uint64_t tally_limit = std::uint64_t{1} << 31;  // before 32-bit counts could overflow
 constexpr std::size_t max_bins = std::size_t{1} << 24;
+constexpr std::size_t tables = 4;
+constexpr std::size_t stagger = 64;  // entries by which tables miss being whole pages apart, which would slow loads
 constexpr std::uint32_t magnitude_mask = 0x7fffffffU;
 constexpr std::uint32_t infinity_bits = 0x7f800000U;
-
-struct Block {
-    std::uint32_t nonfinite = 0;
-    std::int32_t low = std::numeric_limits<std::int32_t>::max();  // ordered bits, see below
-    std::int32_t high = std::numeric_limits<std::int32_t>::min();
-};
-
-// Integers in the order of the floats they stand for; integer minima vectorise, float minima do not.
-std::int32_t ordered(std::uint32_t bits) {
-    const auto number = static_cast<std::int32_t>(bits);
-    return number ^ ((number >> 31) & 0x7fffffff);
-}
-
-double from_ordered(std::int32_t number) {
-    const auto bits = static_cast<std::uint32_t>(number ^ ((number >> 31) & 0x7fffffff));
-    return static_cast<double>(std::bit_cast<float>(bits)) + 0.0;  // -0 becomes 0
-}
-
-Block scan(std::span<const float> values) {
-    Block block;
-    for (const float value : values) {
-        const auto bits = std::bit_cast<std::uint32_t>(value);
-        const bool finite = (bits & magnitude_mask) < infinity_bits;
-        block.nonfinite += finite ? 0U : 1U;
-        block.low = std::min(block.low, finite ? ordered(bits) : std::numeric_limits<std::int32_t>::max());
-        block.high = std::max(block.high, finite ? ordered(bits) : std::numeric_limits<std::int32_t>::min());
-    }
-    return block;
-}
 
 // IEEE half to float, exact. Halves with the smallest exponent are multiples of 2^-24.
 float from_half(std::uint16_t half) {
@@ -119,45 +93,40 @@ Histogram Histogram::from_state(State state) {
     return result;
 }
 
-// Recent counts of one bin width: both halves, positive first. Two tables take turns, because adding to a bin that
-// the value before has just been added to would wait for that store; 32 bits keep both in the fast cache.
+// Recent counts of one bin width: both halves, positive first. Tables take turns, because adding to a bin that the
+// value before has just been added to would wait for that store; 32 bits keep them in the fast caches.
 struct Histogram::Tally {
-    explicit Tally(std::size_t bins) : even(2 * bins), odd(2 * bins) {}
+    explicit Tally(std::size_t bins) : stride(2 * bins + stagger), counts(tables * stride) {}
 
-    void count(std::span<const float> finite, double scale) {
-        std::array<std::uint32_t, block_values> bin;
-        const auto half = static_cast<std::uint32_t>(even.size() / 2);
-        std::uint32_t lowest = 0;  // values in the first bin
-        for (std::size_t i = 0; i < finite.size(); ++i) {
-            // Double, because 2^-127 (two bins, huge values) is not a normal float. The product is exact.
-            const auto index = static_cast<std::int32_t>(static_cast<double>(std::abs(finite[i])) * scale);
-            bin[i] = static_cast<std::uint32_t>(index) + (finite[i] < 0.0F ? half : 0U);
-            lowest += bin[i] == 0 ? 1U : 0U;
-        }
-        std::size_t left = finite.size();
-        if (lowest > finite.size() / 8) {
-            // Behind a ReLU half of the values are zero. Adding them to one bin one by one is all waiting.
-            left = 0;
-            for (std::size_t i = 0; i < finite.size(); ++i) {
-                const std::uint32_t index = bin[i];
-                bin[left] = index;
-                left += index != 0 ? 1U : 0U;
-            }
-            even[0] += lowest;
-        }
+    void count(std::span<const float> finite, int exponent) {
+        std::array<std::uint32_t, block_values + bins_slack> bin;
+        const auto half = static_cast<std::uint32_t>((stride - stagger) / 2);
+        const std::size_t above = bins_above_zero(finite, exponent, half, bin);
+        std::uint32_t* const table = counts.data();
         std::size_t i = 0;
-        for (; i + 1 < left; i += 2) {
-            ++even[bin[i]];
-            ++odd[bin[i + 1]];
+        for (; i + tables <= above; i += tables) {
+            for (std::size_t k = 0; k < tables; ++k) {
+                ++table[k * stride + bin[i + k]];
+            }
         }
-        if (i < left) {
-            ++even[bin[i]];
+        for (; i < above; ++i) {
+            ++table[bin[i]];
         }
+        table[0] += static_cast<std::uint32_t>(finite.size() - above);
         values += finite.size();
     }
 
-    std::vector<std::uint32_t> even;
-    std::vector<std::uint32_t> odd;
+    // The count of a bin, from all tables.
+    std::uint64_t operator[](std::size_t bin) const {
+        std::uint64_t sum = 0;
+        for (std::size_t k = 0; k < tables; ++k) {
+            sum += counts[k * stride + bin];
+        }
+        return sum;
+    }
+
+    std::size_t stride;
+    std::vector<std::uint32_t> counts;
     std::uint64_t values = 0;
 };
 
@@ -218,22 +187,19 @@ Histogram::Extremes Histogram::update_serial(std::span<const std::uint16_t> bits
 }
 
 void Histogram::update_block(std::span<const float> values, Tally& tally, Extremes& extremes) {
-    const Block block = scan(values);
-    if (block.nonfinite < values.size()) {
-        const double low = from_ordered(block.low);
-        const double high = from_ordered(block.high);
-        extremes.low = std::fmin(extremes.low, low);
-        extremes.high = std::fmax(extremes.high, high);
+    const BlockScan block = scan(values);
+    if (block.low <= block.high) {
+        extremes.low = std::fmin(extremes.low, block.low);
+        extremes.high = std::fmax(extremes.high, block.high);
         // Counts taken so far belong to the old width.
-        if (needed_exponent(std::max(std::abs(low), std::abs(high)), bins()) > state_.exponent ||
+        if (needed_exponent(std::max(std::abs(block.low), std::abs(block.high)), bins()) > state_.exponent ||
             tally.values > tally_limit) {
             drain(tally);
         }
-        include(low, high);
+        include(block.low, block.high);
     }
-    const double scale = std::ldexp(1.0, -state_.exponent);
-    if (block.nonfinite == 0) {
-        tally.count(values, scale);
+    if (block.finite) {
+        tally.count(values, state_.exponent);
         return;
     }
     std::array<float, block_values> finite;
@@ -245,13 +211,13 @@ void Histogram::update_block(std::span<const float> values, Tally& tally, Extrem
         state_.inf_count += magnitude == infinity_bits ? 1U : 0U;
         state_.nan_count += magnitude > infinity_bits ? 1U : 0U;
     }
-    tally.count(std::span<const float>(finite).first(kept), scale);
+    tally.count(std::span<const float>(finite).first(kept), state_.exponent);
 }
 
 void Histogram::drain(Tally& tally) {
     for (std::size_t i = 0; i < bins(); ++i) {
-        state_.positive[i] += std::uint64_t{tally.even[i]} + tally.odd[i];
-        state_.negative[i] += std::uint64_t{tally.even[bins() + i]} + tally.odd[bins() + i];
+        state_.positive[i] += tally[i];
+        state_.negative[i] += tally[bins() + i];
     }
     count_ += tally.values;
     tally = Tally(bins());

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -82,9 +83,10 @@ def _external(model: onnx.ModelProto) -> dict[str, list[onnx.TensorProto]]:
 def _check_size(model: onnx.ModelProto, path: Path) -> None:
     weights = [tensor for tensors in _external(model).values() for tensor in tensors]
     outside = sum(int(np.prod(t.dims)) * onnx.helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for t in weights)
-    if model.ByteSize() + outside > LARGEST_BYTES:
+    size = path.stat().st_size + outside  # the message's own ByteSize() takes as long as writing it
+    if size > LARGEST_BYTES:
         raise DataError(
-            f"{path} holds {(model.ByteSize() + outside) / 1e9:.1f} GB with its external data; models are quantised as "
+            f"{path} holds {size / 1e9:.1f} GB with its external data; models are quantised as "
             "one ONNX file, which holds at most 2.1 GB: split the network and quantise its parts"
         )
 
@@ -92,12 +94,22 @@ def _check_size(model: onnx.ModelProto, path: Path) -> None:
 def model_hash(path: Path) -> str:
     """SHA-256 of the ONNX file; where weights lie in other files, of its hash and theirs."""
     path = Path(path)
-    names = sorted(_external(onnx.load(path, format="protobuf", load_external_data=False)))
+    names: list[str] = []
+    if _mentions(path, b"location"):
+        names = sorted(_external(onnx.load(path, format="protobuf", load_external_data=False)))
     if not names:
         return sha256(path)
     return hashlib.sha256(
         "".join(sha256(place) for place in [path, *(path.parent / n for n in names)]).encode()
     ).hexdigest()
+
+
+def _mentions(path: Path, word: bytes) -> bool:
+    """Whether the file holds `word`. The place of weights in other files stands behind the word ``location``."""
+    if not path.stat().st_size:
+        return False
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(word) >= 0
 
 
 def save_graph(graph: gs.Graph, source: onnx.ModelProto, out: Path) -> None:
@@ -114,8 +126,22 @@ def save_graph(graph: gs.Graph, source: onnx.ModelProto, out: Path) -> None:
 
 def import_graph(model: onnx.ModelProto) -> gs.Graph:
     """An editable copy of `model` with the shapes of its tensors; constants of nodes become initialisers."""
-    # Exporting a graph writes into the tensors that it was imported from; shape inference returns a copy.
-    graph = gs.import_onnx(_with_shapes(model))
+    # Exporting a graph writes into the tensors that it was imported from; shape inference returns a copy. Large weights
+    # stay out of it: it would copy them several times.
+    heavy = {tensor.name: tensor.raw_data for tensor in model.graph.initializer
+             if tensor.data_type == onnx.TensorProto.FLOAT and np.prod(tensor.dims) > _LARGE and tensor.raw_data}  # fmt: skip
+    stripped = [tensor for tensor in model.graph.initializer if tensor.name in heavy]
+    for tensor in stripped:
+        tensor.ClearField("raw_data")
+    try:
+        graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model))
+    finally:
+        for tensor in stripped:
+            tensor.raw_data = heavy[tensor.name]
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in stripped}
+    for name, tensor in graph.tensors().items():
+        if name in heavy:
+            tensor.values = np.frombuffer(heavy[name], "<f4").reshape(shapes[name])
     for node in graph.nodes:
         if node.op == "Constant" and isinstance(node.attrs.get("value"), gs.Constant):
             values = node.attrs["value"].values
@@ -124,23 +150,6 @@ def import_graph(model: onnx.ModelProto) -> gs.Graph:
             result.to_constant(values)
     graph.nodes = [node for node in graph.nodes if node.outputs]
     return graph
-
-
-def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of `model` with the shapes of its tensors. Large weights stay out of the inference, which serialises twice."""
-    heavy = {tensor.name: tensor.raw_data for tensor in model.graph.initializer if np.prod(tensor.dims) > _LARGE}
-    stripped = [tensor for tensor in model.graph.initializer if heavy.get(tensor.name)]
-    for tensor in stripped:
-        tensor.ClearField("raw_data")
-    try:
-        inferred = onnx.shape_inference.infer_shapes(model)
-    finally:
-        for tensor in stripped:
-            tensor.raw_data = heavy[tensor.name]
-    for tensor in inferred.graph.initializer:
-        if heavy.get(tensor.name):
-            tensor.raw_data = heavy[tensor.name]
-    return inferred
 
 
 def prepare(model: onnx.ModelProto) -> gs.Graph:

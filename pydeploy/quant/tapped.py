@@ -3,6 +3,8 @@
 A runtime may add up the values of one sample differently in every batch size: the last bit differs, and with it a
 threshold. So a sample always runs alone, whatever batch it came in. A larger batch written into the model's inputs is
 changed to 1; where the graph needs the original one (a Reshape to it), whole batches run, filled up by repeating.
+
+A run writes into the arrays of the one before: new ones for tens of MB a sample cost time, and twice the memory.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
@@ -20,6 +23,10 @@ from pydeploy.errors import DataError
 
 Shape = tuple[Any, ...]
 """Numbers, and names of dimensions that are not fixed."""
+Split = tuple[bytes, dict[str, NDArray[np.float32]]]
+"""An ONNX file's content, and what it says lies elsewhere: the large weights by name."""
+_LARGE = 1024
+"""Values; smaller weights stay in the file."""
 
 
 class Tapped:
@@ -48,13 +55,16 @@ class Tapped:
         batch = next(iter(written)) if len(written) == 1 else 1
         self._session: Any = None
         if isinstance(batch, int) and batch > 1:
-            self._session = self._alone(_serialized(graph, ir_version, alone=True), batch, shapes, threads)
+            self._session = self._alone(_split(graph, ir_version, alone=True), batch, shapes, threads)
             self.batch = batch if self._session is None else 1
         if self._session is None:
-            self._session = _open(_serialized(graph, ir_version), threads)
+            self._session = _open(_split(graph, ir_version), threads)
+        self._arrays: dict[str, NDArray[Any]] = {}
+        self._fed: list[tuple[int, ...]] = []
+        """Shapes of the inputs that gave `_arrays`."""
         _empty(graph)
 
-    def _alone(self, model: bytes, batch: int, shapes: Sequence[Shape | None], threads: int) -> Any:
+    def _alone(self, model: Split, batch: int, shapes: Sequence[Shape | None], threads: int) -> Any:
         """A session that takes single samples, or None where the graph needs its batch."""
         if any(not isinstance(size, int) for _, shape in self.inputs.values() for size in shape):
             return None
@@ -91,47 +101,83 @@ class Tapped:
         return next(iter(counts.values()))
 
     def run(self, feeds: Feeds, rows: Sequence[int]) -> Iterator[Mapping[str, NDArray[Any]]]:
-        """The tensors' values for each of the samples `rows` of a batch."""
+        """The tensors' values for each of the samples `rows` of a batch, valid until the next one is asked for."""
         for start in range(0, len(rows), self.batch):
             chosen = list(rows[start : start + self.batch])
             filled = [*chosen, *[chosen[-1]] * (self.batch - len(chosen))]
             part = {name: np.ascontiguousarray(array[filled]) for name, array in feeds.items()}
-            values = {
-                **part,
-                **dict(zip(self._taps, self._session.run(self._taps, part) if self._taps else [], strict=True)),
-            }
+            values = {**part, **self._inner(part)}
             for row in range(len(chosen)):
                 # What has no batch dimension (computed from weights alone) belongs to every sample.
                 yield {name: values[name][row : row + 1] if len(values[name]) == self.batch > 1 else values[name]
                        for name in self.names}  # fmt: skip
 
+    def _inner(self, part: Feeds) -> Mapping[str, NDArray[Any]]:
+        """Values of the tensors behind the inputs."""
+        if not self._taps:
+            return {}
+        fed = [array.shape for array in part.values()]
+        if not self._arrays or fed != self._fed or not self._run_again(part):
+            self._arrays = dict(zip(self._taps, self._session.run(self._taps, part), strict=True))
+            self._fed = fed
+        return self._arrays
 
-def _open(model: bytes, threads: int) -> Any:
+    def _run_again(self, part: Feeds) -> bool:
+        """Run into the same arrays; False where they do not fit, as shapes may depend on values."""
+        binding = self._session.io_binding()
+        for name, array in part.items():
+            binding.bind_cpu_input(name, array)
+        for name, array in self._arrays.items():
+            if not (array.flags.c_contiguous and array.flags.writeable and array.size):
+                return False
+            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception:  # ONNX Runtime's own types; what else is wrong, the usual way of running will tell
+            return False
+        return True
+
+
+def _open(model: Split, threads: int) -> Any:
     import onnxruntime as ort
 
+    file, weights = model
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # what fails is raised; `_alone` may fail and be no error
     # Threads that wait busily for the next run would take the processors from the counting in between.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    given = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for array in weights.values()]
+    options.add_external_initializers(list(weights), given)
+    return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 
-def _serialized(graph: gs.Graph, ir_version: int, *, alone: bool = False) -> bytes:
-    """The graph as a file's content, with a batch of 1 where `alone`. A function, so that the copy in between goes."""
+def _split(graph: gs.Graph, ir_version: int, *, alone: bool = False) -> Split:
+    """The graph as a file's content, with a batch of 1 where `alone`, and apart from it the large weights, not copied."""
+    large = {name: tensor for name, tensor in graph.tensors().items() if isinstance(tensor, gs.Constant)
+             and tensor.dtype == np.float32 and np.prod(tensor.shape) > _LARGE}  # fmt: skip
+    weights = {name: tensor.values for name, tensor in large.items()}
+    for tensor in large.values():
+        tensor.values = np.empty(0, np.float32)
     model = gs.export_onnx(graph)
+    for name, tensor in large.items():
+        tensor.values = weights[name]
     model.ir_version = ir_version
-    if not alone:
-        _empty(graph)  # it is not needed again, and this function makes one more copy of the weights
-    else:
+    for stored in model.graph.initializer:
+        if stored.name in weights:
+            stored.ClearField("raw_data")
+            stored.dims[:] = weights[stored.name].shape
+            stored.data_location = onnx.TensorProto.EXTERNAL
+            stored.external_data.add(key="location", value="memory")
+    if alone:
         for value in model.graph.input:
             value.type.tensor_type.shape.dim[0].dim_value = 1
         del model.graph.value_info[:]
         for value in model.graph.output:
             value.type.tensor_type.ClearField("shape")
-    return bytes(model.SerializeToString())
+    return bytes(model.SerializeToString()), weights
 
 
 def _empty(graph: gs.Graph) -> None:
-    """Let go of the weights, whoever else holds the graph: the session has its own."""
+    """Let go of the graph's own weights, whoever else holds it."""
     graph.nodes, graph.inputs, graph.outputs = [], [], []

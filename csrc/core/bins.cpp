@@ -1,0 +1,119 @@
+#include "core/bins.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#define PYDEPLOY_X86 1
+#endif
+
+namespace deploy {
+namespace {
+
+constexpr std::uint32_t magnitude_mask = 0x7fffffffU;
+constexpr std::uint32_t infinity_bits = 0x7f800000U;
+
+// Integers in the order of the floats they stand for; integer minima vectorise, float minima do not.
+std::int32_t ordered(std::uint32_t bits) {
+    const auto number = static_cast<std::int32_t>(bits);
+    return number ^ ((number >> 31) & 0x7fffffff);
+}
+
+double from_ordered(std::int32_t number) {
+    const auto bits = static_cast<std::uint32_t>(number ^ ((number >> 31) & 0x7fffffff));
+    return static_cast<double>(std::bit_cast<float>(bits)) + 0.0;  // -0 becomes 0
+}
+
+// Multiplying by a power of two is exact. 2^-127, for two bins and huge values, is not a normal float: so the product
+// is at most halved once more, as an integer.
+struct Scale {
+    explicit Scale(int exponent)
+        : factor(std::ldexp(1.0F, -std::min(exponent, 126))), shift(std::max(0, exponent - 126)) {}
+
+    float factor;
+    int shift;
+};
+
+std::size_t portable(std::span<const float> values, Scale scale, std::uint32_t half, std::uint32_t* bins) {
+    // Two loops, because only the first one vectorises.
+    for (std::size_t i = 0; i < values.size(); ++i) {
+        const auto index = static_cast<std::int32_t>(std::abs(values[i]) * scale.factor) >> scale.shift;
+        bins[i] = static_cast<std::uint32_t>(index) + (values[i] < 0.0F ? half : 0U);
+    }
+    std::size_t kept = 0;
+    for (std::size_t i = 0; i < values.size(); ++i) {
+        const std::uint32_t bin = bins[i];
+        bins[kept] = bin;
+        kept += bin != 0 ? 1U : 0U;
+    }
+    return kept;
+}
+
+#ifdef PYDEPLOY_X86
+// Sixteen values at a time; the bins in between 0 are packed by one instruction.
+[[gnu::target("avx512f,popcnt")]] std::size_t avx512(std::span<const float> values, Scale scale, std::uint32_t half,
+                                                     std::uint32_t* bins) {
+    const __m512 factor = _mm512_set1_ps(scale.factor);
+    const __m128i shift = _mm_cvtsi32_si128(scale.shift);
+    const __m512i below = _mm512_set1_epi32(static_cast<int>(half));
+    std::size_t kept = 0;
+    for (std::size_t i = 0; i < values.size(); i += 16) {
+        const __m512 value = _mm512_loadu_ps(values.data() + i);
+        const __m512i index = _mm512_srl_epi32(_mm512_cvttps_epi32(_mm512_mul_ps(_mm512_abs_ps(value), factor)), shift);
+        const __mmask16 negative = _mm512_cmp_ps_mask(value, _mm512_setzero_ps(), _CMP_LT_OQ);
+        const __m512i bin = _mm512_mask_add_epi32(index, negative, index, below);
+        const __mmask16 above = _mm512_test_epi32_mask(bin, bin);
+        _mm512_storeu_si512(bins + kept, _mm512_maskz_compress_epi32(above, bin));
+        kept += static_cast<std::size_t>(std::popcount(static_cast<unsigned>(above)));
+    }
+    return kept;
+}
+#endif
+
+}  // namespace
+
+BlockScan scan(std::span<const float> values) {
+    // Anything that is not finite lies beyond all finite values: most blocks need no closer look than this.
+    std::int32_t low = std::numeric_limits<std::int32_t>::max();
+    std::int32_t high = std::numeric_limits<std::int32_t>::min();
+    for (const float value : values) {
+        const std::int32_t number = ordered(std::bit_cast<std::uint32_t>(value));
+        low = std::min(low, number);
+        high = std::max(high, number);
+    }
+    const bool finite = high < ordered(infinity_bits) && low > ordered(infinity_bits | ~magnitude_mask);
+    if (!finite) {
+        low = std::numeric_limits<std::int32_t>::max();
+        high = std::numeric_limits<std::int32_t>::min();
+        for (const float value : values) {
+            if (std::isfinite(value)) {
+                low = std::min(low, ordered(std::bit_cast<std::uint32_t>(value)));
+                high = std::max(high, ordered(std::bit_cast<std::uint32_t>(value)));
+            }
+        }
+    }
+    if (low > high) {
+        return {finite, 1.0, 0.0};
+    }
+    return {finite, from_ordered(low), from_ordered(high)};
+}
+
+std::size_t bins_above_zero(std::span<const float> values, int exponent, std::uint32_t half,
+                            std::span<std::uint32_t> bins) {
+    const Scale scale(exponent);
+    std::size_t kept = 0;
+    std::size_t done = 0;
+#ifdef PYDEPLOY_X86
+    static const bool fast = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("popcnt");
+    if (fast) {
+        done = values.size() / 16 * 16;
+        kept = avx512(values.first(done), scale, half, bins.data());
+    }
+#endif
+    return kept + portable(values.subspan(done), scale, half, bins.data() + kept);
+}
+
+}  // namespace deploy
