@@ -30,7 +30,10 @@ class Artefacts:
 
     @property
     def dense(self) -> Path:
-        """Folder of the dense engine: ``model.onnx``, ``model.engine``, ``facts.json``."""
+        """Folder of the dense engine: ``model.onnx``, ``model.engine``, ``facts.json``.
+
+        For an int8 target also ``float.onnx``, what ``model.onnx`` was made from, and ``ranges.json``, ``quantized.json``.
+        """
         return self.root / "04_dense"
 
     @property
@@ -62,8 +65,13 @@ class Artefacts:
 
     @property
     def quantized(self) -> Path:
-        """Folder of the INT8 engine, as `dense`; absent when none was asked for."""
+        """Folder of the INT8 engine, as `dense`; absent when none was asked for, and where `pruned` is one."""
         return self.root / "09_quantized"
+
+    @property
+    def unquantized(self) -> Path:
+        """Folder of the fine-tuned network's float engine where the target is int8, as `dense`; absent otherwise."""
+        return self.root / "09_unquantized"
 
     @property
     def half(self) -> Path:
@@ -78,6 +86,11 @@ class Artefacts:
     def candidate(self, slug: str) -> Path:
         """Folder of one further point of the comparison, as `dense`."""
         return self.root / f"10_{slug}"
+
+    @staticmethod
+    def float_file(folder: Path) -> Path:
+        """The ONNX file without Q/DQ pairs in the folder of an engine."""
+        return folder / ("float.onnx" if (folder / "float.onnx").is_file() else "model.onnx")
 
     @property
     def timings(self) -> Path:

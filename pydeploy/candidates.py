@@ -97,7 +97,7 @@ def _uniform(job: Job, at: Artefacts, share: float, here: Path) -> Plan:
     if place.is_file():
         return Plan.load(place)
     graph, scores = Graph.load(at.graph), stages.read_scores(at.scores)
-    dense, source = Engine.load(at.dense / "model.engine"), onnx.load(str(at.dense / "model.onnx"))
+    dense, source = Engine.load(at.dense / "model.engine"), onnx.load(str(at.float_file(at.dense)))
     low, high, found = 1, 19, None
     while low <= high:
         middle = (low + high) // 2
@@ -114,9 +114,14 @@ def _uniform(job: Job, at: Artefacts, share: float, here: Path) -> Plan:
 
 def _latency_share(job: Job, graph: Graph, plan: Plan, source: onnx.ModelProto, dense: Engine, here: Path) -> float:
     """Latency of the dense file cut to the plan's widths, as a share of the dense engine's in the same minute."""
-    path = here / "uniform.onnx"
+    trial = here / "uniform"
+    trial.mkdir(exist_ok=True)
+    int8 = job.backend.precision == "int8"
+    path = trial / ("float.onnx" if int8 else "model.onnx")
     onnx.save(resize(source, graph, plan.widths), str(path))
-    engine = job.backend.build(path, here / "uniform.engine")
+    engine = (
+        stages.build_int8(job, path, trial, accurate=False) if int8 else job.backend.build(path, trial / "model.engine")
+    )
     times = stages.measure_engines({"dense": (job.backend, dense), "cut": (job.backend, engine)})
     return times["cut"].median_us / times["dense"].median_us
 

@@ -82,7 +82,8 @@ class TargetSection(_Section):
     """What the engine must be fast on."""
 
     backend: str = "onnxruntime"
-    precision: Literal["fp32", "tf32", "fp16", "bf16"] = "fp32"
+    precision: Literal["fp32", "tf32", "fp16", "bf16", "int8"] = "fp32"
+    """With int8, all engines of the search are int8 ones, calibrated as `quantize` says; so are the dense one and the budget."""
     batch: Positive = 1
     threads: Annotated[int, Field(ge=0)] = 0
     options: str = ""
@@ -162,6 +163,12 @@ class Config(_Section):
     finetune: FinetuneSection = FinetuneSection()
     quantize: QuantizeSection | None = None
     compare: CompareSection = CompareSection()
+
+    @model_validator(mode="after")
+    def _int8_needs_samples(self) -> Config:
+        if self.target.precision == "int8" and self.quantize is None:
+            raise ValueError("target.precision is int8, which needs a section 'quantize' with calibration samples")
+        return self
 
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:

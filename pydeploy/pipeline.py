@@ -46,6 +46,9 @@ def run(
         "train": _dump(config.train),
     }
     target = {"target": job.backend.target().to_json()}
+    int8 = job.backend.precision == "int8"
+    if int8:
+        target["quantize"] = _dump(config.quantize) if config.quantize is not None else {}
 
     folder.stage("01_train", learned, lambda here: train(job, here))
     folder.stage("02_graph", {}, lambda here: trace(job, at, here), ("01_train",))
@@ -58,10 +61,11 @@ def run(
     engines = ["04_dense", "08_pruned"]
     if config.quantize is not None:
         settings = _dump(config.quantize)
-        folder.stage("09_quantized", settings, lambda here: precisions.quantize(job, at, here), ("08_pruned",))
+        other, make_other = ("09_unquantized", precisions.unquantize) if int8 else ("09_quantized", precisions.quantize)
+        folder.stage(other, settings, lambda here: make_other(job, at, here), ("08_pruned",))
         limits = {**settings, "limit": config.compare.limit}
-        folder.stage("09_mixed", limits, lambda here: precisions.mix(job, at, here), ("04_dense", "09_quantized"))
-        engines += ["09_quantized", "09_mixed"]
+        folder.stage("09_mixed", limits, lambda here: precisions.mix(job, at, here), ("04_dense", other))
+        engines += [other, "09_mixed"]
         if (half := precisions.half_backend(job)) is not None:
             target = {"target": half.target().to_json()}
             folder.stage("09_half", target, lambda here: precisions.build_half(job, at, here), ("08_pruned",))
@@ -115,11 +119,13 @@ def score(job: Job, at: Artefacts, here: Path) -> None:
 def build_dense(job: Job, at: Artefacts, here: Path) -> None:
     """The dense engine, its latency and its accuracy."""
     stages.finished_engine(job, stages.model_of(job, at.dense_weights), here)
+    if job.backend.precision == "int8":
+        precisions.float_accuracy(job, here)
 
 
 def measure_table(job: Job, at: Artefacts, here: Path) -> None:
     """``table.sqlite``: latency of every layer at the widths the solver may choose."""
-    stages.fill_table(job, Graph.load(at.graph), at.dense / "model.onnx", here)
+    stages.fill_table(job, Graph.load(at.graph), at.float_file(at.dense), here)
 
 
 def search_plan(job: Job, at: Artefacts, here: Path) -> None:

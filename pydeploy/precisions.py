@@ -7,8 +7,9 @@ the fastest one within the accuracy limit, so that int8 is never recommended whe
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,49 @@ TIGHTEN = 0.7
 """A choice that lost too much is repeated with this share of the limit that would have fitted."""
 
 
+@dataclass(frozen=True)
+class Pair:
+    """The fine-tuned network twice: in float and in int8. One of the two is the run's pruned engine."""
+
+    onnx: Path
+    """The float file that both were built from."""
+    float_folder: Path
+    int8_folder: Path
+    float_backend: Backend
+    int8_backend: Backend
+
+    def engines(self) -> dict[str, tuple[Backend, Engine]]:
+        return {
+            "float": (self.float_backend, Engine.load(self.float_folder / "model.engine")),
+            "int8": (self.int8_backend, Engine.load(self.int8_folder / "model.engine")),
+        }
+
+    @property
+    def ranges(self) -> Ranges:
+        return Ranges.load(self.int8_folder / "ranges.json")
+
+
+def _pair(job: Job, at: Artefacts) -> Pair:
+    onnx = at.float_file(at.pruned)
+    if job.backend.precision == "int8":
+        return Pair(onnx, at.unquantized, at.pruned, _float_backend(job), job.backend)
+    int8 = reopen(replace(job.backend.target(), precision="int8"))
+    return Pair(onnx, at.pruned, at.quantized, job.backend, int8)
+
+
+def _float_backend(job: Job) -> Backend:
+    """The backend of an int8 job in the precision that its unquantised layers have."""
+    precision = BESIDE_INT8.get(job.backend.name, "fp32")
+    return reopen(replace(job.backend.target(), precision=precision))
+
+
 def half_backend(job: Job) -> Backend | None:
-    """The job's backend in half precision; None where it has none, or the job itself is not fp32."""
+    """The job's backend in half precision; None where it has none, or the run has such an engine anyway."""
     target = job.backend.target()
-    found = (_backend(replace(target, precision=half)) for half in HALVES if target.precision == "fp32")
+    if target.precision not in ("fp32", "int8"):
+        return None
+    halves = [half for half in HALVES if target.precision == "fp32" or half != BESIDE_INT8.get(job.backend.name)]
+    found = (_backend(replace(target, precision=half)) for half in halves)
     return next((backend for backend in found if backend is not None), None)
 
 
@@ -51,28 +91,40 @@ def _backend(target: Target) -> Backend | None:
 
 
 def build_half(job: Job, at: Artefacts, here: Path) -> None:
-    """The pruned engine's file built in half precision; ``facts.json`` as everywhere."""
+    """The fine-tuned network's file built in half precision; ``facts.json`` as everywhere."""
     backend = half_backend(job)
     assert backend is not None
-    shutil.copyfile(at.pruned / "model.onnx", here / "model.onnx")
+    _build_float(job, at, backend, here)
+
+
+def unquantize(job: Job, at: Artefacts, here: Path) -> None:
+    """Where the target is int8: the fine-tuned network in float, so that int8 is not shipped where it is slower."""
+    _build_float(job, at, _float_backend(job), here)
+
+
+def _build_float(job: Job, at: Artefacts, backend: Backend, here: Path) -> None:
+    shutil.copyfile(at.float_file(at.pruned), here / "model.onnx")
     engine = backend.build(here / "model.onnx", here / "model.engine")
     _facts(job, at, backend, engine, here)
 
 
+def float_accuracy(job: Job, here: Path) -> None:
+    """``float.json``: the metrics that the network of an int8 engine reaches before it is quantised."""
+    backend = _float_backend(job)
+    engine = backend.build(here / "float.onnx", here / "float.engine")
+    write_json(here / "float.json", stages.accuracy(job, backend, engine))
+
+
+def float_metrics(folder: Path) -> dict[str, float]:
+    """The metrics of an engine's network in float: what the accuracy limit is counted from."""
+    place = folder / "float.json"
+    return dict(read_json(place) if place.is_file() else read_json(folder / "facts.json")["metrics"])
+
+
 def quantize(job: Job, at: Artefacts, here: Path) -> None:
     """Calibrate the pruned engine's ONNX, insert Q/DQ, build the INT8 engine; ``facts.json`` as everywhere."""
-    from pydeploy.quant.calibrate import calibrate
-
-    settings, manifest = job.config.quantize, stages.check_calibration(job.config)
-    assert settings is not None
-    assert manifest is not None
-    source, style = at.pruned / "model.onnx", style_for(job.backend.name)
-    with job.console.bar("calibrate") as tick:
-        ranges = calibrate(source, stages.calibration_batches(job.task, manifest), observer=settings.observer, style=style,
-                           threads=job.backend.threads, progress=lambda done: tick(done, manifest.count),
-                           resume=here / "counts.json", key=manifest.key())  # fmt: skip
-    ranges.save(here / "ranges.json")
-    _int8(job, at, ranges, settings.exclude, here)
+    pair = _pair(job, at)
+    _int8(job, at, pair, stages.calibrated(job, pair.onnx, here), None, here)
 
 
 def mix(job: Job, at: Artefacts, here: Path) -> None:
@@ -82,21 +134,18 @@ def mix(job: Job, at: Artefacts, here: Path) -> None:
     """
     settings = job.config.quantize
     assert settings is not None
-    if job.backend.precision != BESIDE_INT8.get(job.backend.name, "fp32"):
+    if job.backend.precision not in ("int8", BESIDE_INT8.get(job.backend.name, "fp32")):
         write_json(
             here / "mixed.json", {"note": f"not tried: what is not int8 would not run in {job.backend.precision}"}
         )
         return
-    int8 = reopen(replace(job.backend.target(), precision="int8"))
-    pair = {
-        "float": (job.backend, Engine.load(at.pruned / "model.engine")),
-        "int8": (int8, Engine.load(at.quantized / "model.engine")),
-    }
-    options = _options(job, at, pair)
-    edges = _edges(job, at, options, pair["float"], int8, here)
-    metric = job.task.metric
+    pair, metric = _pair(job, at), job.task.metric
+    ranges = pair.ranges
+    options = _options(job, at, pair, ranges)
+    edges = _edges(job, pair, ranges, options, settings.exclude, here)
     reached = {name: float(read_json(place / "facts.json")["metrics"][metric])
-               for name, place in (("dense", at.dense), ("float", at.pruned), ("int8", at.quantized))}  # fmt: skip
+               for name, place in (("float", pair.float_folder), ("int8", pair.int8_folder))}  # fmt: skip
+    reached["dense"] = float_metrics(at.dense)[metric]
     # Where the float network itself lost more than the limit, int8 may not lose anything on top of it.
     allowed = max(0.0, job.config.compare.limit / 100 - (reached["dense"] - reached["float"]))
     lost = reached["float"] - reached["int8"]
@@ -109,7 +158,7 @@ def mix(job: Job, at: Artefacts, here: Path) -> None:
         choice = choose(options, edges, limit)
         if set(choice.int8) in (set(), set(names)):
             break
-        _int8(job, at, Ranges.load(at.quantized / "ranges.json"), _floating(names, choice.int8, settings.exclude), here)
+        _int8(job, at, pair, ranges, _floating(names, choice.int8, settings.exclude), here)
         found = float(read_json(here / "facts.json")["metrics"][metric])
         tried.append({**choice.to_json(), "limit": limit, metric: found})
         over = reached["float"] - found
@@ -149,18 +198,19 @@ def has_engine(folder: Path) -> bool:
     return (folder / "facts.json").is_file()
 
 
-def _options(job: Job, at: Artefacts, pair: dict[str, tuple[Backend, Engine]]) -> list[LayerOption]:
+def _options(job: Job, at: Artefacts, pair: Pair, ranges: Ranges) -> list[LayerOption]:
     """Times of every int8 layer in both engines and its sensitivity."""
-    layers = read_json(at.quantized / "quantized.json")["quantized"]
+    layers = read_json(pair.int8_folder / "quantized.json")["quantized"]
     ops = [op.name for op in Graph.load(at.graph).ops]
-    times = {side: profile(backend, engine, ops, rounds=5, runs=20).layers for side, (backend, engine) in pair.items()}
+    times = {side: profile(backend, engine, ops, rounds=5, runs=20).layers
+             for side, (backend, engine) in pair.engines().items()}  # fmt: skip
     manifest = stages.check_calibration(job.config)
     assert manifest is not None
     batches = stages.exact_batches(stages.calibration_batches(job.task, manifest), job.backend.batch)
     feeds: list[Feeds] = list(islice(batches, max(1, SENSITIVITY_SAMPLES // job.backend.batch)))
     with job.console.bar("sensitivity of layers") as tick:
-        errors = sensitivity(at.pruned / "model.onnx", Ranges.load(at.quantized / "ranges.json"), feeds, layers,
-                             style=style_for(job.backend.name), threads=job.backend.threads, progress=tick)  # fmt: skip
+        errors = sensitivity(pair.onnx, ranges, feeds, layers, style=style_for(job.backend.name),
+                             threads=job.backend.threads, progress=tick)  # fmt: skip
 
     def median_us(side: str, layer: str) -> float:
         return times[side][layer].median_us if layer in times[side] else 0.0
@@ -169,34 +219,28 @@ def _options(job: Job, at: Artefacts, pair: dict[str, tuple[Backend, Engine]]) -
 
 
 def _edges(
-    job: Job, at: Artefacts, options: Sequence[LayerOption], plain: tuple[Backend, Engine], int8: Backend, here: Path
+    job: Job, pair: Pair, ranges: Ranges, options: Sequence[LayerOption], excluded: Sequence[str], here: Path
 ) -> dict[tuple[str, str], float]:
     """Time of converting what passes between neighbouring layers, from a network in which every second layer is int8."""
-    values = neighbours(at.pruned / "model.onnx")
+    values = neighbours(pair.onnx)
     names = [option.name for option in options]
     every_second = names[::2]
     if len(names) < 2:
         return dict.fromkeys(values, 0.0)
-    ranges = Ranges.load(at.quantized / "ranges.json")
-    _insert(job, at, ranges, names[1::2], here / "second.onnx")
-    engine = int8.build(here / "second.onnx", here / "second.engine")
-    times = stages.measure_engines({"float": plain, "second": (int8, engine)})
-    for name in ("second.onnx", "second.engine", "second.engine.json"):
-        (here / name).unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix="second-", dir=here) as folder:
+        trial = Path(folder)
+        stages.insert_pairs(job, pair.onnx, ranges, trial, _floating(names, every_second, excluded))
+        engine = pair.int8_backend.build(trial / "model.onnx", trial / "model.engine")
+        engines = {"float": pair.engines()["float"], "second": (pair.int8_backend, engine)}
+        times = stages.measure_engines(engines)
     each_us = conversion_us(options, values, every_second, times["float"].median_us, times["second"].median_us)
     return {edge: count * each_us for edge, count in values.items()}
 
 
-def _insert(job: Job, at: Artefacts, ranges: Ranges, exclude: Sequence[str], out: Path) -> dict[str, Any]:
-    from pydeploy.quant.qdq import quantize as insert
-
-    return asdict(insert(at.pruned / "model.onnx", ranges, out, style=style_for(job.backend.name), exclude=exclude))
-
-
-def _int8(job: Job, at: Artefacts, ranges: Ranges, exclude: Sequence[str], here: Path) -> None:
-    """``model.onnx``, ``quantized.json``, ``model.engine`` and ``facts.json`` of the pruned file with int8 layers."""
-    write_json(here / "quantized.json", _insert(job, at, ranges, exclude, here / "model.onnx"))
-    backend = reopen(replace(job.backend.target(), precision="int8"))
+def _int8(job: Job, at: Artefacts, pair: Pair, ranges: Ranges, exclude: Sequence[str] | None, here: Path) -> None:
+    """``model.onnx``, ``quantized.json``, ``model.engine`` and ``facts.json`` of the float file with int8 layers."""
+    stages.insert_pairs(job, pair.onnx, ranges, here, exclude)
+    backend = pair.int8_backend
     _facts(job, at, backend, backend.build(here / "model.onnx", here / "model.engine"), here)
 
 

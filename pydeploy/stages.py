@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ from pydeploy.files import replacing, write_json
 from pydeploy.graph import Graph, Plan
 from pydeploy.profile import profile, time_engines
 from pydeploy.quant.manifest import Manifest, load_manifest
+from pydeploy.quant.observe import Ranges
+from pydeploy.quant.placement import style_for
 from pydeploy.rundir import Console
 from pydeploy.timing import Profile, Timing
 
@@ -135,20 +137,60 @@ def read_scores(path: Path) -> dict[str, NDArray[np.float32]]:
         raise DataError(f"{path} is not a file of channel scores ({error}); run the scoring stage again") from None
 
 
-def build_engine(job: Job, model: nn.Module, here: Path) -> Engine:
-    """Export `model` to ``model.onnx`` and build ``model.engine`` for the job's target."""
+def build_engine(job: Job, model: nn.Module, here: Path, *, accurate: bool = False) -> Engine:
+    """Export `model` to ``model.onnx`` and build ``model.engine`` for the job's target.
+
+    For an int8 target, ``float.onnx`` is exported and ``model.onnx`` has Q/DQ pairs. Unless the engine is to be `accurate`,
+    their ranges come from random inputs: latency does not depend on them.
+    """
     from pydeploy.export import export
 
-    onnx = export(model, job.task.example(), here / "model.onnx", batch=job.backend.batch,
+    int8 = job.backend.precision == "int8"
+    onnx = export(model, job.task.example(), here / ("float.onnx" if int8 else "model.onnx"), batch=job.backend.batch,
                   input_names=job.task.input_names, output_names=job.task.output_names)  # fmt: skip
-    return job.backend.build(onnx, here / "model.engine")
+    return build_int8(job, onnx, here, accurate=accurate) if int8 else job.backend.build(onnx, here / "model.engine")
+
+
+def build_int8(job: Job, onnx: Path, here: Path, *, accurate: bool) -> Engine:
+    """``model.onnx``, the int8 form of a float file, and ``model.engine`` for the job's int8 target."""
+    from pydeploy.latency.quantized import random_ranges
+
+    ranges = calibrated(job, onnx, here) if accurate else random_ranges(onnx, job.backend.name, job.backend.threads)
+    insert_pairs(job, onnx, ranges, here)
+    return job.backend.build(here / "model.onnx", here / "model.engine")
+
+
+def calibrated(job: Job, onnx: Path, here: Path) -> Ranges:
+    """``ranges.json``: of the float file `onnx`, on the samples that the config names."""
+    from pydeploy.quant.calibrate import calibrate
+
+    settings, manifest = job.config.quantize, check_calibration(job.config)
+    assert settings is not None
+    assert manifest is not None
+    with job.console.bar("calibrate") as tick:
+        ranges = calibrate(onnx, calibration_batches(job.task, manifest), observer=settings.observer,
+                           style=style_for(job.backend.name), threads=job.backend.threads,
+                           progress=lambda done: tick(done, manifest.count),
+                           resume=here / "counts.json", key=manifest.key())  # fmt: skip
+    ranges.save(here / "ranges.json")
+    return ranges
+
+
+def insert_pairs(job: Job, onnx: Path, ranges: Ranges, here: Path, exclude: Sequence[str] | None = None) -> None:
+    """``model.onnx`` with Q/DQ pairs and ``quantized.json``; `exclude` is what the config says unless given."""
+    from pydeploy.quant.qdq import quantize
+
+    if exclude is None:
+        exclude = job.config.quantize.exclude if job.config.quantize is not None else ()
+    done = quantize(onnx, ranges, here / "model.onnx", style=style_for(job.backend.name), exclude=exclude)
+    write_json(here / "quantized.json", asdict(done))
 
 
 def finished_engine(job: Job, model: nn.Module, here: Path) -> None:
     """``model.onnx``, ``model.engine`` and ``facts.json``: latency, accuracy on the engine, size of `model`."""
     from pydeploy.prune.trace import trace
 
-    engine = build_engine(job, model, here)
+    engine = build_engine(job, model, here, accurate=True)
     graph = trace(model, job.task.example())
     write_facts(job, job.backend, engine, here, params=graph.learnable, macs=graph.macs())
 
@@ -194,6 +236,7 @@ def fill_table(job: Job, graph: Graph, onnx: Path, here: Path) -> None:
     """``table.sqlite`` and ``facts.json``. What an interrupted measurement left is kept and completed."""
     from pydeploy.latency.design import grid
     from pydeploy.latency.measure import measure, minutes
+    from pydeploy.latency.quantized import int8_transform
     from pydeploy.latency.table import Table
 
     settings = job.config.table
@@ -201,9 +244,14 @@ def fill_table(job: Job, graph: Graph, onnx: Path, here: Path) -> None:
     table = Table.open(here / "table.sqlite", job.backend.target())
     align = settings.align or align_of(job.backend, ALIGN)
     widths = grid(graph, settings.points, align, job.config.prune.min_width)
+    int8 = None
+    if job.backend.precision == "int8":
+        exclude = job.config.quantize.exclude if job.config.quantize is not None else ()
+        int8 = int8_transform(onnx, job.backend.name, here, job.backend.threads, exclude=exclude)
     with job.console.bar("measure the latency table") as tick:
         report = measure(graph, onnx, job.backend, table, widths=widths, rounds=settings.rounds, runs=settings.runs,
-                         workdir=here, progress=tick, announce=lambda s: job.console.say(minutes(s)))  # fmt: skip
+                         workdir=here, transform=int8, progress=tick,
+                         announce=lambda s: job.console.say(minutes(s)))  # fmt: skip
     facts = {"probes": report.measured + report.skipped, "keys": len({row.key for row in table.rows()}),
              "disturbed": report.disturbed, "seconds": time.monotonic() - started}  # fmt: skip
     write_json(here / "facts.json", facts)

@@ -50,6 +50,7 @@ def test_shipped_manifests_load(path: Path) -> None:
         ({**SMALL, "prune": {"budget": 1.5}}, "'prune.budget'.*less than or equal to 1, got 1.5"),
         ({**SMALL, "train": {"epochs": "many"}}, "'train.epochs'.*integer.*got 'many'"),
         ({**SMALL, "train": {"lr": float("nan")}}, "'train.lr'"),
+        ({**SMALL, "target": {"precision": "int8"}}, "target.precision is int8, which needs a section 'quantize'"),
         ({**SMALL, "target": {"precision": "fp64"}}, "'target.precision'.*'fp32'"),
     ],
 )

@@ -8,6 +8,7 @@ import sqlite3
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from pydeploy import pipeline
@@ -175,6 +176,66 @@ def test_every_precision_is_tried_and_the_fastest_is_recommended(finished: Path,
     )
     assert all(layer["error"] >= 0 and layer["float_us"] >= layer["int8_us"] > 0 for layer in mixed["layers"])
     assert (report.models.mixed is None) == bool(mixed["note"])
+
+
+def is_quantised(folder: Path, layer: str) -> bool:
+    """Whether the layer's weight in the folder's file comes out of a DequantizeLinear, as its engine was built from it."""
+    Engine.load(folder / "model.engine").require_source(folder / "model.onnx")
+    nodes = onnx.load(folder / "model.onnx").graph.node
+    weight = next(node.input[1] for node in nodes if node.name == layer)
+    return any(weight in node.output for node in nodes if node.op_type == "DequantizeLinear")
+
+
+def check_int8_run(out: Path) -> Report:
+    """What holds for every run whose target is int8 and whose config excludes the layer 'fc'."""
+    report = Report.load(out / "report.json")
+    precisions = {name: model.precision for name, model in report.models.present.items()}
+    assert report.target.precision == precisions["dense"] == precisions["pruned"] == "int8"
+    assert precisions["unquantized"] == "fp32"
+    assert "quantized" not in precisions
+    for folder in ("04_dense", "06_search/round1", "08_pruned"):
+        assert Engine.load(out / folder / "model.engine").target.precision == "int8"
+        assert is_quantised(out / folder, "stage1.0.conv1")
+        assert not is_quantised(out / folder, "fc")
+    lost = 100 * (
+        json.loads((out / "04_dense" / "float.json").read_text())[report.metric] - report.models.dense.accuracy
+    )
+    assert any(f"{max(0.0, lost):.2f} points below float" in warning for warning in report.warnings)
+    return report
+
+
+INT8 = {"observer": "minmax", "calibration": str(ROOT / "calib" / "smoke.yaml"), "exclude": ["fc"]}
+
+
+def test_pruning_for_int8_sees_int8_latencies(finished: Path, tmp_path: Path) -> None:
+    """On the analytic device the table, the rounds and the budget are int8's, so predictions stay exact."""
+    target = {"backend": "null", "threads": 1, "precision": "int8"}
+    run(settings(target=target, quantize=INT8, compare={"uniform": [0.8]}), tmp_path / "out", Quiet(), reuse=finished)
+    report, plain = check_int8_run(tmp_path / "out"), Report.load(finished / "report.json")
+    assert report.met
+    assert report.prediction_error is not None
+    assert report.prediction_error < 0.005
+    assert report.dense_us < plain.dense_us
+    assert report.candidates[0].precision == "int8"
+    assert report.models.unquantized is not None
+    assert report.models.unquantized.latency_us.median > report.models.pruned.latency_us.median
+
+
+@pytest.mark.slow
+def test_pruning_for_int8_on_onnx_runtime(tmp_path: Path) -> None:
+    """As on the analytic device, for real."""
+    config = settings(
+        task={"data": "synthetic", "options": {"data_settings": {"size": 32, "train_size": 256, "test_size": 64}}},
+        target={"backend": "onnxruntime", "precision": "int8", "threads": 1},
+        table={"points": 2, "align": 16, "rounds": 2, "runs": 5},
+        prune={"criterion": "l1", "budget": 0.8, "headroom": 0.2, "rounds": 3},
+        quantize=INT8,
+    )
+    run(config, tmp_path / "out", Quiet())
+    report = check_int8_run(tmp_path / "out")
+    assert report.target.measured
+    assert report.models.pruned.macs < report.models.dense.macs
+    assert report.met == (report.models.pruned.latency_us.median <= report.budget_us)
 
 
 @pytest.mark.slow

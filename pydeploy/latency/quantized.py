@@ -1,11 +1,11 @@
-"""Probes in int8: the dense model is calibrated once on random inputs, and every probe gets the same ranges.
+"""Int8 where only latency counts: models calibrated on random inputs; all probes get the dense model's ranges.
 
 Latency does not depend on the ranges' values, only on where Q/DQ pairs lie, and that is the same at all widths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,22 +15,30 @@ from pydeploy.backends.source import input_specs
 from pydeploy.files import sha256
 from pydeploy.profile import random_feeds
 from pydeploy.quant.calibrate import calibrate
-from pydeploy.quant.placement import STYLES
+from pydeploy.quant.observe import Ranges
+from pydeploy.quant.placement import style_for
 from pydeploy.quant.qdq import quantize
 
 
+def random_ranges(path: Path, backend: str, threads: int = 0) -> Ranges:
+    """Ranges of a float model for the int8 file that a backend wants, from one batch of random inputs."""
+    feeds = random_feeds(input_specs(onnx.load(path), path))
+    return calibrate(path, [feeds], observer="minmax", style=style_for(backend), threads=threads, few=0)
+
+
 def int8_transform(
-    dense: Path, backend: str, folder: Path, threads: int = 0
+    dense: Path, backend: str, folder: Path, threads: int = 0, *, exclude: Sequence[str] = ()
 ) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
-    """A function that turns a float probe into the int8 file that a backend wants; `folder` holds files in between."""
-    style = backend if backend in STYLES else "onnxruntime"
-    feeds = random_feeds(input_specs(onnx.load(dense), dense))
-    ranges = calibrate(dense, [feeds], observer="minmax", style=style, threads=threads)
+    """A function that turns a float probe into the int8 file that a backend wants; `folder` holds files in between.
+
+    `exclude` names layers that stay float, as in `quantize`.
+    """
+    ranges = random_ranges(dense, backend, threads)
     source, result = folder / "float.onnx", folder / "int8.onnx"
 
     def transform(model: onnx.ModelProto) -> onnx.ModelProto:
         onnx.save(model, source)
-        quantize(source, replace(ranges, model=sha256(source)), result, style=style)
+        quantize(source, replace(ranges, model=sha256(source)), result, style=style_for(backend), exclude=exclude)
         return onnx.load(result)
 
     return transform

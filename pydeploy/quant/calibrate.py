@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ def calibrate(
     progress: Callable[[int], None] | None = None,
     resume: Path | None = None,
     key: str = "",
+    few: int = FEW,
 ) -> Ranges:
     """The range of every tensor that `quantize` needs, by the named observer.
 
@@ -51,7 +53,7 @@ def calibrate(
 
     `resume` names a file that keeps the counts: after an interruption the samples it holds are not run again, and
     neither are they for another observer. It is used for the same model and the same `key`, which stands for the
-    calibration set (`Manifest.key`), and begun anew otherwise.
+    calibration set (`Manifest.key`), and begun anew otherwise. Fewer than `few` samples are warned of.
 
     Raises `DataError` where there are no samples, they do not fit the model, or a tensor holds NaN or infinity;
     `Mismatch` where `resume` holds samples that `batches` lacks.
@@ -70,11 +72,13 @@ def calibrate(
     _count_all(counts, tapped, batches, threads, progress, resume)
     if not counts.samples:
         raise DataError("the calibration set is empty; give at least one batch, better 500 samples or more")
-    if len(counts.samples) < FEW:
+    if len(counts.samples) < few:
         log.warning("only %d calibration samples; the ranges of rare values need hundreds", len(counts.samples))
     unsigned = style is not None and style_named(style).scheme != "symmetric"
-    found = {name: observe(counts.tensors[name], observer, unsigned=unsigned) for name in names}
-    return Ranges(found, observer, model, counts.samples_hash(), len(counts.samples), unsigned)
+    with ThreadPoolExecutor(threads or None) as pool:  # thresholds are found outside of Python's lock
+        found = pool.map(lambda name: observe(counts.tensors[name], observer, unsigned=unsigned), names)
+        ranges = dict(zip(names, found, strict=True))
+    return Ranges(ranges, observer, model, counts.samples_hash(), len(counts.samples), unsigned)
 
 
 def _float_graph(onnx_path: Path) -> tuple[gs.Graph, int]:

@@ -18,7 +18,8 @@ from pydeploy.report.svg import Drawing, Scale
 from pydeploy.report.verdict import milliseconds, ms_places
 
 WIDTH = 680
-_SHAPES = {"dense": "square", "pruned": "circle", "half": "circle", "quantized": "diamond", "mixed": "diamond"}
+_SHAPES = {"dense": "square", "pruned": "circle", "unquantized": "circle", "half": "circle", "quantized": "diamond",
+           "mixed": "diamond"}  # fmt: skip
 _LONGEST_NAME = 26
 
 

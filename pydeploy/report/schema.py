@@ -24,8 +24,8 @@ from pydeploy.timing import Target, Timing
 SCHEMA = 1
 """Version of the file's form; raised when a reader of the old form could misread the new one."""
 
-EngineName = Literal["dense", "pruned", "half", "quantized", "mixed"]
-MODELS: tuple[EngineName, ...] = ("dense", "pruned", "half", "quantized", "mixed")
+EngineName = Literal["dense", "pruned", "unquantized", "half", "quantized", "mixed"]
+MODELS: tuple[EngineName, ...] = ("dense", "pruned", "unquantized", "half", "quantized", "mixed")
 """Names of the run's own engines, from the least changed to the most changed."""
 
 _CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -81,6 +81,8 @@ class Models:
 
     dense: ModelResult
     pruned: ModelResult
+    unquantized: ModelResult | None = None
+    """The pruned network in float, where the target and so `dense` and `pruned` are INT8."""
     half: ModelResult | None = None
     """The same file in fp16 or bf16."""
     quantized: ModelResult | None = None

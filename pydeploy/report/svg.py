@@ -19,14 +19,14 @@ FONT_PX = 13
 """Text height in drawing units."""
 
 LIGHT = {"back": "#ffffff", "ink": "#1f2328", "muted": "#59636e", "grid": "#e4e7eb", "dense": "#78828d",
-         "pruned": "#0b62c4", "half": "#0a7d6c", "quantized": "#b35900", "mixed": "#8a6d00",
+         "pruned": "#0b62c4", "unquantized": "#4a5fa5", "half": "#0a7d6c", "quantized": "#b35900", "mixed": "#8a6d00",
          "other": "#7a3fb5", "budget": "#c4314b"}  # fmt: skip
 DARK = {"back": "#14171c", "ink": "#e6e9ee", "muted": "#a3adb8", "grid": "#2c323b", "dense": "#8b95a1",
-        "pruned": "#6cb0ff", "half": "#4fd1bd", "quantized": "#ffa657", "mixed": "#e3c34b",
+        "pruned": "#6cb0ff", "unquantized": "#9fb0f0", "half": "#4fd1bd", "quantized": "#ffa657", "mixed": "#e3c34b",
         "other": "#c7a3ff", "budget": "#ff8492"}  # fmt: skip
 
 _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif"
-_SERIES = ("dense", "pruned", "half", "quantized", "mixed", "other")
+_SERIES = ("dense", "pruned", "unquantized", "half", "quantized", "mixed", "other")
 _UNWRITABLE = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML 1.0 cannot hold, not even escaped."""
 
