@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 from pathlib import Path
 
 import numpy as np
@@ -170,19 +169,3 @@ def test_float32_and_the_exported_file_agree(name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         assert worst(small(x), silenced(model, graph, plan)(x)) < 1e-4
     export(small, torch.zeros(SHAPE), tmp_path / "small.onnx", tolerance=1e-4)
-
-
-def test_garbage_collection_is_as_before() -> None:
-    """`apply` pauses it; also an error turns it on again, and a user who has turned it off keeps it off."""
-    model = build("plain")
-    graph = trace(model, torch.zeros(SHAPE))
-    try:
-        for enabled in (True, False):
-            (gc.enable if enabled else gc.disable)()
-            apply(model, graph, random_plan(graph, np.random.default_rng(0)))
-            assert gc.isenabled() == enabled
-            with pytest.raises(Mismatch):
-                apply(model, graph, Plan({}, "another"))
-            assert gc.isenabled() == enabled
-    finally:
-        gc.enable()

@@ -7,10 +7,7 @@ customise copying, and values other than numbers, texts, modules, tensors and co
 from __future__ import annotations
 
 import copy
-import gc
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
@@ -27,25 +24,8 @@ _TABLES = frozenset({dict, OrderedDict, set, list})
 _CUSTOM = ("__reduce__", "__reduce_ex__", "__getstate__")
 
 
-@contextmanager
-def no_collection() -> Iterator[None]:
-    """No search for garbage inside: a copy is thousands of new containers, all of which stay, and each few hundred start a search."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@no_collection()
 def copied(module: nn.Module, memo: Memo) -> nn.Module:
     """A deep copy of `module`, except that an object whose `id` is in `memo` becomes ``memo[id]``."""
-    return _module(module, memo)
-
-
-def _module(module: nn.Module, memo: Memo) -> nn.Module:
     known = memo.get(id(module))
     if known is not None:
         return known  # type: ignore[no-any-return]  # the memo holds copies of everything
@@ -85,7 +65,7 @@ def _copy(value: Any, memo: Memo) -> Any:
     if known is not None:
         return known
     if isinstance(value, nn.Module):
-        return _module(value, memo)
+        return copied(value, memo)
     if kind is tuple and all(type(item) in _ATOMS for item in value):
         return value
     if kind is Tensor and value.dim() == 0 and value.is_leaf and value.untyped_storage().nbytes() == value.itemsize:

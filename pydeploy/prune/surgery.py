@@ -11,12 +11,11 @@ from pydeploy.errors import Mismatch
 from pydeploy.graph import Graph, Plan
 from pydeploy.prune.absorb import Means, shifted
 from pydeploy.prune.attributes import update_attributes
-from pydeploy.prune.copying import Memo, copied, no_collection
+from pydeploy.prune.copying import Memo, copied
 from pydeploy.prune.entries import Kept, kept_entries
 from pydeploy.prune.tensors import check_dense, packed, unpacked
 
 
-@no_collection()
 def apply(model: nn.Module, graph: Graph, plan: Plan, *, means: Means | None = None, threads: int = 0) -> nn.Module:
     """A new, smaller module that computes what `model` computes with the other channels silenced.
 
