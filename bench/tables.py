@@ -296,6 +296,7 @@ def _section(case: Case) -> list[str]:
     made, checked, budgets, rules = (case.read(step) for step in STEPS)
     lines = _made(made) if made.get("complete") else ["The table was not measured."]
     lines += ["", *(_checked(checked) if checked else ["The prediction was not verified."])]
+    lines += [line for result in (made, checked) if result.get("note") for line in ("", result["note"])]
     lines += ["", *(_budgets(budgets) if budgets else ["Budgets were not tried."])]
     return [*lines, "", *(_rules(rules) if rules else ["Other rules were not compared."])]
 
