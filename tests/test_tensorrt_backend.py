@@ -25,6 +25,7 @@ from onnx_nets import RESIDUAL_OPS, residual
 from pydeploy.backends.base import Backend, Engine, open_backend, reopen
 from pydeploy.backends.tensorrt import driver
 from pydeploy.backends.tensorrt.checkup import checkup
+from pydeploy.backends.tensorrt.condition import Condition
 from pydeploy.cli import engine_verbs
 from pydeploy.cli.console import show_profile
 from pydeploy.errors import BackendUnavailable, ConfigError, DataError, Mismatch
@@ -306,7 +307,8 @@ def test_ctrl_c_ends_the_build_cleanly(world: World, tmp_path: Path, monkeypatch
     monkeypatch.setattr(trt_fake.BuilderCore, "build_serialized_network", stopped)
     outside = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may ignore it
     try:
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
+            patch.setattr(trt_fake.ConfigCore, "learn", lambda _: pytest.fail("the build went on to its end"))
             built(tmp_path)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         assert not (tmp_path / "net.engine").exists()
@@ -529,6 +531,15 @@ def test_unstable_clocks_are_flagged(world: World, tmp_path: Path) -> None:
         condition = session.condition()
     assert condition["variation"] > 0.025
     assert condition["unstable"] == 1.0
+
+
+def test_the_first_run_of_a_turn_says_nothing_about_clocks() -> None:
+    """It finds the caches full of other data."""
+    condition = Condition(types.SimpleNamespace(read=dict))  # type: ignore[arg-type]
+    for _ in range(3):
+        condition.add([100.0, 10.0, 10.0, 10.0], [50.0, 1.0, 1.0, 1.0])
+    found = condition.summary()
+    assert (found["variation"], found["unstable"], found["enqueue_share"]) == (0.0, 0.0, 0.1)
 
 
 class Nvml(types.ModuleType):
