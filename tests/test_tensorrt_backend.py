@@ -502,7 +502,7 @@ def test_without_graphs_it_still_measures(
     assert "no CUDA graphs without the package cuda-python" in caplog.text
 
 
-@pytest.mark.parametrize("failure", ["capture", "instantiate"])
+@pytest.mark.parametrize("failure", ["capture", "enqueue in capture", "instantiate"])
 def test_an_engine_that_cannot_be_captured_runs_without_a_graph(
     world: World, failure: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -592,7 +592,7 @@ class ContextCore(Core):
         assert self.face.nvtx_verbosity.name == "NONE", "detailed markers slow the enqueue down"
         assert self.warm or world.capturing is None, "a first run initialises what must not happen inside a capture"
         self.warm = True
-        if "enqueue" in world.fail or ("capture" in world.fail and world.capturing is not None):
+        if "enqueue" in world.fail or (world.capturing is not None and world.fail & {"capture", "enqueue in capture"}):
             say(world, self.engine.logger, "ERROR", "enqueueV3: Error Code 1: Cuda Runtime")
             return False
         layers = self.engine.plan["layers"]
