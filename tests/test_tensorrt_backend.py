@@ -306,7 +306,7 @@ def test_ctrl_c_ends_the_build_cleanly(world: World, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(trt_fake.BuilderCore, "build_serialized_network", stopped)
     learned: list[Any] = []
-    monkeypatch.setattr(trt_fake.ConfigCore, "learn", learned.append)
+    monkeypatch.setattr(trt_fake.ConfigCore, "learn", lambda self: learned.append(self))
     outside = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may ignore it
     try:
         with pytest.raises(KeyboardInterrupt):
