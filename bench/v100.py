@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import math
 import tempfile
+from bisect import bisect_left
 from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -21,15 +23,15 @@ from pydeploy.errors import MissingTiming
 from pydeploy.files import write_text
 from pydeploy.graph import Graph, OpKey
 from pydeploy.latency.foreign import read_lines
-from pydeploy.latency.interpolation import Known, Lookup
 from pydeploy.solve import pareto_front, predict_us
 
 RATIOS = (0.2, 0.3, 0.4, 0.5, 0.6)
 POINTS = 160
 """Joint plans, for budgets spread evenly from the smallest possible latency to the dense one."""
-SKEW = 4.0
-"""The list holds no layers whose widths differ by more than this factor; `NEARLY` of them count as this skewed."""
+RATIOS_LISTED = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""Output over input channels of the listed convolutions, but for those of three input channels."""
 NEARLY = 1.2
+"""Layers more skewed than that by at most this factor count as listed; beyond, the list does not tell them."""
 
 
 class Published:
@@ -40,8 +42,7 @@ class Published:
             plain = Path(folder) / "list.txt"
             plain.write_bytes(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
             rows = read_lines(plain, batch)
-        self.rows = {key: Lookup(t.median_us, 1, 1, 0.0) for key, t in rows}
-        self.known = Known(self.rows)
+        self.rows = {key: timing.median_us for key, timing in rows}
 
     @cached_property
     def sizes(self) -> dict[OpKey, list[int]]:
@@ -65,13 +66,30 @@ class Published:
         return one + part * (other - one)
 
     def _listed(self, key: OpKey, size: int) -> float | None:
+        """Listed, or between listed widths: along the size at each of two ratios of widths, then between the ratios."""
         key = replace(key, h=size, w=size)
-        if SKEW < key.cin / key.cout <= NEARLY * SKEW:
-            key = replace(key, cout=round(key.cin / SKEW))
-        elif SKEW < key.cout / key.cin <= NEARLY * SKEW and key.cin > 3:
-            key = replace(key, cin=round(key.cout / SKEW))
-        found = self.known.find(key)
-        return None if found is None else found.latency_us
+        if key in self.rows:
+            return self.rows[key]
+        curves = self.curves.get(_any_width(key), {})
+        if key.cin == 3:
+            return _between(curves.get(3.0, []), key.cout)
+        size_of, ratio = math.sqrt(key.cin * key.cout), key.cout / key.cin
+        if not RATIOS_LISTED[0] / NEARLY <= ratio <= RATIOS_LISTED[-1] * NEARLY:
+            return None
+        found = [(r, us) for r in RATIOS_LISTED if (us := _between(curves.get(r, []), size_of)) is not None]
+        return _between(found, min(max(ratio, RATIOS_LISTED[0]), RATIOS_LISTED[-1]))
+
+    @cached_property
+    def curves(self) -> dict[OpKey, dict[float, list[tuple[float, float]]]]:
+        """Per layer and ratio: size of its widths and latency, ascending; under 3.0, all outputs of three channels."""
+        found: dict[OpKey, dict[float, list[tuple[float, float]]]] = {}
+        for key, us in sorted(self.rows.items()):
+            curve = found.setdefault(_any_width(key), {})
+            ratio, size = (
+                (3.0, float(key.cout)) if key.cin == 3 else (key.cout / key.cin, math.sqrt(key.cin * key.cout))
+            )
+            curve.setdefault(ratio, []).append((size, us))
+        return found
 
     def overhead_us(self, graph: Graph) -> float:
         return 0.0
@@ -83,6 +101,17 @@ class Published:
 
 def _any_width(key: OpKey) -> OpKey:
     return replace(key, cin=0, cout=0, groups=min(key.groups, 2))
+
+
+def _between(points: list[tuple[float, float]], x: float) -> float | None:
+    """A power law between the neighbours of `x`; None outside the points."""
+    at = bisect_left(points, x, key=lambda point: point[0])
+    if at < len(points) and points[at][0] == x:
+        return points[at][1]
+    if not 0 < at < len(points):
+        return None
+    (low, one), (high, other) = points[at - 1], points[at]
+    return one * (other / one) ** (math.log(x / low) / math.log(high / low))
 
 
 def resnet50():
@@ -137,7 +166,7 @@ def main() -> None:
               "[alibaba/lightweight-neural-architecture-search](https://github.com/alibaba/lightweight-neural-architecture-search) "
               "(`tinynas/latency/op_profiler/V100/conv_data.out.fp16`, Apache-2.0). Nothing here was measured by pydeploy, "
               "nothing was built: these are sums of convolutions that others timed one by one with TensorRT."), "",
-             ("Joint plans take widths that the list holds (8, 16, 32, 48, 64, 96, 128, 160, 192, 256, 384, 512, ...). Other "
+             ("Joint plans take widths that the list holds (8, 16, 32, 48, 64, 96, 128, 160, 192, 256, 384, 512, ...). Their pairs between the listed ratios of output to input widths (1/4 to 4), other "
               "widths and image sizes (7, 28, 112) are interpolated, which blurs the stairs; over widths that has been found "
               "to be wrong by 6 % in the median and 29 % in the 90th percentile on this list. Pools and the classifier count "
               "nothing. Scores are L1 norms of random weights."), ""]  # fmt: skip
