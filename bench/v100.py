@@ -166,7 +166,8 @@ def main() -> None:
               "[alibaba/lightweight-neural-architecture-search](https://github.com/alibaba/lightweight-neural-architecture-search) "
               "(`tinynas/latency/op_profiler/V100/conv_data.out.fp16`, Apache-2.0). Nothing here was measured by pydeploy, "
               "nothing was built: these are sums of convolutions that others timed one by one with TensorRT."), "",
-             ("Joint plans take widths that the list holds (8, 16, 32, 48, 64, 96, 128, 160, 192, 256, 384, 512, ...). Their pairs between the listed ratios of output to input widths (1/4 to 4), other "
+             ("Joint plans take widths that the list holds (8, 16, 32, 48, 64, 96, 128, 160, 192, 256, 384, 512, ...). "
+              "Their pairs between the listed ratios of output to input widths (1/4 to 4), other "
               "widths and image sizes (7, 28, 112) are interpolated, which blurs the stairs; over widths that has been found "
               "to be wrong by 6 % in the median and 29 % in the 90th percentile on this list. Pools and the classifier count "
               "nothing. Scores are L1 norms of random weights."), ""]  # fmt: skip
