@@ -148,6 +148,12 @@ def case_of(name):
     return Graph.load(folder.parent / "graph.json"), scores, Table.open(folder / "table.sqlite")
 
 
+def large_only_when_timed(benchmark, small):
+    """Where nothing is timed, as in `make test`, one small case of each kind is enough."""
+    if benchmark.disabled and not small:
+        pytest.skip("runs with --benchmark-enable")
+
+
 def cp_sat(problem, budget_us, seconds=60.0):
     """CP-SAT's best value and its bound. Costs are rounded down to nanoseconds, so its optimum is at least the true one."""
     from ortools.sat.python import cp_model
@@ -185,6 +191,7 @@ def cp_sat(problem, budget_us, seconds=60.0):
 @pytest.mark.parametrize("solver", ["pydeploy", "CP-SAT"])
 @pytest.mark.parametrize("name", MEASURED or MADE_UP[:3])
 def test_against_cp_sat(benchmark, name, solver, share):
+    large_only_when_timed(benchmark, name == (MEASURED or MADE_UP)[0] and share == 0.5)
     benchmark.group = f"solve: {name}, {share:.0%} of dense"
     graph, scores, table = case_of(name)
     budget_us = share * predict_us(graph, {}, table)
@@ -215,6 +222,7 @@ RULES = {
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", MEASURED or MADE_UP[:3])
 def test_rules(benchmark, name, rule):
+    large_only_when_timed(benchmark, name == (MEASURED or MADE_UP)[0])
     benchmark.group = f"rules: {name}, half of dense"
     graph, scores, table = case_of(name)
     budget_us = 0.5 * predict_us(graph, {}, table)
@@ -228,6 +236,7 @@ def test_rules(benchmark, name, rule):
 @pytest.mark.parametrize(("model", "tolerance"), [("resnet50", 1e-3), ("densenet121", 1e-2)])
 @pytest.mark.parametrize("share", SHARES)
 def test_sixteen_widths(benchmark, model, tolerance, share):
+    large_only_when_timed(benchmark, model == "resnet50" and share == 0.7)
     benchmark.group = f"solve: {model}, 16 widths, gap {tolerance:.1%}"
     graph, scores, table = case_of(model)
     budget_us = share * predict_us(graph, {}, table)
