@@ -20,7 +20,7 @@ from pydeploy.errors import Infeasible
 from pydeploy.files import write_json
 from pydeploy.graph import Graph, Plan
 from pydeploy.latency.probe import resize
-from pydeploy.search import Budget, Planner, best_plan, search
+from pydeploy.search import Budget, Planner, best_plan, level_us, search
 from pydeploy.solve import solve
 from pydeploy.stages import Job
 
@@ -97,12 +97,12 @@ def _uniform(job: Job, at: Artefacts, share: float, here: Path) -> Plan:
     if place.is_file():
         return Plan.load(place)
     graph, scores = Graph.load(at.graph), stages.read_scores(at.scores)
-    dense, source = Engine.load(at.dense / "model.engine"), onnx.load(str(at.float_file(at.dense)))
+    source = onnx.load(str(at.float_file(at.dense)))
     low, high, found = 1, 19, None
     while low <= high:
         middle = (low + high) // 2
         plan = uniform(graph, scores, ratio=middle / 20, align=8)
-        if _latency_share(job, graph, plan, source, dense, here) <= share:
+        if _latency_share(job, at, plan, source, here) <= share:
             found, high = plan, middle - 1
         else:
             low = middle + 1
@@ -112,17 +112,19 @@ def _uniform(job: Job, at: Artefacts, share: float, here: Path) -> Plan:
     return found
 
 
-def _latency_share(job: Job, graph: Graph, plan: Plan, source: onnx.ModelProto, dense: Engine, here: Path) -> float:
+def _latency_share(job: Job, at: Artefacts, plan: Plan, source: onnx.ModelProto, here: Path) -> float:
     """Latency of the dense file cut to the plan's widths, as a share of the dense engine's in the same minute."""
     trial = here / "uniform"
     trial.mkdir(exist_ok=True)
     int8 = job.backend.precision == "int8"
     path = trial / ("float.onnx" if int8 else "model.onnx")
-    onnx.save(resize(source, graph, plan.widths), str(path))
+    onnx.save(resize(source, Graph.load(at.graph), plan.widths), str(path))
     engine = (
         stages.build_int8(job, path, trial, accurate=False) if int8 else job.backend.build(path, trial / "model.engine")
     )
-    times = stages.measure_engines({"dense": (job.backend, dense), "cut": (job.backend, engine)})
+    dense = Engine.load(at.dense / "model.engine")
+    pair = {"dense": (job.backend, dense), "cut": (job.backend, engine)}
+    times = stages.measure_at_level(pair, level_us(job, at))
     return times["cut"].median_us / times["dense"].median_us
 
 

@@ -162,12 +162,6 @@ class Samples:
         """The distribution over all kept rounds."""
         return Timing.of(np.concatenate(self.rounds_us), disturbed=self.disturbed)
 
-    def over(self, other: Samples) -> float:
-        """How many times as long as `other` of the same rounds: the median over the rounds' ratios of medians."""
-        return median(
-            float(np.median(mine) / np.median(its)) for mine, its in zip(self.rounds_us, other.rounds_us, strict=True)
-        )
-
 
 def quiet_rounds(
     measure: Callable[[], T],

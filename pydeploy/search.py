@@ -18,7 +18,7 @@ from pydeploy.files import read_json, write_json
 from pydeploy.graph import Graph, Plan, Scores
 from pydeploy.latency.table import Table
 from pydeploy.solve import solve
-from pydeploy.stages import Job, build_engine, layer_profile, measure_beside, model_of, read_scores
+from pydeploy.stages import Job, build_engine, layer_profile, measure_at_level, model_of, read_scores
 from pydeploy.timing import Profile
 
 SLACK = 0.03
@@ -118,6 +118,12 @@ class _Bench:
         self.model = model_of(job, at.dense_weights)
         self.dense = Engine.load(at.dense / "model.engine")
         self.table_dense_us = self.table.predict_us(self.graph, self.graph.widths)
+        self.level_us = level_us(job, at)
+
+
+def level_us(job: Job, at: Artefacts) -> float | None:
+    """What the dense engine took while the table was measured."""
+    return Table.open(at.table, job.backend.target()).reference_us(Graph.load(at.graph))
 
 
 def best_plan(job: Job, at: Artefacts, budget: Budget, here: Path, rounds: Sequence[RoundResult]) -> Plan:
@@ -130,8 +136,10 @@ def best_plan(job: Job, at: Artefacts, budget: Budget, here: Path, rounds: Seque
     if len(met) == 1:
         return next(iter(met.values())).plan
     engines = {number: (job.backend, Engine.load(here / f"round{number}" / "model.engine")) for number in met}
-    times = measure_beside((job.backend, Engine.load(at.dense / "model.engine")), engines)
-    shares = {number: timing.median_us / budget.of(dense_us) for number, (timing, dense_us) in times.items()}
+    bench = {"dense": (job.backend, Engine.load(at.dense / "model.engine")), **engines}
+    times = measure_at_level(bench, level_us(job, at))
+    limit_us = budget.of(times["dense"].median_us)
+    shares = {number: times[number].median_us / limit_us for number in engines}
     confirmed = [number for number in met if shares[number] <= 1.0] or [min(met, key=lambda number: shares[number])]
     return met[max(confirmed, key=lambda number: met[number].plan.score)].plan
 
@@ -157,7 +165,8 @@ def _try(bench: _Bench, plan: Plan, here: Path) -> RoundResult:
     here.mkdir(parents=True, exist_ok=True)
     backend = bench.job.backend
     engine = build_engine(bench.job, apply(bench.model, bench.graph, plan), here)
-    whole, dense_us = measure_beside((backend, bench.dense), {"plan": (backend, engine)})["plan"]
+    times = measure_at_level({"dense": (backend, bench.dense), "plan": (backend, engine)}, bench.level_us)
+    whole, dense_us = times["plan"], times["dense"].median_us
     inside = layer_profile(bench.job, engine, bench.graph)
     layers = _slowed(inside, whole.median_us / inside.whole.median_us).layers
     speed = 1.0 if bench.budget.share is None else dense_us / bench.table_dense_us

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +16,13 @@ from numpy.typing import NDArray
 
 from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import Backend, Engine, Feeds, align_of
+from pydeploy.clock import Timer, Watch
 from pydeploy.config import Config, TrainSection
 from pydeploy.errors import ConfigError, DataError, nearest
 from pydeploy.files import replacing, write_json
 from pydeploy.graph import Graph, Plan
-from pydeploy.profile import profile, time_engines
+from pydeploy.pace import Limits, Pace, time_in_turns
+from pydeploy.profile import profile, random_feeds, time_engines
 from pydeploy.quant.manifest import Manifest, load_manifest
 from pydeploy.quant.observe import Ranges
 from pydeploy.quant.placement import style_for
@@ -35,6 +39,8 @@ ALIGN = 16
 """Channel multiple of a run's latency table, unless the config or the backend has one of its own."""
 ROUNDS, RUNS = 15, 30
 """Interleaved rounds and runs a round, wherever engines are compared with each other."""
+PRECISION, PATIENCE_S = 0.01, 15.0
+"""Where a level is kept: the confidence interval that ends the rounds, and how long to wait for the level."""
 
 
 @dataclass(frozen=True)
@@ -215,16 +221,22 @@ def measure_engines(engines: dict[str, tuple[Backend, Engine]]) -> dict[str, Tim
     return {name: samples.timing for name, samples in time_engines(engines, rounds=ROUNDS, runs=RUNS).items()}
 
 
-def measure_beside(
-    dense: tuple[Backend, Engine], engines: dict[str, tuple[Backend, Engine]]
-) -> dict[str, tuple[Timing, float]]:
-    """Latency of each engine, and in microseconds that of the dense one in the same rounds.
+def measure_at_level(engines: dict[str, tuple[Backend, Engine]], level_us: float | None) -> dict[str, Timing]:
+    """Latency of several engines, each timed between two runs of the one named ``dense`` (see `pydeploy.pace`).
 
-    The two stand in the ratio that most rounds show, which drift from round to round does not move.
+    A computer whose cores are at times shared runs large and small networks at other ratios then: the state in which the
+    dense engine takes `level_us`, as it did for the table, is waited for; where it does not come, what prevails counts.
     """
-    samples = time_engines({"dense": dense, **engines}, rounds=ROUNDS, runs=RUNS)
-    return {name: (samples[name].timing, samples[name].timing.median_us * samples["dense"].over(samples[name]))
-            for name in engines}  # fmt: skip
+    if not any(backend.target().measured for backend, _ in engines.values()):
+        return measure_engines(engines)
+    with ExitStack() as stack:
+        timers: dict[str, Timer] = {}
+        for name, (backend, engine) in engines.items():
+            session = stack.enter_context(backend.open(engine))
+            timers[name] = partial(session.time, random_feeds(session.inputs))
+        pace = Pace.survey(timers["dense"], level_us, PATIENCE_S)
+        limits = Limits(ROUNDS, 3 * ROUNDS, PRECISION, PATIENCE_S)
+        return time_in_turns(timers, pace, runs=RUNS, limits=limits, watch=Watch())
 
 
 def layer_profile(job: Job, engine: Engine, graph: Graph) -> Profile:

@@ -25,7 +25,7 @@ from pydeploy.report import (
     recommend,
     render,
 )
-from pydeploy.search import read_rounds
+from pydeploy.search import level_us, read_rounds
 from pydeploy.stages import Job
 from pydeploy.timing import Timing
 from pydeploy.version import __version__
@@ -49,7 +49,7 @@ def measure_all(job: Job, at: Artefacts, here: Path) -> None:
         backend = job.backend if precision == job.backend.precision else reopen(engine.target)
         engines[name] = (backend, engine)
     job.console.say(f"measure {len(engines)} engines in turns")
-    times = stages.measure_engines(engines)
+    times = stages.measure_at_level(engines, level_us(job, at))
     graph = Graph.load(at.graph)
     layers = {name: stages.layer_profile(job, engines[name][1], graph).layers for name in ("dense", "pruned")}
     write_json(here / "timings.json", {

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pydeploy import clock
-from pydeploy.clock import DRIFT_LIMIT, FOREIGN_LIMIT, Load, Samples, Watch, busy_s, interleave, quiet_rounds, unwatched
+from pydeploy.clock import DRIFT_LIMIT, FOREIGN_LIMIT, Load, Watch, busy_s, interleave, quiet_rounds, unwatched
 
 linux = pytest.mark.skipif(not clock.STAT.exists(), reason="only Linux tells how busy the cores were (/proc/stat)")
 
@@ -278,11 +278,3 @@ def test_limits_are_what_the_documentation_says() -> None:
     assert Load(FOREIGN_LIMIT * 1.01, 1.0, 1.0).disturbed
     assert Load(0.0, 1.01 * (1 + DRIFT_LIMIT), 1.0).disturbed
     assert not Load(FOREIGN_LIMIT * 0.99, 0.99 * (1 + DRIFT_LIMIT), 1.0).disturbed
-
-
-def test_a_ratio_is_taken_round_by_round() -> None:
-    """The computer is twice as slow from the third round on: the medians of all samples would say 1.5 or 6."""
-    dense = Samples(tuple(np.array([x, x]) for x in (10.0, 10.0, 20.0, 20.0)), disturbed=False)
-    plan = Samples(tuple(np.array([x, 3 * x]) for x in (2.5, 2.5, 5.0, 5.0)), disturbed=False)
-    assert dense.over(plan) == 2.0
-    assert plan.over(dense) == 0.5

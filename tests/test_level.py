@@ -1,0 +1,55 @@
+"""Engines are compared in the state of the computer in which the table was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from pydeploy import pace, stages
+
+
+class Computer:
+    """Every 40 calls one core is lost for 40: the large network then takes twice as long, the small one as long as before."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def time(self, fast_us: float, slow_us: float, runs: int) -> np.ndarray:
+        self.calls += 1
+        return np.full(runs, slow_us if self.calls // 40 % 2 else fast_us)
+
+    def engine(self, fast_us: float, slow_us: float):
+        @contextmanager
+        def opened(_engine: object) -> Iterator[object]:
+            yield SimpleNamespace(inputs=(), time=lambda _feeds, runs: self.time(fast_us, slow_us, runs))
+
+        return SimpleNamespace(target=lambda: SimpleNamespace(measured=True), open=opened), None
+
+
+@pytest.mark.parametrize(("level_us", "dense_us", "plan_us"), [(1000.0, 1000.0, 600.0), (2000.0, 2000.0, 600.0)])
+def test_the_state_of_the_table_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, level_us: float, dense_us: float, plan_us: float
+) -> None:
+    monkeypatch.setattr(pace, "SURVEY_S", 0.0)
+    monkeypatch.setattr(pace, "PAUSE_S", 0.0)
+    computer = Computer()
+    engines = {"dense": computer.engine(1000.0, 2000.0), "plan": computer.engine(600.0, 600.0)}
+    times = stages.measure_at_level(engines, level_us)
+    assert times["dense"].median_us == pytest.approx(dense_us)
+    assert times["plan"].median_us == pytest.approx(plan_us, rel=1e-6)
+    assert not times["plan"].disturbed
+
+
+def test_what_prevails_counts_where_the_state_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "SURVEY_S", 0.0)
+    monkeypatch.setattr(pace, "PAUSE_S", 0.0)
+    monkeypatch.setattr(stages, "PATIENCE_S", 0.2)
+    computer = Computer()
+    engines = {"dense": computer.engine(1500.0, 1500.0), "plan": computer.engine(600.0, 600.0)}
+    times = stages.measure_at_level(engines, 1000.0)
+    assert times["dense"].median_us == pytest.approx(1500.0)
+    assert times["plan"].median_us == pytest.approx(600.0)
