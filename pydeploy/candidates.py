@@ -98,11 +98,14 @@ def _uniform(job: Job, at: Artefacts, share: float, here: Path) -> Plan:
         return Plan.load(place)
     graph, scores = Graph.load(at.graph), stages.read_scores(at.scores)
     source = onnx.load(str(at.float_file(at.dense)))
+    dense, level = Engine.load(at.dense / "model.engine"), level_us(job, at)
     low, high, found = 1, 19, None
     while low <= high:
         middle = (low + high) // 2
         plan = uniform(graph, scores, ratio=middle / 20, align=8)
-        if _latency_share(job, at, plan, source, here) <= share:
+        cut = _cut_engine(job, graph, plan, source, here)
+        times = stages.measure_at_level({"dense": (job.backend, dense), "cut": (job.backend, cut)}, level)
+        if times["cut"].median_us / times["dense"].median_us <= share:
             found, high = plan, middle - 1
         else:
             low = middle + 1
@@ -112,20 +115,16 @@ def _uniform(job: Job, at: Artefacts, share: float, here: Path) -> Plan:
     return found
 
 
-def _latency_share(job: Job, at: Artefacts, plan: Plan, source: onnx.ModelProto, here: Path) -> float:
-    """Latency of the dense file cut to the plan's widths, as a share of the dense engine's in the same minute."""
+def _cut_engine(job: Job, graph: Graph, plan: Plan, source: onnx.ModelProto, here: Path) -> Engine:
+    """The dense file cut to the plan's widths and built."""
     trial = here / "uniform"
     trial.mkdir(exist_ok=True)
     int8 = job.backend.precision == "int8"
     path = trial / ("float.onnx" if int8 else "model.onnx")
-    onnx.save(resize(source, Graph.load(at.graph), plan.widths), str(path))
-    engine = (
-        stages.build_int8(job, path, trial, accurate=False) if int8 else job.backend.build(path, trial / "model.engine")
-    )
-    dense = Engine.load(at.dense / "model.engine")
-    pair = {"dense": (job.backend, dense), "cut": (job.backend, engine)}
-    times = stages.measure_at_level(pair, level_us(job, at))
-    return times["cut"].median_us / times["dense"].median_us
+    onnx.save(resize(source, graph, plan.widths), str(path))
+    if int8:
+        return stages.build_int8(job, path, trial, accurate=False)
+    return job.backend.build(path, trial / "model.engine")
 
 
 def torch_pruning_l1(model: nn.Module, example: tuple[Any, ...], ratio: float) -> nn.Module:

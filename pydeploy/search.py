@@ -118,7 +118,7 @@ class _Bench:
         self.model = model_of(job, at.dense_weights)
         self.dense = Engine.load(at.dense / "model.engine")
         self.table_dense_us = self.table.predict_us(self.graph, self.graph.widths)
-        self.level_us = level_us(job, at)
+        self.level_us = self.table.reference_us(self.graph)
 
 
 def level_us(job: Job, at: Artefacts) -> float | None:
