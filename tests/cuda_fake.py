@@ -22,7 +22,7 @@ def pycuda(world: World) -> types.ModuleType:
     class Allocation:
         def __init__(self, size: int) -> None:
             self.address = next(taken)
-            world.memory[self.address] = bytearray(size)
+            world.memory[self.address] = bytearray(b"\xab" * size)  # what others left there
 
         def __int__(self) -> int:
             return self.address
@@ -119,12 +119,26 @@ def cuda_python(world: World) -> types.ModuleType:
     def begin(stream: Any, mode: str) -> tuple[int]:
         assert int(stream) == STREAM
         assert mode == "thread local"
+        if "begin capture" in world.fail:
+            return (401,)
         world.capturing = []
         return (0,)
 
     def end(stream: Any) -> tuple[int, Any]:
         graph, world.capturing = world.capturing, None
+        world.graphs += "capture" not in world.fail
         return (900, None) if "capture" in world.fail else (0, graph)
+
+    def instantiate(graph: Any, flags: int) -> tuple[int, Any]:
+        world.graphs += "instantiate" not in world.fail
+        return (801, None) if "instantiate" in world.fail else (0, graph)
+
+    def destroy(graph: Any) -> tuple[int]:
+        world.graphs -= 1
+        return (0,)
+
+    def destroy_launcher(graph: Any) -> tuple[int]:
+        return destroy(graph)
 
     def launch(graph: list[Callable[[], None]], stream: Any) -> tuple[int]:
         world.host_us += LAUNCH_US
@@ -137,10 +151,9 @@ def cuda_python(world: World) -> types.ModuleType:
     fake.CUstream = int  # type: ignore[attr-defined]
     fake.CUstreamCaptureMode = types.SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL="thread local")  # type: ignore[attr-defined]
     fake.cuStreamBeginCapture, fake.cuStreamEndCapture = begin, end  # type: ignore[attr-defined]
-    fake.cuGraphInstantiate = lambda graph, flags: (801, None) if "instantiate" in world.fail else (0, graph)  # type: ignore[attr-defined]
+    fake.cuGraphInstantiate = instantiate  # type: ignore[attr-defined]
     fake.cuGraphLaunch = launch  # type: ignore[attr-defined]
-    fake.cuGraphDestroy = lambda graph: (0,)  # type: ignore[attr-defined]
-    fake.cuGraphExecDestroy = lambda graph: (0,)  # type: ignore[attr-defined]
+    fake.cuGraphDestroy, fake.cuGraphExecDestroy = destroy, destroy_launcher  # type: ignore[attr-defined]
     return fake
 
 

@@ -190,6 +190,9 @@ def test_a_table_from_trtexec_alone(probes: Path, tmp_path: Path) -> None:
         folder.import_runs(table)
     stopped = subprocess.run(["sh", script.name], cwd=folder.path, capture_output=True, text=True, timeout=300)
     assert stopped.returncode == 1
+    said = stopped.stdout.splitlines()
+    assert said[0] == "4 networks: at least 1 minutes of the device, and the time of their builds"
+    assert said[1:4] == [f"network {i} of 4: {name}" for i, name in enumerate(names[:3], 1)]
     assert "killed half-way" in stopped.stdout
     assert folder.import_runs(table) == (2, names[2:])
     trtexec_in(tmp_path / "bin")
@@ -246,6 +249,47 @@ def test_an_int8_table_from_trtexec_alone(version: str, switches: set[str], scal
     shown = json.loads(invoke("show", "--db", db, "--json"))["layers"]
     assert {tuple(row["padding"]) for row in shown} == {(32, 32)}
     assert "cin padded to 32" in invoke("show", "--db", db, "--layer", "cin=3 ")
+
+
+@pytest.mark.parametrize(("version", "kind"), [("8.6", 1), ("10.3", 1), ("10.16", 10), ("11.4", 10)])
+def test_fp16_probes_are_typed_where_the_version_wants_it(version: str, kind: int, tmp_path: Path) -> None:
+    model, graph = latency_nets.residual(16, 16)
+    onnx.save(model, tmp_path / "net.onnx")
+    graph.save(tmp_path / "graph.json")
+    invoke("probes", tmp_path / "net.onnx", "--graph", tmp_path / "graph.json", "--out", tmp_path / "p", "--points", 2,
+           "--trtexec", version, "--target", "tensorrt:fp16")  # fmt: skip
+    files = sorted((tmp_path / "p").glob("probe-*.onnx"))
+    assert files
+    for file in files:
+        assert lint(file) == ()
+        assert {
+            tensor.data_type
+            for tensor in onnx.load(file).graph.initializer
+            if tensor.data_type != onnx.TensorProto.INT64
+        } == {kind}
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.16.1"])
+def test_a_table_of_implicit_int8(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a calibration cache TensorRT quantizes float probes itself: no Q/DQ pairs are put into them."""
+    world = machine(monkeypatch, version, tmp_path)
+    model, graph = latency_nets.residual(32, 32)
+    onnx.save(model, tmp_path / "net.onnx")
+    cache = tmp_path / "c.cache"
+    number = {"8.6.1": 8601, "10.16.1": 101601}[version]
+    cache.write_text(f"TRT-{number}-EntropyCalibration2\nimage: 3c010a14\n")
+    backend = open_backend("tensorrt", precision="int8", options=f"calibration={cache}")
+    table = Table.open(tmp_path / "t.sqlite", backend.target())
+    measure(graph, tmp_path / "net.onnx", backend, table, widths={"a": (32,), "b": (32,)}, rounds=1, runs=2)
+    assert table.padding() == dict.fromkeys({op.key(graph.widths) for op in graph.ops}, (32, 32))
+    assert "INT8" in world.flags
+    graph.save(tmp_path / "graph.json")
+    at = ("--graph", tmp_path / "graph.json", "--out", tmp_path / "p", "--points", 2, "--trtexec", version)
+    invoke("probes", tmp_path / "net.onnx", *at, "--target", "tensorrt:int8,calibration=c.cache")
+    assert "--int8 " in (tmp_path / "p" / "measure.sh").read_text()
+    assert "--calib=c.cache" in (tmp_path / "p" / "measure.sh").read_text()
+    for file in (tmp_path / "p").glob("probe-*.onnx"):
+        assert not [node for node in onnx.load(file).graph.node if node.op_type == "QuantizeLinear"]
 
 
 def invoke(*words: object) -> str:

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import types
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -23,9 +24,10 @@ import trt_fake
 from cuda_fake import Driver
 from onnx_nets import RESIDUAL_OPS, residual
 from pydeploy.backends.base import Backend, Engine, open_backend, reopen
-from pydeploy.backends.tensorrt import driver
+from pydeploy.backends.tensorrt import driver, timing_cache
 from pydeploy.backends.tensorrt.checkup import checkup
 from pydeploy.backends.tensorrt.condition import Condition
+from pydeploy.backends.tensorrt.options import Options
 from pydeploy.cli import engine_verbs
 from pydeploy.cli.console import show_profile
 from pydeploy.errors import BackendUnavailable, ConfigError, DataError, Mismatch
@@ -131,6 +133,26 @@ def test_dynamic_batch_gets_a_profile(world: World, tmp_path: Path) -> None:
         assert session.inputs[0].shape == (4, 3, 12, 12)
         assert session.outputs[0].shape == (4, 10)
         assert session.time(random_feeds(session.inputs), 3).shape == (3,)
+
+
+def test_the_profile_goes_from_one_to_the_batch_and_is_tuned_for_it(world: World, tmp_path: Path) -> None:
+    opened(batch=4).build(residual(tmp_path / "net.onnx", batch="N"), tmp_path / "net.engine")
+    smallest, most = (1, 3, 12, 12), (4, 3, 12, 12)
+    assert trt_fake.core_of(world.config).ranges == {"image": (smallest, most, most)}
+
+
+@pytest.mark.parametrize(
+    ("failure", "text"),
+    [("input shape", r"was not built for input 'image' of shape \[4, 3, 12, 12\]"), ("address", "refuses the memory of 'image'"),
+     ("unknown shapes", r"the shapes of \['logits'\] are not known"), ("other dynamic", "only a batch may be dynamic")],
+)  # fmt: skip
+def test_an_engine_that_does_not_fit_is_one_sentence(world: World, failure: str, text: str, tmp_path: Path) -> None:
+    backend = opened(batch=4)
+    engine = backend.build(residual(tmp_path / "net.onnx", batch="N"), tmp_path / "net.engine")
+    world.fail.add(failure)
+    with pytest.raises(DataError, match=text):
+        backend.open(engine).__enter__()
+    assert world.memory == {}
 
 
 @pytest.mark.parametrize("failure", ["profile", "shape"])
@@ -386,6 +408,27 @@ def test_an_unwritable_timing_cache_does_not_stop_a_build(
     assert "cannot be written" in caplog.text
 
 
+def test_writers_of_a_timing_cache_take_turns(world: World, tmp_path: Path) -> None:
+    """Two processes that read, combine and write at once would lose what one of them learned."""
+    path = tmp_path / "mine.timing"
+    began, options = threading.Event(), f"timing_cache={path}"
+    backend, source = opened(options=options), residual(tmp_path / "net.onnx")
+
+    def second() -> None:
+        began.set()
+        backend.build(source, tmp_path / "net.engine")
+
+    with timing_cache._locked(path):
+        writer = threading.Thread(target=second)
+        writer.start()
+        began.wait(10)
+        writer.join(0.3)
+        assert writer.is_alive(), "it waits for its turn"
+        assert not path.exists()
+    writer.join(60)
+    assert path.read_bytes().startswith(f"trt {world.surface.version}".encode())
+
+
 # ---------------------------------------------------------------- engines
 
 
@@ -423,6 +466,13 @@ def test_a_damaged_engine_is_refused(world: World, damage: bytes, tmp_path: Path
     with pytest.raises(DataError, match=r"magicTagRead failed.*build the engine again"):
         backend.open(replace(engine, sha256="")).__enter__()
     assert world.memory == {}, "nothing is left on the device"
+
+
+def test_device_memory_starts_as_zeros(world: World, tmp_path: Path) -> None:
+    backend, engine = built(tmp_path)
+    with backend.open(engine):
+        assert world.memory
+        assert not any(any(content) for content in world.memory.values())
 
 
 def test_a_full_device_is_one_sentence(world: World, tmp_path: Path) -> None:
@@ -502,7 +552,7 @@ def test_without_graphs_it_still_measures(
     assert "no CUDA graphs without the package cuda-python" in caplog.text
 
 
-@pytest.mark.parametrize("failure", ["capture", "enqueue in capture", "instantiate"])
+@pytest.mark.parametrize("failure", ["begin capture", "capture", "enqueue in capture", "instantiate"])
 def test_an_engine_that_cannot_be_captured_runs_without_a_graph(
     world: World, failure: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -656,9 +706,42 @@ def test_options_are_checked(world: World) -> None:
         opened(options="sparse=maybe")
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("workspace_mib=-1", "workspace_mib must be 0 or more"), ("dla_core=-2", "dla_core -1 or more"), ("optimization_level=-1", "0 to 5")],
+)  # fmt: skip
+def test_options_have_limits(text: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        Options.parse(text)
+
+
+def test_the_timing_cache_is_no_part_of_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine is the same one wherever its kernels' timings were kept."""
+    machine(monkeypatch, NEWEST, tmp_path)
+    one, other = opened(options="sparse,timing_cache=a.timing"), opened(options="sparse,timing_cache=b.timing")
+    assert one.target() == other.target()
+    assert one.target().facts["options"] == "sparse"
+
+
+def test_a_timing_cache_belongs_to_a_version_and_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    facts = [
+        ("10.3.0", "Orin (nvgpu)", (8, 7)),
+        ("10.3.1", "Orin (nvgpu)", (8, 7)),
+        ("10.3.0", "Orin NX", (8, 7)),
+        ("10.3.0", "Orin NX", (8, 6)),
+    ]
+    found = [Options().cache_file(*fact) for fact in facts]
+    assert len(set(found)) == len(facts)
+    assert found[0] == tmp_path / ".cache" / "pydeploy" / "tensorrt-10.3.0-Orin--nvgpu--sm87.timing"
+
+
 def test_align_starts_at_the_tensor_cores_multiple(world: World) -> None:
     assert [opened(p).align for p in ("fp32", "tf32", "fp16", "int8")] == [4, 4, 8, 32]
+    assert Options().align("bf16") == 8
     assert opened("fp16", "sparse").align == 16
+    assert opened("int8", "sparse").align == 32
 
 
 def test_threads_and_precisions_are_checked(world: World) -> None:
@@ -698,6 +781,17 @@ def test_missing_packages_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(BackendUnavailable, match=r"needs the package 'tensorrt'.*JetPack"):
         opened()
+
+
+def test_bindings_without_their_libraries_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They raise ImportError, not ModuleNotFoundError."""
+    machine(monkeypatch, NEWEST, tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt")
+    (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.11: cannot open shared object file')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(BackendUnavailable, match=r"needs the package 'tensorrt' \(libnvinfer.so.11: cannot open"):
+        opened()
+    assert checkup()["bindings"].startswith("missing: backend 'tensorrt' needs the package")
 
 
 def test_old_versions_and_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

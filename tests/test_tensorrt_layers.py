@@ -22,6 +22,8 @@ FORMATS = [
     ({"Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}, "int8", 32),
     ({"Format/Datatype": "Four wide channel vectorized row major Int8 format"}, "int8", 4),
     ({"Format/Datatype": "Two wide channel vectorized row major FP16 format"}, "float16", 2),
+    ({"Format/Datatype": "Eight wide channel vectorized row major FP16 format"}, "float16", 8),
+    ({"Format/Datatype": "Sixteen wide channel vectorized row major FP16 format"}, "float16", 16),
     ({"Format/Datatype": "Half"}, "float16", 0),
     ({"Format/Datatype": "Int8"}, "int8", 0),
     ({"Format/Datatype": "BFloat16"}, "bfloat16", 0),
@@ -66,7 +68,11 @@ def test_names_only_engines_still_list_their_layers() -> None:
         ("conv1 + relu1", ("conv1", "relu1"), (0, 0)), ("fc", ("fc",), (0, 0))]  # fmt: skip
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"Layers": 3}', '{"Layers": [{}]}', '{"Layers": [3]}', '{"Layers": ["a"'])
+NO_INSPECTOR = ["", "[]", '{"Layers": 3}', '{"Layers": [{}]}', '{"Layers": [3]}', '{"Layers": ["a"',
+                *(f'{{"Layers": [{{"Name": "a", "Inputs": [{{"Dimensions": {d}}}]}}]}}' for d in ("5", '["x"]', "[Infinity]"))]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", NO_INSPECTOR)
 def test_what_is_no_inspector_output_is_refused(text: str) -> None:
     with pytest.raises(DataError, match="inspector"):
         parse_layers(text)
@@ -90,6 +96,32 @@ def test_join_by_order_where_names_repeat() -> None:
 def test_join_by_name_where_the_lists_differ() -> None:
     joined = join([("b + c", one(1)), ("new", one(2))], [info("a", "a"), info("b + c", "b")])
     assert [(i.name, i.origins) for i, _ in joined] == [("b + c", ("b",)), ("new", ("new",))]
+
+
+def test_join_by_name_where_as_many_are_in_another_order() -> None:
+    joined = join([("b", one(1)), ("a", one(2))], [info("a", "x"), info("b", "y")])
+    assert [(i.name, i.origins) for i, _ in joined] == [("b", ("y",)), ("a", ("x",))]
+
+
+def test_join_by_name_takes_equal_names_in_turn() -> None:
+    joined = join([("a", one(1)), ("a", one(2)), ("new", one(3))], [info("a", "x"), info("a", "y")])
+    assert [i.origins for i, _ in joined] == [("x",), ("y",), ("new",)]
+
+
+def test_padding_is_of_what_is_read_and_of_what_is_written() -> None:
+    text = {"Format/Datatype": "Channel major FP16 format where channel % 8 == 0"}
+    other = {"Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}
+    layer = {
+        "Name": "a",
+        "Inputs": [{"Name": "x", **text}],
+        "Outputs": [{"Name": "y", **other}],
+        "TacticName": "t",
+        "Tactic": "u",
+    }
+    (found,) = parse_layers(json.dumps({"Layers": [layer]}))
+    assert (found.padding, found.tactic) == ((8, 32), "t")
+    del layer["TacticName"]
+    assert parse_layers(json.dumps({"Layers": [layer]}))[0].tactic == "u"
 
 
 def test_samples_are_per_layer() -> None:

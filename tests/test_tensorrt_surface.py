@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,15 @@ def test_every_name_in_the_source_exists(version: str) -> None:
     names = used_names() | set(ONLY_SOME)
     wrong = {name for name in names if has(surface, name) != (version in ONLY_SOME.get(name, {version}))}
     assert not wrong
+
+
+def test_only_compat_asks_for_the_version() -> None:
+    """Bounds on versions, and questions whether a version has a name, are in one module."""
+    asks = re.compile(r"\bhasattr\((self\._)?trt\b|[<>]=?\s*\(\d+, \d+\)|\b(ONLY_)?TYPED_SINCE\b|\bOLDEST\b")
+    modules = [path for path in PACKAGE.parent.parent.rglob("*.py") if path.name != "compat.py"]
+    assert len(modules) > 100
+    assert {path.name: found for path in modules if (found := asks.findall(path.read_text()))} == {}
+    assert len(asks.findall((PACKAGE / "compat.py").read_text())) > 10
 
 
 def test_strongly_typed_changed_its_value() -> None:

@@ -11,16 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import trt_surface
 from onnx_nets import RESIDUAL_OPS, residual
 from pydeploy.backends.tensorrt import compat, trtexec
 from pydeploy.backends.tensorrt.options import Options
 from pydeploy.backends.tensorrt.trtexec import Files, read_layers, read_profile, read_run, read_times
-from pydeploy.errors import BackendUnavailable, DataError
+from pydeploy.errors import BackendUnavailable, ConfigError, DataError
 from pydeploy.latency.board import profile_from, target_from
 from pydeploy.timing import Profile
 
 FOLDER = Path(__file__).parent / "trtexec_files"
-VERSIONS = ("8.6", "10.3", "10.16", "11.4")
+VERSIONS = tuple(version.rpartition(".")[0] for version in trt_surface.VERSIONS)
 TRUE_US = {
     "": 4.0,
     "stem": 24.0,
@@ -56,9 +57,45 @@ def test_formats_and_origins_in_every_version(version: str) -> None:
     assert infos["layer1.0.conv2"].origins == ("layer1.0.conv2", "layer1.0.add", "sum.relu")
     assert infos["stem"].padding == (8, 8)
     assert infos["stem"].inputs[0].dtype == "float16"
+    assert infos["flatten"].origins == ("flatten", "fc")
     assert infos["pool"].name == ("pool" if version in ("8.6", "10.3") else "__myl_Mean_myl0_0")
     reformat = read_layers(files(version).layers)[0]
     assert (reformat.origins, reformat.inputs[0].multiple, reformat.outputs[0].multiple) == ((), 1, 8)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_files_are_in_their_versions_shape(version: str) -> None:
+    """So that what is read as one profile really is written in six ways: TensorRT's own words, keys and defects."""
+    said, new = json.loads(files(version).layers.read_text().replace("\\k", ""), strict=False), version.startswith("11")
+    assert ("I/O Tensors" in said) == new
+    assert ("Bindings" in said) == (not new)
+    tensors = [tensor for layer in said["Layers"] for tensor in (*layer["Inputs"], *layer["Outputs"])]
+    assert tensors
+    for tensor in tensors:
+        assert {"Format", "Datatype"} <= set(tensor) if new else "Format/Datatype" in tensor
+        assert ("Format/Datatype" in tensor) == (not new)
+        assert ("Location" in tensor) == (version != "8.6")
+    assert any("(kHWC8)" in tensor.get("Format", "") for tensor in tensors) == new
+    assert any(tensor.get("Format/Datatype") == "Half" for tensor in tensors) == (version == "10.0"), "of Myelin"
+    names = [layer["Name"] for layer in said["Layers"]]
+    assert (len(set(names)) < len(names)) == (version == "10.0")
+    text = files(version).profile.read_text()
+    assert ("nan" in text, " inf " in text, "[signal]" in text) == (
+        version == "10.3",
+        version == "10.0",
+        version == "10.16",
+    )
+
+
+def test_layers_of_one_name_are_joined_in_order() -> None:
+    run = read_run(files("10.0"))
+    assert [layer.name for layer in run.layers[:2]] == [run.layers[0].name, f"{run.layers[0].name} #2"]
+    assert [float(layer.samples_us[0]) for layer in run.layers[:2]] == pytest.approx([2.5, 1.5])
+
+
+def test_a_myelin_layer_that_names_no_layout_has_no_padding() -> None:
+    (pool,) = [info for info in read_layers(files("10.0").layers) if info.origins == ("pool",)]
+    assert (pool.kind, pool.padding, pool.inputs[0].dtype) == ("kgen", (0, 0), "float16")
 
 
 def test_signals_are_no_layers() -> None:
@@ -124,6 +161,29 @@ def test_other_files_are_refused(text: str, tmp_path: Path) -> None:
         read_times(path)
 
 
+@pytest.mark.parametrize("text", ['[{"computeMs": 0}]', '[{"computeMs": nan}]', '[{"computeMs": -inf}]', "[]"])
+def test_times_that_are_none_are_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"t\.json holds no usable times"):
+        read_times(path)
+
+
+@pytest.mark.parametrize("count", ["inf", "null", '"x"'])
+def test_a_count_that_is_none_is_refused(count: str, tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(f'[{{"count": {count}}}, {{"name": "a", "medianMs": 1}}]')
+    with pytest.raises(DataError, match=r"p\.json is not a file of trtexec --exportProfile"):
+        read_profile(path)
+
+
+def test_files_of_another_model_are_refused() -> None:
+    """Else every layer of the model would seem to take no time."""
+    target = target_from("x", "10.3", "fp16", 1, Options())
+    with pytest.raises(DataError, match="name none of its operators"):
+        profile_from(read_run(files("10.3")), target, ["conv_a", "conv_b"])
+
+
 def test_unstable_clocks_are_flagged(tmp_path: Path) -> None:
     path = tmp_path / "net.times.json"
     path.write_text(json.dumps([{"computeMs": ms} for ms in np.linspace(1.0, 1.5, 50)]))
@@ -169,6 +229,38 @@ def test_options_reach_the_command() -> None:
     found = switches("10.3", "int8", options=text)
     assert {"--sparsity=enable", "--useDLACore=1", "--allowGPUFallback", "--memPoolSize=workspace:256",
             "--builderOptimizationLevel=4", "--timingCacheFile=/tmp/x.cache", "--calib=c.cache"} <= found  # fmt: skip
+
+
+def test_a_calibration_cache_goes_with_flags() -> None:
+    """A strongly typed network takes no calibrator, and from 11 on there is none."""
+    found = switches("10.16", "int8", options="calibration=c.cache")
+    assert found == ALWAYS | BEFORE_11 | {"--fp16", "--int8", "--calib=c.cache"}
+    for version in ("11.0", "11.4"):
+        with pytest.raises(ConfigError, match=f"TensorRT {version} has no calibrators any more"):
+            switches(version, "int8", options="calibration=c.cache")
+
+
+def test_a_precision_that_the_version_lacks_is_refused() -> None:
+    with pytest.raises(BackendUnavailable, match=r"bf16 needs TensorRT 10 or newer, this is 8\.6"):
+        switches("8.6", "bf16")
+    with pytest.raises(BackendUnavailable, match="bf16 needs TensorRT 10"):
+        target_from("x", "8.6.1", "bf16", 1, Options())
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("10", "looks like 10.3, got '10'"), ("ten", "looks like"), ("10.3rc1", "looks like"), ("", "looks like"),
+     ("8.5.3", "8.5.3 is too old, pydeploy knows 8.6"), ("7.2", "too old")],
+)  # fmt: skip
+def test_a_stated_version_is_checked(text: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        compat.stated_version(text)
+    with pytest.raises(ConfigError, match=reason):
+        target_from("x", text, "fp16", 1, Options())
+
+
+def test_stated_versions_are_read() -> None:
+    assert [compat.stated_version(text) for text in ("8.6", "8.6.1", "10.16.1.11")] == [(8, 6), (8, 6), (10, 16)]
 
 
 @pytest.mark.parametrize(

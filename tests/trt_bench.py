@@ -52,5 +52,7 @@ def tensorrt_module(world: World) -> Any:
 @pytest.fixture(params=VERSIONS)
 def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[World]:
     """A machine with one GPU, once for every version."""
-    yield machine(monkeypatch, request.param, tmp_path)
+    found = machine(monkeypatch, request.param, tmp_path)
+    yield found
     driver.probe.cache_clear()
+    assert found.graphs == 0, "every CUDA graph was destroyed"

@@ -58,6 +58,8 @@ class World:
     calibrated: list[np.ndarray] = field(default_factory=list)
     """What a calibrator fed, batch by batch."""
     logged: list[str] = field(default_factory=list)
+    graphs: int = 0
+    """CUDA graphs, and launchers made of them, that nobody has destroyed yet."""
 
     @property
     def major(self) -> int:
@@ -408,6 +410,7 @@ class ConfigCore(Core):
         self.make = make
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.calibration_shapes: dict[str, tuple[int, ...]] = {}
+        self.ranges: dict[str, tuple[Any, ...]] = {}
         self.cache: Any = None
         world.flags = {"TF32"}
         self.pools: dict[str, int] = {}
@@ -435,7 +438,7 @@ class ConfigCore(Core):
     def add_optimization_profile(self, profile: Any) -> int:
         if "profile" in self.world.fail:
             return -1
-        self.shapes = dict(core_of(profile).shapes)
+        self.shapes, self.ranges = dict(core_of(profile).shapes), dict(core_of(profile).ranges)
         return 0
 
     def create_timing_cache(self, data: bytes) -> Any:
@@ -483,12 +486,14 @@ class ProfileCore(Core):
     def __init__(self, world: World) -> None:
         super().__init__(world)
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.ranges: dict[str, tuple[Any, ...]] = {}
 
     def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:  # noqa: A002
         if "shape" in self.world.fail:
             raise ValueError("Shape provided for min is inconsistent with other shapes.")
         assert min[0] <= opt[0] <= max[0]
         self.shapes[input] = tuple(max)
+        self.ranges[input] = (tuple(min), tuple(opt), tuple(max))
 
 
 class RuntimeCore(Core):
@@ -547,6 +552,8 @@ class EngineCore(Core):
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         shape = tuple(self.ports[name][2])
+        if "other dynamic" in self.world.fail:
+            return (-1, -1, *shape[2:])
         return (-1, *shape[1:]) if self.plan["dynamic"] else shape
 
     def enum(self, kind: str, name: str) -> Any:
@@ -573,16 +580,18 @@ class ContextCore(Core):
 
     def set_input_shape(self, name: str, shape: Any) -> bool:
         self.shapes[name] = tuple(shape)
-        return next(iter(shape)) <= self.engine.plan["dynamic"][name][0]
+        return "input shape" not in self.world.fail and next(iter(shape)) <= self.engine.plan["dynamic"][name][0]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.engine.ports[name][2])
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         self.addresses[name] = memory
-        return memory in self.world.memory
+        return memory in self.world.memory and "address" not in self.world.fail
 
     def infer_shapes(self) -> list[str]:
+        if "unknown shapes" in self.world.fail:
+            return ["logits"]
         return sorted(set(self.engine.plan["dynamic"]) - set(self.shapes))
 
     def execute_async_v3(self, stream_handle: int) -> bool:

@@ -39,7 +39,7 @@ def read_source(path: Path, *, precision: str, batch: int, dynamic_batch: bool =
                 f"{path}: input '{spec.name}' has shape {list(spec.shape)}, the backend is set to batch {batch}; "
                 "export the model at this batch size or open the backend with the file's"
             )
-    _check_precision(model, path, precision)
+    check_precision(model, path, precision)
     return model
 
 
@@ -61,7 +61,8 @@ def _refuse_external(model: onnx.ModelProto, path: Path) -> None:
         raise DataError(f"{path} keeps its weights in a second file; export it with the weights inside")
 
 
-def _check_precision(model: onnx.ModelProto, path: Path, precision: str) -> None:
+def check_precision(model: onnx.ModelProto, path: Path, precision: str) -> None:
+    """Raise `DataError` unless the file has Q/DQ nodes for int8, and none for any other precision."""
     quantized = any(node.op_type in QDQ for node in model.graph.node)
     if precision == "int8" and not quantized:
         raise DataError(

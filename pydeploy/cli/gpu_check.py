@@ -18,9 +18,9 @@ import onnx
 from pydeploy import stages
 from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import Backend, Engine, open_backend, reopen
+from pydeploy.backends.tensorrt import compat
 from pydeploy.backends.tensorrt.backend import TensorRt
 from pydeploy.backends.tensorrt.checkup import checkup
-from pydeploy.backends.tensorrt.compat import ONLY_TYPED_SINCE, parse_version
 from pydeploy.clock import interleave
 from pydeploy.config import Config
 from pydeploy.errors import DeployError
@@ -308,7 +308,7 @@ def _calibrator(bench: Bench) -> str | None:
 
 
 def _has_calibrators(bench: Bench) -> bool:
-    return parse_version(bench.backend.target().backend_version) < ONLY_TYPED_SINCE
+    return compat.has_calibrators(compat.parse_version(bench.backend.target().backend_version))
 
 
 def _int8_backend(bench: Bench, options: str = "") -> TensorRt:

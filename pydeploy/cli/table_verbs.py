@@ -168,25 +168,26 @@ def probes(
 
     Example: pydeploy table probes torchvision:resnet18 --input 1x3x224x224 --out probes/
     """
+    from pydeploy.backends.tensorrt.compat import check_stated, stated_version
     from pydeploy.cli.tensorrt_verbs import converter, precision_and_options
     from pydeploy.latency.board import ProbeFolder
     from pydeploy.latency.design import grid
 
-    if target.startswith("tensorrt"):
+    if trtexec or target.startswith("tensorrt"):
         precision, options = precision_and_options(target)
         align = align or options.align(precision)
+    if trtexec:
+        version = stated_version(trtexec)
+        check_stated(version, precision, implicit=bool(options.calibration))
     with _dense(model, input or [], option or [], graph, batch) as (structure, file):
         folder = ProbeFolder.write(out, file, structure, grid(structure, points, align or 8), batch)
     sys.stdout.write(
         f"{out}: copy it to the board, then run there: pydeploy table measure --onnx {out} --target {target} --db FILE\n"
     )
     if trtexec:
-        from pydeploy.backends.tensorrt.compat import parse_version
-
-        precision, options = precision_and_options(target)
-        version = parse_version(trtexec)
         with tempfile.TemporaryDirectory(prefix="pydeploy-") as scratch:
-            convert = converter(version, precision, folder.model, Path(scratch))
+            # With a calibration cache TensorRT quantizes a float file itself.
+            convert = None if options.calibration else converter(version, precision, folder.model, Path(scratch))
             script = folder.write_script(version, precision, options, limit=limit, convert=convert)
         sys.stdout.write(f"{script}: or run it there, copy the folder back, and: pydeploy table import {out} --db FILE "
                          f"--device NAME --trt {trtexec} --target {target}\n")  # fmt: skip

@@ -30,12 +30,13 @@ def trtexec_command(
     from pydeploy.backends.tensorrt import compat, trtexec
 
     precision, options = precision_and_options(target)
-    program, version = "trtexec", compat.parse_version(trt) if trt else None
+    program, version = "trtexec", compat.stated_version(trt) if trt else None
     if version is None:
         program, version = _installed()
-    typed, shapes = _facts(model, batch)
-    needs_types = precision in ("fp16", "bf16", "int8") and compat.is_typed(version, typed_file=False) and not typed
-    if needs_types:
+    implicit = bool(options.calibration)
+    typed, shapes = _facts(model, batch, "implicit int8" if implicit else precision)
+    needs_types = precision in ("fp16", "bf16", "int8") and compat.is_typed(version, typed_file=False)
+    if needs_types and not typed and not implicit:
         half = "bfloat16" if precision == "bf16" else "float16"
         sys.stderr.write(
             f"note: TensorRT {version[0]}.{version[1]} takes precision from the file, and {model} is float: what is not "
@@ -89,10 +90,14 @@ def _installed() -> tuple[str, tuple[int, int]]:
     return found
 
 
-def _facts(model: Path, batch: int) -> tuple[bool, str]:
-    """Whether the file states half precision itself, and ``name:shape`` of its dynamic inputs."""
+def _facts(model: Path, batch: int, precision: str) -> tuple[bool, str]:
+    """Whether the file states half precision itself, and ``name:shape`` of its dynamic inputs.
+
+    Raises `DataError` for a file that cannot be built at `precision`, or has other dynamic dimensions than the batch.
+    """
     import onnx
 
+    from pydeploy.backends.source import check_precision, input_specs, with_batch
     from pydeploy.backends.tensorrt.backend import dynamic_inputs, is_typed_file
     from pydeploy.errors import DataError
 
@@ -102,6 +107,8 @@ def _facts(model: Path, batch: int) -> tuple[bool, str]:
         raise DataError(f"{model} is not a readable ONNX file ({error})") from None
     if not loaded.graph.node:
         raise DataError(f"{model} holds no layers; export the model again")
+    check_precision(loaded, model, precision)
+    input_specs(with_batch(loaded, batch), model)
     shapes = {name: "x".join(map(str, shape)) for name, shape in dynamic_inputs(loaded, batch).items()}
     return is_typed_file(loaded), ",".join(f"{name}:{shape}" for name, shape in shapes.items())
 

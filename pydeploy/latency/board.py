@@ -99,19 +99,22 @@ class ProbeFolder:
         convert: Transform | None = None,
     ) -> Path:
         """``measure.sh`` and the ONNX files that it runs through trtexec; `convert` makes typed or int8 ones of them."""  # fmt: skip
-        dense = load_model(self.model)
+        dense, plans = load_model(self.model), self.plans(limit)
+        least = max(1, round(len(plans) * trtexec.LEAST_S / 60))
         lines = [
             "#!/bin/sh",
             "# Run in this folder on the board. An interrupted run goes on where it stopped.",
             "set -eu",
+            f"echo '{len(plans)} networks: at least {least} minutes of the device, and the time of their builds'",
         ]
-        for name, widths in self.plans(limit).items():
+        for number, (name, widths) in enumerate(plans.items(), 1):
             model = resize(dense, self.graph, widths, np.random.default_rng(int(_digest(widths)[:16], 16)))
             model = model if convert is None else convert(model)
             onnx.save(model, self.path / f"{name}.onnx")
             arguments = trtexec.command(Path(f"{name}.onnx"), version, precision, program=program, options=options,
                                         typed_file=is_typed_file(model))  # fmt: skip
             lines += [f"if ! test -e {name}.done; then",
+                      f"  echo 'network {number} of {len(plans)}: {name}'",
                       f"  {shlex.join(arguments)} > {name}.log 2>&1 || {{ tail -n 5 {name}.log; exit 1; }}",
                       f"  touch {name}.done", "fi"]  # fmt: skip
         write_json(self.path / "measure.json", {"schema": 1, "precision": precision, "options": str(options)})
@@ -167,16 +170,24 @@ def _digest(widths: Widths) -> str:
 
 def target_from(device: str, version: str, precision: str, batch: int, options: Options) -> Target:
     """The target of measurements that trtexec made on another machine, as the user states it."""
-    compat.parse_version(version)
+    compat.check_stated(compat.stated_version(version), precision, implicit=bool(options.calibration))
     facts = {"measured_with": "trtexec", **({"options": str(options)} if str(options) else {})}
     return Target(device, "tensorrt", version, precision, batch, 1, facts)
 
 
 def profile_from(run: trtexec.Run, target: Target, ops: Sequence[str] | None = None) -> Profile:
-    """A run of trtexec as a `Profile`. Of layers only medians are known: their p10 and p90 equal it."""
+    """A run of trtexec as a `Profile`. Of layers only medians are known: their p10 and p90 equal it.
+
+    With `ops` layers are named by the model's operators; `DataError` when the engine has none of them.
+    """
     variation = float(run.whole_us.std() / run.whole_us.mean())
     unstable = variation > UNSTABLE
     medians = _by_name(run) if ops is None else {op: float(us[0]) for op, us in attribute(run.layers, ops).items()}
+    if ops is not None and not set(ops) & set(medians):
+        raise DataError(
+            f"trtexec's layers are not the model's: '{run.layers[0].name}' and the others name none of its operators; "
+            "give the files and the graph of one model"
+        )
     layers = {name: Timing(run.count, us, us, us, unstable) for name, us in medians.items()}
     condition: dict[str, Any] = {
         "variation": variation,

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pydeploy.backends.base import Backend
 from pydeploy.graph import Graph, Op, OpKey, Widths
-from pydeploy.latency.quantized import int8_transform
+from pydeploy.latency.quantized import int8_transform, needs_pairs
 from pydeploy.pace import Pace
 from pydeploy.profile import random_feeds
 
@@ -47,7 +47,7 @@ def isolated_us(
 def _time(key: OpKey, op: Op, graph: Graph, backend: Backend, folder: Path) -> float:
     source = folder / "layer.onnx"
     onnx.save(_model(key, op, graph, backend.batch), source)
-    if backend.precision == "int8":
+    if needs_pairs(backend):
         onnx.save(int8_transform(source, backend.name, folder, backend.threads)(onnx.load(source)), source)
     with backend.open(backend.build(source, folder / "layer.engine")) as session:
         feeds = random_feeds(session.inputs)

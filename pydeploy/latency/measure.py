@@ -32,7 +32,7 @@ from pydeploy.graph import Graph, OpKey, Widths
 from pydeploy.latency import store
 from pydeploy.latency.design import Grid, grid, op_keys, probe_plans
 from pydeploy.latency.probe import resize
-from pydeploy.latency.quantized import int8_transform
+from pydeploy.latency.quantized import int8_transform, needs_pairs
 from pydeploy.latency.table import Table, origin
 from pydeploy.pace import Kept, Limits, Pace, take_turns, time_in_turns, timing_of
 from pydeploy.profile import attribute, paddings, random_feeds
@@ -157,7 +157,7 @@ def opened(
     model = load_model(path)
     with tempfile.TemporaryDirectory(prefix="probes-", dir=workdir) as folder, ExitStack() as stack:
         here = Path(folder)
-        if transform is None and backend.precision == "int8" and not _quantized(model):
+        if transform is None and needs_pairs(backend) and not _quantized(model):
             transform = int8_transform(path, backend.name, here, backend.threads)
         measured = backend.target().measured
         lab = Lab(

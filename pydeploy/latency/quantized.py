@@ -11,6 +11,7 @@ from pathlib import Path
 
 import onnx
 
+from pydeploy.backends.base import Backend
 from pydeploy.backends.source import input_specs
 from pydeploy.files import sha256
 from pydeploy.profile import random_feeds
@@ -18,6 +19,11 @@ from pydeploy.quant.calibrate import calibrate
 from pydeploy.quant.observe import Ranges
 from pydeploy.quant.placement import style_for
 from pydeploy.quant.qdq import quantize
+
+
+def needs_pairs(backend: Backend) -> bool:
+    """Whether a float model must get Q/DQ pairs first: int8, unless the backend has ranges of its own (`implicit`)."""
+    return backend.precision == "int8" and not getattr(backend, "implicit", False)
 
 
 def random_ranges(path: Path, backend: str, threads: int = 0) -> Ranges:

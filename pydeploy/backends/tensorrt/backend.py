@@ -58,6 +58,11 @@ class TensorRt:
         """Channel multiple at which the search for good widths starts."""
         return self.options.align(self.precision)
 
+    @property
+    def implicit(self) -> bool:
+        """Int8 ranges come from a calibration cache, so float files are built."""
+        return bool(self.options.calibration)
+
     def target(self) -> Target:
         chosen = {"options": str(self.options)} if str(self.options) else {}
         facts = {**self._gpu.facts, **chosen}

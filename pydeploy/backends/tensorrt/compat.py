@@ -62,6 +62,21 @@ def parse_version(text: str) -> Version:
     return int(match[1]), int(match[2])
 
 
+def stated_version(text: str) -> Version:
+    """What a user says of another machine's TensorRT; `ConfigError` for what is no version or too old."""
+    if re.fullmatch(r"\d+\.\d+(\.\d+)*", text) is None:
+        raise ConfigError(f"a TensorRT version looks like 10.3, got '{text}'")
+    found = parse_version(text)
+    if found < OLDEST:
+        raise ConfigError(f"TensorRT {text} is too old, pydeploy knows {OLDEST[0]}.{OLDEST[1]} and newer")
+    return found
+
+
+def has_calibrators(version: Version) -> bool:
+    """Whether int8 can come from a calibrator or its cache, instead of Q/DQ nodes."""
+    return version < ONLY_TYPED_SINCE
+
+
 def cache_header(trt: ModuleType) -> str:
     """First line of the calibration caches that this version reads: ``TRT-8601-EntropyCalibration2``."""
     major, minor, patch = (*map(int, trt.__version__.split(".")[:3]), 0)[:3]
@@ -74,13 +89,16 @@ def is_typed(version: Version, *, typed_file: bool) -> bool:
     return version >= TYPED_SINCE or (typed_file and version >= (10, 0))
 
 
-def check_precision(version: Version, precision: str, capability: Version) -> None:
-    """Raise `BackendUnavailable` unless this version on a GPU of this compute capability has the precision."""
+def check_precision(version: Version, precision: str, capability: Version | None = None) -> None:
+    """Raise `BackendUnavailable` unless this version, on a GPU of this compute capability, has the precision.
+
+    None where the GPU is not known.
+    """
     if precision not in PRECISIONS:
         raise BackendUnavailable(f"backend 'tensorrt' runs {', '.join(PRECISIONS)}; '{precision}' was asked for")
     if precision == "bf16" and version < (10, 0):
         raise BackendUnavailable(f"bf16 needs TensorRT 10 or newer, this is {version[0]}.{version[1]}; use fp16")
-    if precision in ("bf16", "tf32") and capability < (8, 0):
+    if precision in ("bf16", "tf32") and capability is not None and capability < (8, 0):
         raise BackendUnavailable(
             f"{precision} needs compute capability 8.0 (Ampere) or newer, this GPU has {capability[0]}.{capability[1]}; "
             "use fp16"
@@ -113,11 +131,23 @@ def set_precision(trt: ModuleType, config: Any, precision: str, *, typed: bool) 
 
 def calibrator_base(trt: ModuleType) -> Any:
     """The class that calibrators derive from; `ConfigError` where this version has none."""
-    if not hasattr(trt, "IInt8EntropyCalibrator2"):
-        raise ConfigError(
-            f"TensorRT {trt.__version__} has no calibrators any more; quantize the ONNX file instead ('pydeploy quantize')"
-        )
+    check_calibration(version(trt), trt.__version__)
     return trt.IInt8EntropyCalibrator2
+
+
+def check_stated(version: Version, precision: str, *, implicit: bool) -> None:
+    """As `check_precision` and, for int8 from a calibration cache, `check_calibration`, for another machine's version."""
+    check_precision(version, precision)
+    if implicit:
+        check_calibration(version, f"{version[0]}.{version[1]}")
+
+
+def check_calibration(version: Version, text: str) -> None:
+    """Raise `ConfigError` where this version, called `text`, has no calibrators."""
+    if not has_calibrators(version):
+        raise ConfigError(
+            f"TensorRT {text} has no calibrators any more; quantize the ONNX file instead ('pydeploy quantize')"
+        )
 
 
 def set_calibrator(config: Any, calibrator: Any, profile: Any) -> None:
@@ -165,13 +195,16 @@ def numpy_name(dtype: Any) -> str | None:
     return NUMPY_NAMES.get(dtype.name)
 
 
-def trtexec_switches(version: Version, precision: str, *, typed_file: bool) -> list[str]:
-    """Options of trtexec that differ between versions: precision, and the defaults that 11 turned round."""
+def trtexec_switches(version: Version, precision: str, *, typed_file: bool, implicit: bool = False) -> list[str]:
+    """Options of trtexec that differ between versions: precision, and the defaults that 11 turned round.
+
+    `implicit`: int8 ranges come from a calibration cache, which a strongly typed network does not take.
+    """
     switches = ["--noTF32"] if precision == "fp32" else []
     if version >= ONLY_TYPED_SINCE:  # CUDA graph, spin wait, no transfers and a separate profile run are the default
         return switches
     switches += ["--noDataTransfers", "--useCudaGraph", "--useSpinWait", "--separateProfileRun"]
-    if is_typed(version, typed_file=typed_file):
+    if not implicit and is_typed(version, typed_file=typed_file):
         return ["--stronglyTyped", *switches]
     flags = {"fp16": ["--fp16"], "bf16": ["--bf16"], "int8": ["--fp16", "--int8"]}
     return [*flags.get(precision, []), *switches]

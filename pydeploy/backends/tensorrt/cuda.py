@@ -112,10 +112,13 @@ class Stream:
         mode = cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         handle = cuda.CUstream(self.handle)
         if _failed(cuda.cuStreamBeginCapture(handle, mode)):
+            log.warning("this stream cannot be captured: latencies include launching each kernel")
             return None
         enqueued = enqueue()
         error, graph = cuda.cuStreamEndCapture(handle)
         if not enqueued or int(error) != 0:
+            if int(error) == 0:
+                cuda.cuGraphDestroy(graph)
             log.warning("this engine cannot run as a CUDA graph: latencies include launching each kernel")
             return None
         error, launcher = cuda.cuGraphInstantiate(graph, 0)

@@ -101,7 +101,12 @@ def layout(item: Mapping[str, Any]) -> Layout:
     text = str(
         item.get("Format/Datatype") or " ".join(str(item.get(key, "")) for key in ("Format", "Datatype"))
     ).strip()
-    shape = tuple(int(size) for size in item.get("Dimensions") or ())
+    try:
+        shape = tuple(int(size) for size in item.get("Dimensions") or ())
+    except (TypeError, ValueError, OverflowError):
+        raise DataError(
+            f"not the engine inspector's JSON: 'Dimensions' must be numbers, got {item['Dimensions']!r}"
+        ) from None
     return Layout(str(item.get("Name", "")), shape, _dtype(text), _multiple(text), text)
 
 

@@ -57,7 +57,7 @@ class Options:
 
     def align(self, precision: str) -> int:
         """Channel multiple at which probing starts."""
-        return SPARSE_ALIGN if self.sparse else ALIGN[precision]
+        return max(SPARSE_ALIGN, ALIGN[precision]) if self.sparse else ALIGN[precision]
 
     def cache_file(self, version: str, device: str, capability: tuple[int, int]) -> Path:
         """Where kernel timings of this version and device are kept."""

@@ -33,6 +33,8 @@ PLACES = ("trtexec", "/usr/src/tensorrt/bin/trtexec", "/opt/tensorrt/bin/trtexec
 """Where TensorRT's packages put it: the PATH, Debian packages and JetPack, NVIDIA's containers."""
 
 WARM_UP_MS, DURATION_S = 500, 5
+LEAST_S = 2 * (WARM_UP_MS / 1e3 + DURATION_S)
+"""What one network takes besides its build: it is timed, then profiled."""
 
 _BAD_ESCAPE = re.compile(r'\\(?!["\\/bfnrt]|u[0-9a-fA-F]{4})')
 _BAD_NUMBER = re.compile(r"([:,\[]\s*)([+-]?)(nan|inf)(?:inity)?(?=\s*[,}\]])", re.IGNORECASE)
@@ -92,9 +94,13 @@ def command(
 ) -> list[str]:
     """Arguments that build `onnx`, time it as this package does, and leave `Files.beside` it.
 
-    `batch_shapes` (``image:8x3x224x224``) is for files with a dynamic batch.
+    `batch_shapes` (``image:8x3x224x224``) is for files with a dynamic batch. Raises `BackendUnavailable` or
+    `ConfigError` for what this version cannot do.
     """  # fmt: skip
     options, files = options or Options(), Files.beside(onnx)
+    implicit = bool(options.calibration)
+    compat.check_stated(version, precision, implicit=implicit)
+    switches = compat.trtexec_switches(version, precision, typed_file=typed_file, implicit=implicit)
     chosen = [f"--shapes={batch_shapes}"] if batch_shapes else []
     chosen += [f"--builderOptimizationLevel={options.optimization_level}"] if options.optimization_level != 3 else []
     chosen += [f"--memPoolSize=workspace:{options.workspace_mib}"] if options.workspace_mib else []
@@ -102,7 +108,7 @@ def command(
     chosen += [f"--useDLACore={options.dla_core}", "--allowGPUFallback"] if options.dla_core >= 0 else []
     chosen += [f"--calib={options.calibration}"] if options.calibration else []
     cache = options.timing_cache or str(onnx.with_name("timing.cache"))
-    return [program, f"--onnx={onnx}", *compat.trtexec_switches(version, precision, typed_file=typed_file), *chosen,
+    return [program, f"--onnx={onnx}", *switches, *chosen,
             "--profilingVerbosity=detailed", f"--timingCacheFile={cache}", "--maxAuxStreams=0",
             f"--warmUp={WARM_UP_MS}", f"--duration={DURATION_S}", f"--exportTimes={files.times}",
             f"--exportProfile={files.profile}", f"--exportLayerInfo={files.layers}"]  # fmt: skip
@@ -126,7 +132,7 @@ def read_times(path: Path) -> NDArray[np.float64]:
         times = np.array([float(row["computeMs"]) for row in rows], dtype=np.float64) * 1e3
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is not a file of trtexec --exportTimes ({error!r})") from None
-    if times.size == 0 or not np.isfinite(times).all():
+    if times.size == 0 or not np.isfinite(times).all() or (times <= 0).any():
         raise DataError(f"{path} holds no usable times; run trtexec for longer (--duration)")
     return times
 
@@ -137,7 +143,7 @@ def read_profile(path: Path) -> tuple[int, list[tuple[str, float]]]:
     try:
         count = next((int(row["count"]) for row in rows if "count" in row), 1)
         layers = [(str(row["name"]), _median_ms(row) * 1e3) for row in rows if "name" in row]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{path} is not a file of trtexec --exportProfile ({error!r})") from None
     layers = [(name, us) for name, us in layers if not _NO_LAYER.match(name)]
     if not layers or not all(np.isfinite(us) for _, us in layers):
