@@ -5,7 +5,8 @@
 #include <cmath>
 #include <limits>
 
-#if defined(__x86_64__) && defined(__GNUC__)
+// The tests build this file once more with PYDEPLOY_PORTABLE, as other processors run it.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(PYDEPLOY_PORTABLE)
 #include <immintrin.h>
 #define PYDEPLOY_X86 1
 #endif
