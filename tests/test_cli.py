@@ -222,6 +222,25 @@ def test_half(work: Path, tmp_path: Path) -> None:
     )
 
 
+def test_half_looks_for_overflows_on_samples(work: Path, tmp_path: Path) -> None:
+    """From a manifest alone; of a float file, and of one with Q/DQ."""
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8))
+    data, ranges, int8 = tmp_path / "set.yaml", tmp_path / "ranges.json", tmp_path / "int8.onnx"
+    data.write_text("source: images.npy\ncount: 16\npreprocessing: {mean: [0.5, 0.5, 0.5], std: [0.3, 0.3, 0.3]}\n")
+    assert pydeploy("calibrate", work / "dense.onnx", "--data", data, "--out", ranges).returncode == 0
+    done = pydeploy("quantize", work / "dense.onnx", "--ranges", ranges, "--style", "tensorrt", "--out", int8)
+    assert done.returncode == 0, done.stderr
+    for source in (work / "dense.onnx", int8):
+        done = pydeploy("half", source, "--data", data, "--out", tmp_path / "half.onnx")
+        assert "0 float32; 16 samples checked for overflow" in done.stdout, done.stdout + done.stderr
+    data.write_text(data.read_text().replace("0.3", "1.0e-6"))
+    done = pydeploy("half", work / "dense.onnx", "--data", data, "--out", tmp_path / "half.onnx", "--json")
+    assert "float16 ends at 65504" in json.loads(done.stdout)["kept"]["conv1"], done.stderr
+    config = tmp_path / "config.yaml"
+    config.write_text("model: {name: resnet8}\nprune: {budget: 0.5}\n")
+    fails(pydeploy("half", int8, "--config", config, "--out", tmp_path / "half.onnx"), "names no calibration samples")
+
+
 def test_doctor() -> None:
     found = json.loads(pydeploy("doctor", "--json").stdout)
     assert found["backend"]["onnxruntime"].startswith("ready: fp32")

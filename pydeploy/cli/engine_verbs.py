@@ -62,12 +62,12 @@ def calibrate(
         sys.stdout.write(f"{cache}: calibration cache for TensorRT {tensorrt}\n")
 
 
-def input_of(path: Path) -> str:
-    """Name of an ONNX file's only input."""
+def input_of(path: Path, *, quantised: bool = False) -> str:
+    """Name of the only input of a float ONNX file, or where `quantised` of any."""
     from pydeploy.errors import ConfigError
-    from pydeploy.quant.model import read_float_model
+    from pydeploy.quant.model import read_float_model, read_model
 
-    graph = read_float_model(path).graph
+    graph = (read_model if quantised else read_float_model)(path).graph
     weights = {tensor.name for tensor in graph.initializer}
     names = [value.name for value in graph.input if value.name not in weights]
     if len(names) != 1:
@@ -79,9 +79,9 @@ def batch_of(path: Path) -> int:
     """Static batch size of an ONNX file's first input."""
     import onnx
 
-    from pydeploy.quant.model import read_float_model
+    from pydeploy.quant.model import read_model
 
-    model: onnx.ModelProto = read_float_model(path)
+    model: onnx.ModelProto = read_model(path)
     return int(model.graph.input[0].type.tensor_type.shape.dim[0].dim_value) or 1
 
 

@@ -59,20 +59,22 @@ def half(
     dtype: Annotated[str, typer.Option(help="float16 or bfloat16.")] = "float16",
     half_io: Annotated[bool, typer.Option("--half-io", help="Inputs and outputs become half as well.")] = False,
     keep: Annotated[Optional[list[str]], typer.Option(help="Node that stays float32; repeat for several.")] = None,
-    config: Annotated[Optional[Path], typer.Option(help="Config whose task gives images to find overflows.")] = None,
-    data: Annotated[Path, typer.Option(help="Calibration manifest.")] = Path("calib/fashion_mnist.yaml"),
+    data: Annotated[Optional[Path], typer.Option(help="Calibration manifest, to find what overflows float16.")] = None,
+    config: Annotated[
+        Optional[Path], typer.Option(help="Config whose task gives the samples; without --data, of its own manifest.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write a typed half-precision model; what would overflow float16 on the calibration images stays float32.
 
-    Example: pydeploy half model.onnx --config configs/fashion_mnist_resnet20_cpu.yaml --out model.fp16.onnx
+    Example: pydeploy half model.onnx --data calib/fashion_mnist.yaml --out model.fp16.onnx
     """
     from dataclasses import asdict
 
     from pydeploy.cli.console import show_json, show_table
     from pydeploy.quant.half import half_type, to_half
 
-    batches = [] if config is None else _calibration_batches(model, config, data)
+    batches = _calibration_batches(model, data, config) if data or config else []
     done = to_half(model, out, dtype=half_type(dtype), keep_io=not half_io, batches=batches, keep=keep or [])
     if json:
         show_json(asdict(done))
@@ -83,14 +85,22 @@ def half(
         show_table(("node in float32", "because"), list(done.kept.items()))
 
 
-def _calibration_batches(model: Path, config: Path, data: Path) -> Iterable[Feeds]:
+def _calibration_batches(model: Path, data: Path | None, config: Path | None) -> Iterable[Feeds]:
     from pydeploy import stages
-    from pydeploy.cli.engine_verbs import batch_of
+    from pydeploy.cli.engine_verbs import batch_of, input_of
     from pydeploy.config import load
+    from pydeploy.errors import ConfigError
     from pydeploy.quant.manifest import load_manifest
 
-    task = stages.open_task(load(config))
-    return stages.exact_batches(stages.calibration_batches(task, load_manifest(data)), batch_of(model))
+    batch, settings = batch_of(model), None if config is None else load(config)
+    manifest = None if settings is None else stages.check_calibration(settings)
+    manifest = manifest if data is None else load_manifest(data)
+    if manifest is None:
+        raise ConfigError(f"{config} names no calibration samples (section 'quantize'); give --data")
+    if settings is not None:
+        return stages.exact_batches(stages.calibration_batches(stages.open_task(settings), manifest), batch)
+    name = input_of(model, quantised=True)
+    return stages.exact_batches(({name: part} for part in stages.manifest_batches(manifest, batch=batch)), batch)
 
 
 def lint(
