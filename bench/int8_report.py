@@ -1,8 +1,9 @@
 """INT8 of a finished run beside NNCF's: accuracy over the full test set, latency in turns. Writes docs/int8.md.
 
-    python bench/int8_report.py --run runs/demo --out docs/int8.md
+    python bench/int8_report.py --run runs/demo --resnet18 --mixed runs/mobilenet --out docs/int8.md
 
-NNCF is optional (``pip install nncf``); its columns are left out where it is missing. Keep the machine quiet.
+What `--mixed` names is a finished run whose choice of layers is worth showing; its own report is quoted. NNCF is optional
+(``pip install nncf``); its columns are left out where it is missing. Keep the machine quiet.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from pydeploy.profile import random_feeds, time_engines
 from pydeploy.quant.calibrate import calibrate
 from pydeploy.quant.manifest import load_manifest
 from pydeploy.quant.qdq import quantize
+from pydeploy.report import Report
 from pydeploy.timing import Timing
 
 ROUNDS, RUNS = 20, 20
@@ -152,7 +154,10 @@ def resnet18(threads: int, work: Path) -> Iterable[Row]:
     )
 
 
-def page(rows: list[Row], threads: int, command: str) -> str:
+HEAD = ["| runtime | engine | latency, ms (p10 to p90) | accuracy, % | change, points |", "|---|---|---|---|---|"]
+
+
+def page(rows: list[Row], threads: int, command: str) -> list[str]:
     """The document: tables made of `rows`, what they were measured on, and how to read them."""
     target = open_backend("openvino", threads=threads).target()
     packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("onnxruntime", "openvino", "nncf")
@@ -167,27 +172,52 @@ def page(rows: list[Row], threads: int, command: str) -> str:
             conditions, ""]  # fmt: skip
     for network in dict.fromkeys(row.network for row in rows):
         mine = [row for row in rows if row.network == network]
-        text += [
-            f"## {network}",
-            "",
-            "| runtime | engine | latency, ms (p10 to p90) | accuracy, % | change, points |",
-            "|---|---|---|---|---|",
-        ]
         base = {row.backend: row.accuracy for row in mine if row.method == "fp32"}
+        text += [f"## {network}", "", *HEAD]
         for row in mine:
+            before = None if row.method == "fp32" else base.get(row.backend)
             t = row.timing
-            shown = "-" if row.accuracy is None else f"{100 * row.accuracy:.2f}"
-            before = base.get(row.backend)
-            change = (
-                "-"
-                if row.accuracy is None or before is None or row.method == "fp32"
-                else f"{100 * (row.accuracy - before):+.2f}"
+            text.append(
+                _line(row.backend, row.method, (t.median_us, t.p10_us, t.p90_us), t.disturbed, row.accuracy, before)
             )
-            flag = ", disturbed" if t.disturbed else ""
-            text.append(f"| {row.backend} | {row.method} | {t.median_us / 1e3:.3f} ({t.p10_us / 1e3:.3f} to {t.p90_us / 1e3:.3f}{flag}) "
-                        f"| {shown} | {change} |")  # fmt: skip
         text.append("")
-    return "\n".join(text)
+    return text
+
+
+def _line(
+    backend: str, method: str, times_us: tuple[float, float, float], disturbed: bool, accuracy: float | None, before: float | None
+) -> str:  # fmt: skip
+    median, p10, p90 = (f"{time / 1e3:.3f}" for time in times_us)
+    shown = "-" if accuracy is None else f"{100 * accuracy:.2f}"
+    change = "-" if accuracy is None or before is None else f"{100 * (accuracy - before):+.2f}"
+    flag = ", disturbed" if disturbed else ""
+    return f"| {backend} | {method} | {median} ({p10} to {p90}{flag}) | {shown} | {change} |"
+
+
+def mixed_section(run: Path) -> list[str]:
+    """What a finished run chose among its precisions, and which layers its mixed engine has in int8."""
+    report, mixed = Report.load(run / "report.json"), read_json(run / "09_mixed" / "mixed.json")
+    data, limit = report.config["task"]["data"], report.config["compare"]["limit"]
+    names = [layer["name"] for layer in mixed["layers"]]
+    kept = [name for name in names if name not in mixed["int8"]]
+    about = (
+        f"A whole run with at most {limit:g} points of accuracy to lose, on {report.target.backend}; {len(names)} layers can be INT8. "
+        f"Times of single layers are those of the {mixed['times']}. {len(mixed['int8'])} layers are INT8 in 'mixed'; in float "
+        f"stay {', '.join(f'`{name}`' for name in kept)}."
+    )
+    text = [f"## Mixed precision: {report.model} on {data}", "", about, "", *HEAD]
+    for name, result in report.models.present.items():
+        before = None if name == "dense" else report.models.dense.accuracy
+        time = result.latency_us
+        text.append(_line(report.target.backend, f"{name}, {result.precision}", (time.median, time.p10, time.p90), time.disturbed,
+                          result.accuracy, before))  # fmt: skip
+    tried = [f"{len(choice['int8'])} layers: {100 * choice[report.metric]:.2f} %" for choice in mixed["tried"]]
+    reason = report.recommendation.reason
+    told = (
+        f"Choices that were built: {'; '.join(tried or [mixed['note']])}. Recommended: **{report.recommendation.model}**. "
+        f"{reason[:1].upper()}{reason[1:]}"
+    )
+    return [*text, "", told, ""]
 
 
 def main() -> None:
@@ -198,13 +228,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("build/int8"))
     parser.add_argument("--resnet18", action="store_true", help="ResNet-18 at 224x224 as well")
+    parser.add_argument("--mixed", type=Path, help="folder of a finished run whose mixed precision is shown")
     given = parser.parse_args()
     rows: list[Row] = []
     if given.run is not None:
         rows += fashion_mnist(given.run, given.threads, given.work)
     if given.resnet18:
         rows += resnet18(given.threads, given.work / "resnet18")
-    write_text(given.out, page(rows, given.threads, "python bench/int8_report.py --run RUN --resnet18"))
+    text = page(rows, given.threads, "python bench/int8_report.py --run RUN --resnet18 --mixed RUN")
+    write_text(given.out, "\n".join([*text, *(mixed_section(given.mixed) if given.mixed is not None else [])]))
     print(json.dumps([{**row.__dict__, "timing": row.timing.to_json()} for row in rows], indent=1))
 
 

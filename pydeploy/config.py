@@ -132,6 +132,9 @@ class QuantizeSection(_Section):
     observer: str = "entropy"
     calibration: Path = Path("calib/fashion_mnist.yaml")
     exclude: list[str] = []
+    table: Path | None = None
+    """Latency table of this network in the other precision (int8; for an int8 target, what int8 leaves in float), for the
+    choice of layers in mixed precision. Without it, both engines are profiled."""
 
 
 class CompareSection(_Section):

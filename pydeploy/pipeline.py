@@ -18,9 +18,10 @@ from pydantic import BaseModel
 from pydeploy import candidates, precisions, stages, summary
 from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import open_backend
-from pydeploy.config import Config
+from pydeploy.config import Config, QuantizeSection
 from pydeploy.errors import ConfigError, nearest
-from pydeploy.files import read_json, write_json
+from pydeploy.files import read_json, sha256, write_json
+from pydeploy.gains import other_table
 from pydeploy.graph import Graph, Plan
 from pydeploy.rundir import Console, RunFolder
 from pydeploy.search import Budget, best_plan, search
@@ -48,7 +49,7 @@ def run(
     target = {"target": job.backend.target().to_json()}
     int8 = job.backend.precision == "int8"
     if int8:
-        target["quantize"] = _dump(config.quantize) if config.quantize is not None else {}
+        target["quantize"] = _calibration(config.quantize) if config.quantize is not None else {}
 
     folder.stage("01_train", learned, lambda here: train(job, here))
     folder.stage("02_graph", {}, lambda here: trace(job, at, here), ("01_train",))
@@ -60,10 +61,12 @@ def run(
     folder.stage("08_pruned", {}, lambda here: build_pruned(job, at, here), ("07_finetune",))
     engines = ["04_dense", "08_pruned"]
     if config.quantize is not None:
-        settings = _dump(config.quantize)
+        settings = _calibration(config.quantize)
         other, make_other = ("09_unquantized", precisions.unquantize) if int8 else ("09_quantized", precisions.quantize)
         folder.stage(other, settings, lambda here: make_other(job, at, here), ("08_pruned",))
         limits = {**settings, "limit": config.compare.limit}
+        if config.quantize.table is not None:
+            limits["table"] = sha256(config.quantize.table)
         folder.stage("09_mixed", limits, lambda here: precisions.mix(job, at, here), ("04_dense", other))
         engines += [other, "09_mixed"]
         if (half := precisions.half_backend(job)) is not None:
@@ -90,6 +93,8 @@ def open_job(config: Config, console: Console) -> Job:
     backend = open_backend(target.backend, precision=target.precision, batch=target.batch, threads=target.threads,
                            options=target.options)  # fmt: skip
     stages.check_calibration(config)
+    if config.quantize is not None and config.quantize.table is not None:
+        other_table(config.quantize.table, backend.target())
     return Job(config, stages.open_task(config), backend, console)
 
 
@@ -158,6 +163,11 @@ def build_pruned(job: Job, at: Artefacts, here: Path) -> None:
 
 def _dump(section: BaseModel) -> dict[str, Any]:
     return section.model_dump(mode="json")
+
+
+def _calibration(section: QuantizeSection) -> dict[str, Any]:
+    """What int8 engines depend on; the table decides nothing but which layers of the mixed one are int8."""
+    return section.model_dump(mode="json", exclude={"table"})
 
 
 def _scoring(config: Config) -> dict[str, Any]:

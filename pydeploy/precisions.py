@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -17,9 +17,11 @@ from typing import Any
 from pydeploy import stages
 from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import Backend, Engine, Feeds, reopen
-from pydeploy.errors import BackendUnavailable
+from pydeploy.errors import BackendUnavailable, MissingTiming
 from pydeploy.files import read_json, write_json
-from pydeploy.graph import Graph
+from pydeploy.gains import BESIDE_INT8, layer_times, other_table
+from pydeploy.graph import Graph, Plan
+from pydeploy.latency.table import Table
 from pydeploy.profile import profile
 from pydeploy.quant.mixed import Choice, LayerOption, choose, conversion_us, neighbours, sensitivity
 from pydeploy.quant.observe import Ranges
@@ -29,8 +31,6 @@ from pydeploy.timing import Target
 
 HALVES = ("fp16", "bf16")
 """Half precisions in the order of preference; the first that the backend has is used."""
-BESIDE_INT8 = {"tensorrt": "fp16"}
-"""The precision of what an int8 file leaves unquantised, where it is not fp32."""
 SENSITIVITY_SAMPLES = 128
 MIXED_ROUNDS = 3
 TIGHTEN = 0.7
@@ -130,7 +130,8 @@ def quantize(job: Job, at: Artefacts, here: Path) -> None:
 def mix(job: Job, at: Artefacts, here: Path) -> None:
     """``mixed.json``: which layers are int8 and why; an engine and ``facts.json`` unless that is all of them or none.
 
-    The layers' times are those inside the float and the int8 engine, what they cost in accuracy is measured one by one.
+    The layers' times are those of the latency tables in both precisions where the config names the second one, else those
+    inside the float and the int8 engine; what they cost in accuracy is measured one by one.
     """
     settings = job.config.quantize
     assert settings is not None
@@ -141,7 +142,8 @@ def mix(job: Job, at: Artefacts, here: Path) -> None:
         return
     pair, metric = _pair(job, at), job.task.metric
     ranges = pair.ranges
-    options = _options(job, at, pair, ranges)
+    times, source = _times(job, at, pair)
+    options = _options(job, pair, ranges, times)
     edges = _edges(job, pair, ranges, options, settings.exclude, here)
     reached = {name: float(read_json(place / "facts.json")["metrics"][metric])
                for name, place in (("float", pair.float_folder), ("int8", pair.int8_folder))}  # fmt: skip
@@ -165,7 +167,7 @@ def mix(job: Job, at: Artefacts, here: Path) -> None:
         if over <= allowed:
             break
         limit = TIGHTEN * choice.error * allowed / over
-    _report_mix(job, here, options, choice, tried)
+    _report_mix(job, here, options, source, choice, tried)
 
 
 def _floating(names: Sequence[str], int8: Sequence[str], excluded: Sequence[str]) -> list[str]:
@@ -174,7 +176,7 @@ def _floating(names: Sequence[str], int8: Sequence[str], excluded: Sequence[str]
 
 
 def _report_mix(
-    job: Job, here: Path, options: Sequence[LayerOption], choice: Choice, tried: Sequence[dict[str, Any]]
+    job: Job, here: Path, options: Sequence[LayerOption], times: str, choice: Choice, tried: Sequence[dict[str, Any]]
 ) -> None:
     """``mixed.json``; files of a choice that was given up are removed."""
     whole = len(choice.int8) == len(options)
@@ -189,7 +191,7 @@ def _report_mix(
         else ""
     )
     job.console.say(f"mixed: {note or f'{len(choice.int8)} of {len(options)} layers int8'}")
-    write_json(here / "mixed.json", {"note": note, "int8": list(choice.int8), "tried": list(tried),
+    write_json(here / "mixed.json", {"note": note, "int8": list(choice.int8), "times": times, "tried": list(tried),
                                      "layers": [asdict(option) for option in options]})  # fmt: skip
 
 
@@ -198,12 +200,31 @@ def has_engine(folder: Path) -> bool:
     return (folder / "facts.json").is_file()
 
 
-def _options(job: Job, at: Artefacts, pair: Pair, ranges: Ranges) -> list[LayerOption]:
-    """Times of every int8 layer in both engines and its sensitivity."""
+Times = Mapping[str, Mapping[str, float]]
+"""By 'float' or 'int8', then by layer, in us."""
+
+
+def _times(job: Job, at: Artefacts, pair: Pair) -> tuple[Times, str]:
+    """Times of the layers in both precisions, and in words where they come from."""
+    graph, settings = Graph.load(at.graph), job.config.quantize
+    if settings is not None and settings.table is not None:
+        own, other = Table.open(at.table), other_table(settings.table, job.backend.target())
+        tables = {"float": other, "int8": own} if job.backend.precision == "int8" else {"float": own, "int8": other}
+        widths, now = Plan.load(at.plan).widths, stages.measure_engines(pair.engines())
+        try:
+            return {side: layer_times(graph, widths, table, now[side].median_us)
+                    for side, table in tables.items()}, "latency tables"  # fmt: skip
+        except MissingTiming as error:
+            job.console.say(f"mixed: the engines tell the layers' times, not the latency tables: {error}")
+    ops = [op.name for op in graph.ops]
+    inside = {side: profile(backend, engine, ops, rounds=5, runs=20).layers
+              for side, (backend, engine) in pair.engines().items()}  # fmt: skip
+    return {side: {name: time.median_us for name, time in found.items()} for side, found in inside.items()}, "engines"
+
+
+def _options(job: Job, pair: Pair, ranges: Ranges, times: Times) -> list[LayerOption]:
+    """Times of every int8 layer in both precisions and its sensitivity."""
     layers = read_json(pair.int8_folder / "quantized.json")["quantized"]
-    ops = [op.name for op in Graph.load(at.graph).ops]
-    times = {side: profile(backend, engine, ops, rounds=5, runs=20).layers
-             for side, (backend, engine) in pair.engines().items()}  # fmt: skip
     manifest = stages.check_calibration(job.config)
     assert manifest is not None
     batches = stages.exact_batches(stages.calibration_batches(job.task, manifest), job.backend.batch)
@@ -211,11 +232,9 @@ def _options(job: Job, at: Artefacts, pair: Pair, ranges: Ranges) -> list[LayerO
     with job.console.bar("sensitivity of layers") as tick:
         errors = sensitivity(pair.onnx, ranges, feeds, layers, style=style_for(job.backend.name),
                              threads=job.backend.threads, progress=tick)  # fmt: skip
-
-    def median_us(side: str, layer: str) -> float:
-        return times[side][layer].median_us if layer in times[side] else 0.0
-
-    return [LayerOption(layer, median_us("float", layer), median_us("int8", layer), errors[layer]) for layer in layers]
+    # A layer that the runtime merged into another one takes no time of its own.
+    return [LayerOption(layer, times["float"].get(layer, 0.0), times["int8"].get(layer, 0.0), errors[layer])
+            for layer in layers]  # fmt: skip
 
 
 def _edges(

@@ -11,13 +11,16 @@ import numpy as np
 import onnx
 import pytest
 
-from pydeploy import pipeline
+from pydeploy import pipeline, precisions
 from pydeploy.artefacts import Artefacts
-from pydeploy.backends.base import Engine
+from pydeploy.backends.base import Engine, reopen
 from pydeploy.candidates import PLANNERS, wanted
 from pydeploy.config import Config, parse
-from pydeploy.errors import BackendUnavailable, ConfigError, DataError, Infeasible
+from pydeploy.errors import BackendUnavailable, ConfigError, DataError, Infeasible, Mismatch
+from pydeploy.gains import other_target
 from pydeploy.graph import Graph, Plan
+from pydeploy.latency.measure import measure
+from pydeploy.latency.table import Table
 from pydeploy.pipeline import open_job, run
 from pydeploy.report import Report
 from pydeploy.search import Budget, best_plan, search
@@ -176,6 +179,74 @@ def test_every_precision_is_tried_and_the_fastest_is_recommended(finished: Path,
     )
     assert all(layer["error"] >= 0 and layer["float_us"] >= layer["int8_us"] > 0 for layer in mixed["layers"])
     assert (report.models.mixed is None) == bool(mixed["note"])
+    assert mixed["times"] == "engines"
+
+
+def other_table(out: Path, config: Config, path: Path) -> Path:
+    """A latency table, in the precision beside the run's, of its network with the dense and with the planned widths."""
+    job, at = open_job(config, Quiet()), Artefacts(out)
+    backend = reopen(other_target(job.backend.target()))
+    plans = [{}, Plan.load(at.plan).widths]
+    table = Table.open(path, backend.target())
+    measure(Graph.load(at.graph), at.float_file(at.dense), backend, table, widths={}, plans=plans, rounds=2, runs=5)
+    return path
+
+
+def mixed_by_tables(out: Path, config: Config, here: Path) -> dict:
+    """``mixed.json`` of the finished run with latency tables in both precisions; what it says is checked against them."""
+    quantize = {**config.quantize.model_dump(), "table": str(other_table(out, config, here / "other.sqlite"))}
+    changed = parse({**config.model_dump(), "quantize": quantize}, "test")
+    at, job = Artefacts(out), open_job(changed, Quiet())
+    precisions.mix(job, at, here)
+    mixed = json.loads((here / "mixed.json").read_text())
+    assert mixed["times"] == "latency tables"
+    graph, widths = Graph.load(at.graph), Plan.load(at.plan).widths
+    own, other = Table.open(at.table), Table.open(here / "other.sqlite")
+    keys = {op.name: op.key({**graph.widths, **widths}) for op in graph.ops}
+    speeds = [[layer[side] / table.latency_us(keys[layer["name"]]) for layer in mixed["layers"]
+               if table.latency_us(keys[layer["name"]])]
+              for side, table in (("float_us", own), ("int8_us", other))]  # fmt: skip
+    for ratios in speeds:  # one factor for all layers of a table: what the computer does now over what it did then
+        assert len(ratios) > 3
+        assert min(ratios) == pytest.approx(max(ratios))
+        assert min(ratios) > 0
+    chosen = [layer for layer in mixed["layers"] if layer["name"] in mixed["int8"]]
+    assert bool(chosen) == (sum(layer["float_us"] - layer["int8_us"] for layer in chosen) > 0)
+    return mixed
+
+
+def test_gains_of_layers_come_from_the_latency_tables(finished: Path, tmp_path: Path) -> None:
+    quantize = {"observer": "minmax", "calibration": str(ROOT / "calib" / "smoke.yaml"), "exclude": ["fc"]}
+    out, here, console = tmp_path / "out", tmp_path / "mixed", Quiet()
+    config = settings(quantize=quantize)
+    run(config, out, Quiet(), reuse=finished)
+    here.mkdir()
+    mixed = mixed_by_tables(out, config, here)
+    by_engines = json.loads((out / "09_mixed" / "mixed.json").read_text())
+    # The device is analytic, so both agree.
+    for ours, theirs in zip(mixed["layers"], by_engines["layers"], strict=True):
+        assert ours.pop("name") == theirs.pop("name")
+        assert ours == pytest.approx(theirs, rel=0.01)
+    assert mixed["int8"] == by_engines["int8"]
+
+    # A table that lacks the planned widths leaves the word to the engines; nothing but this stage depends on the table.
+    lacking = Table.open(tmp_path / "lacking.sqlite", Table.open(here / "other.sqlite").target)
+    changed = settings(quantize={**quantize, "table": str(lacking.path)})
+    run(changed, out, console, resume=True)
+    assert "09_quantized: finished earlier, kept" in console.lines
+    assert any("not the latency tables: no timing for" in line for line in console.lines)
+    assert json.loads((out / "09_mixed" / "mixed.json").read_text())["times"] == "engines"
+
+
+def test_the_second_table_belongs_to_the_other_precision(finished: Path, tmp_path: Path) -> None:
+    quantize = {"observer": "minmax", "calibration": str(ROOT / "calib" / "smoke.yaml")}
+    own = str(finished / "05_table" / "table.sqlite")
+    with pytest.raises(Mismatch, match=r"quantize.table: .*precision: 'fp32' against 'int8'"):
+        open_job(settings(quantize={**quantize, "table": own}), Quiet())
+    with pytest.raises(DataError, match=r"none.sqlite"):
+        open_job(settings(quantize={**quantize, "table": "none.sqlite"}), Quiet())
+    int8 = {"backend": "null", "threads": 1, "precision": "int8"}
+    assert open_job(settings(target=int8, quantize={**quantize, "table": own}), Quiet()).backend.precision == "int8"
 
 
 def is_quantised(folder: Path, layer: str) -> bool:
@@ -259,6 +330,11 @@ def test_end_to_end_on_onnx_runtime(tmp_path: Path) -> None:
     assert report.models.half is None  # ONNX Runtime computes in float32 on CPUs
     mixed = json.loads((tmp_path / "out" / "09_mixed" / "mixed.json").read_text())
     assert (report.models.mixed is None) == bool(mixed["note"])
+    (tmp_path / "mixed").mkdir()
+    by_tables = mixed_by_tables(tmp_path / "out", config, tmp_path / "mixed")
+    errors = [{layer["name"]: layer["error"] for layer in found["layers"]} for found in (mixed, by_tables)]
+    assert errors[0] == errors[1]
+    assert precisions.has_engine(tmp_path / "mixed") != bool(by_tables["note"])
     assert report.models.pruned.macs < report.models.dense.macs
     assert report.met == (report.models.pruned.latency_us.median <= report.budget_us)
     assert all(layer.after_us is not None for layer in report.layers if layer.kind == "conv")

@@ -1,0 +1,40 @@
+"""What layers take in float and in int8 by two latency tables, for the choice of the layers that become int8.
+
+One table is the run's own, the other is named in the config (``quantize.table``); both hold networks of one graph, on targets
+that differ in precision only. They were not measured at the same time, so each is scaled to what its network takes now.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from pydeploy.graph import Graph, Widths
+from pydeploy.latency.table import Table
+from pydeploy.timing import Target
+
+BESIDE_INT8 = {"tensorrt": "fp16"}
+"""The precision of what an int8 file leaves unquantised, where it is not fp32."""
+
+
+def other_target(target: Target) -> Target:
+    """The int8 target beside a float one; beside an int8 one, the float target of what int8 leaves unquantised."""
+    precision = BESIDE_INT8.get(target.backend, "fp32") if target.precision == "int8" else "int8"
+    return replace(target, precision=precision)
+
+
+def other_table(path: Path, target: Target) -> Table:
+    """The latency table of the precision beside that of `target`; raises `DataError` or `Mismatch`, naming the fact."""
+    table = Table.open(path)
+    table.target.require(other_target(target), f"quantize.table: the latency table {path}")
+    return table
+
+
+def layer_times(graph: Graph, widths: Widths, table: Table, network_us: float) -> dict[str, float]:
+    """Each operator's time in us at `widths`, as the table has it, where the whole network takes `network_us` now.
+
+    Raises `MissingTiming` for a layer or a graph that the table does not hold.
+    """
+    full = {**graph.widths, **widths}
+    speed = network_us / table.predict_us(graph, widths)
+    return {op.name: speed * table.latency_us(op.key(full)) for op in graph.ops}
