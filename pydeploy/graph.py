@@ -161,6 +161,8 @@ class Graph:
     learnable: int = 0
     """Number of entries in learnable parameters (buffers not counted)."""
     inputs: tuple[tuple[int, ...], ...] = ()
+    numbers: Mapping[str, tuple[Extent, ...]] = field(default_factory=dict)
+    """Integers in which modules keep their widths, ``{module.attribute: one extent for each item}``."""
 
     @cached_property
     def by_name(self) -> dict[str, Group]:
@@ -192,9 +194,10 @@ class Graph:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
+        numbers = {name: [asdict(e) for e in extents] for name, extents in self.numbers.items()}
         return {"schema": 1, "groups": [asdict(g) for g in self.groups], "ops": [asdict(o) for o in self.ops],
                 "params": {k: list(v) for k, v in self.params.items()}, "learnable": self.learnable,
-                "inputs": [list(s) for s in self.inputs]}  # fmt: skip
+                "inputs": [list(s) for s in self.inputs], **({"numbers": numbers} if numbers else {})}  # fmt: skip
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Graph:
@@ -202,7 +205,8 @@ class Graph:
             groups = tuple(Group(**{**g, "slices": tuple(Slice(**s) for s in g["slices"])}) for g in data["groups"])
             ops = tuple(_op_from_json(o) for o in data["ops"])
             params = {k: tuple(v) for k, v in data["params"].items()}
-            return cls(groups, ops, params, data["learnable"], tuple(tuple(s) for s in data["inputs"]))
+            numbers = {k: tuple(_extent(e) for e in v) for k, v in data.get("numbers", {}).items()}
+            return cls(groups, ops, params, data["learnable"], tuple(tuple(s) for s in data["inputs"]), numbers)
         except (KeyError, TypeError) as error:
             raise DataError(
                 f"not a graph file: {error}; expected the JSON that 'pydeploy trace --out' writes"

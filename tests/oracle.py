@@ -42,8 +42,10 @@ def silence(model: nn.Module, graph: Graph, plan: Plan) -> dict[int, Tensor]:
 
 @contextmanager
 def masked_norms(kept: dict[int, Tensor]) -> Iterator[None]:
-    """Layer norms, and group norms of one group, run their statistics over the kept channels only, as in the cut model."""
-    plain = F.layer_norm, F.group_norm
+    """Layer norms, group norms of one group and standardised weights run their statistics over the kept channels only, as in
+    the cut model.
+    """
+    plain = F.layer_norm, F.group_norm, F.batch_norm
 
     def chosen_only(
         x: Tensor, own: Tensor, axes: tuple[int, ...], weight: Tensor, bias: Tensor | None, eps: float
@@ -73,11 +75,24 @@ def masked_norms(kept: dict[int, Tensor]) -> Iterator[None]:
             return plain[1](x, groups, weight, bias, eps)
         return chosen_only(x.movedim(1, -1), own, tuple(range(1, x.dim())), weight, bias, eps).movedim(-1, 1)
 
-    F.layer_norm, F.group_norm = layer_norm, group_norm  # type: ignore[assignment]
+    def batch_norm(x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None = None,
+                   bias: Tensor | None = None, training: bool = False, momentum: float = 0.1,
+                   eps: float = 1e-5) -> Tensor:  # fmt: skip
+        """Of a weight, ``(1, outputs, the rest)``, only what is not silenced counts."""
+        if not training or mean is not None or x.dim() != 3 or x.shape[0] != 1:
+            return plain[2](x, mean, var, weight, bias, training, momentum, eps)
+        own = x != 0
+        count = own.sum(-1, keepdim=True).clamp_min(1)
+        middle = x.sum(-1, keepdim=True) / count
+        variance = ((x - middle) ** 2 * own).sum(-1, keepdim=True) / count
+        out = (x - middle) / torch.sqrt(variance + eps) * (1 if weight is None else weight[:, None])
+        return (out if bias is None else out + bias[:, None]) * own
+
+    F.layer_norm, F.group_norm, F.batch_norm = layer_norm, group_norm, batch_norm  # type: ignore[assignment]
     try:
         yield
     finally:
-        F.layer_norm, F.group_norm = plain
+        F.layer_norm, F.group_norm, F.batch_norm = plain
 
 
 def silenced(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:

@@ -72,6 +72,73 @@ def _constant_written(m, x):
     return m.c(whole)
 
 
+class Keeping(Net):
+    """A net that keeps numbers of its own."""
+
+    def __init__(self, forward: Callable[..., object], numbers: dict[str, object], **layers: object) -> None:
+        super().__init__(forward, **layers)
+        for name, value in numbers.items():
+            setattr(self, name, value)
+
+
+class Block(Keeping):
+    """A block inside a net, so that two of one class can have unequal numbers."""
+
+
+def _hierarchical(m, x):
+    """Res2Net: parts of a kept width, each convolved with the sum of the part before it."""
+    parts = torch.split(F.relu(m.a(x)), m.width, 1)
+    return torch.cat([y := F.relu(m.b(parts[0])), F.relu(m.d(y + parts[1])), parts[2]], 1)
+
+
+def _residual_of_a_part(m, x):
+    """ReXNet: the block's output has more channels than its input, which is added to the first ones."""
+    y = m.b(x)
+    return torch.cat([y[:, : m.width] + x, y[:, m.width :]], 1)
+
+
+def _mixed(m, x):
+    parts = torch.split(m.a(x), m.splits, 1)
+    return m.c(torch.cat([m.b(parts[0]), m.d(parts[1])], 1))
+
+
+def _partial(m, x):
+    """FasterNet: some channels are convolved, the others pass."""
+    one, two = torch.split(m.a(x), [m.done, m.left], 1)
+    return m.c(torch.cat([m.b(one), two], 1))
+
+
+class Standardised(nn.Conv2d):
+    """Weight standardisation (Qiao et al. 2019) with a gain."""
+
+    def __init__(self, *args: int, **kw: int) -> None:
+        super().__init__(*args, **kw)
+        self.gain = nn.Parameter(torch.rand(self.out_channels, 1, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(flat, None, None, weight=(self.gain * 0.3).view(-1), training=True, momentum=0.0)
+        return F.conv2d(x, weight.reshape_as(self.weight), self.bias, self.stride, self.padding)
+
+
+def _buffered() -> nn.Module:
+    net = Net(lambda m, x: m.c((m.a(x) - m.shift) * m.gain), a=conv(3, 8), c=conv(8, 3))
+    net.register_buffer("gain", torch.rand(8, 1, 1) + 0.5)
+    net.register_buffer("shift", torch.randn(1, 8, 1, 1))
+    return net
+
+
+def _loose_buffer() -> nn.Module:
+    net = Net(lambda m, x: m.c(m.a(x) * m.gain), a=conv(3, 8), c=conv(8, 3))
+    net.register_buffer("gain", torch.rand(8, 1, 1), persistent=False)
+    return net
+
+
+def _split(m, x):
+    a, b, c = m.a(x).split(x.shape[1] + 1, 1)
+    return m.c(a + b * c)
+
+
 PATTERNS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "chunk": (lambda: Net(_chunks, a=conv(3, 8), c=conv(4, 3)), {"a"}),
     "unequal_concat": (lambda: Net(_unequal, a=conv(3, 8), b=conv(3, 5), c=conv(16, 3)), {"a", "b"}),
@@ -193,6 +260,49 @@ PATTERNS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "squeezed": (
         lambda: Net(lambda m, x: m.f(m.a(x).mean((2, 3), keepdim=True).squeeze()), a=conv(3, 6), f=nn.Linear(6, 3)),
         set(),
+    ),
+    "buffers": (_buffered, {"a"}),
+    "loose_buffer": (_loose_buffer, set()),
+    "even_split": (
+        lambda: Net(lambda m, x: m.c(torch.mul(*(y := m.a(x)).split(y.shape[1] // 2, 1))), a=conv(3, 8), c=conv(4, 3)),
+        {"a"},
+    ),
+    "fixed_split": (lambda: Net(_split, a=conv(3, 12), c=conv(4, 3)), set()),
+    "kept_width": (
+        lambda: Net(
+            lambda m, x: m.c(m.two(m.one(x))),
+            one=Block(_hierarchical, {"width": 4}, a=conv(3, 12), b=conv(4, 4), d=conv(4, 4)),
+            two=Block(_hierarchical, {"width": 5}, a=conv(12, 15), b=conv(5, 5), d=conv(5, 5)),
+            c=conv(15, 3),
+        ),
+        {"one.a", "one.d", "two.a", "two.d"},
+    ),
+    "kept_part": (
+        lambda: Net(
+            lambda m, x: m.c(m.two(m.one(m.a(x)))),
+            a=conv(3, 5),
+            one=Block(_residual_of_a_part, {"width": 5}, b=conv(5, 8)),
+            two=Block(_residual_of_a_part, {"width": 8}, b=conv(8, 11)),
+            c=conv(11, 3),
+        ),
+        {"a", "one.b#2", "two.b#3"},
+    ),
+    "kept_sizes": (
+        lambda: Keeping(_mixed, {"splits": [5, 3]}, a=conv(3, 8), b=conv(5, 5, groups=5), d=conv(3, 4), c=conv(9, 3)),
+        {"a", "a#2", "d"},
+    ),
+    "kept_two_numbers": (
+        lambda: Keeping(_partial, {"done": 2, "left": 6}, a=conv(3, 8), b=conv(2, 2), c=conv(8, 3)),
+        {"a", "a#2", "b"},
+    ),
+    "weight_standardisation": (
+        lambda: Net(
+            lambda m, x: m.c(F.relu(m.b(F.relu(m.a(x))))),
+            a=Standardised(3, 6, 3),
+            b=Standardised(6, 7, 3),
+            c=conv(7, 3),
+        ),
+        {"a", "b"},
     ),
     "two_uses": (lambda: Net(lambda m, x: m.a(F.relu(m.b(m.a(x)))), a=conv(3, 6), b=conv(6, 3)), set()),
 }

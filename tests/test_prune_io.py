@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -16,9 +17,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import pydeploy
+from oracle import random_plan
+from patterns import PATTERNS
 from pydeploy.baselines import uniform
 from pydeploy.errors import DataError, DeployError, Mismatch
-from pydeploy.graph import Plan
+from pydeploy.graph import Graph, Plan
 from pydeploy.models import MODELS
 from pydeploy.prune.importance import score
 from pydeploy.prune.io import load, load_plan, read, save
@@ -155,7 +158,12 @@ def outside(header: dict[str, Any]) -> None:
     header["fc.weight"]["data_offsets"][1] += 10**9
 
 
+def numbers_as_text(header: dict[str, Any]) -> None:
+    header["__metadata__"]["numbers"] = '{"fc.out_features": ["five"]}'
+
+
 EDITS = {drop_plan: "the plan in .* is damaged", fractional: "the plan in .* is damaged", kept_as_text: "is damaged",
+         numbers_as_text: "the numbers of modules in .* are damaged",
          schema: "schema '7', expected '1'", mark: "not written by pydeploy.save", rename: "was changed after",
          reshape: "was changed after", outside: "truncated or not a safetensors file"}  # fmt: skip
 
@@ -167,6 +175,21 @@ def test_edited_files_are_refused(change: Callable[[dict[str, Any]], None], tmp_
     edit(path, change)
     with pytest.raises(DataError, match=EDITS[change]):
         load(path, build("residual"))
+
+
+@pytest.mark.parametrize("name", ["kept_width", "kept_sizes", "kept_two_numbers"])
+def test_numbers_that_modules_keep_of_their_widths_survive(name: str, tmp_path) -> None:
+    model, x = PATTERNS[name][0]().eval(), torch.randn(2, 3, 8, 8)
+    graph = trace(model, x)
+    plan = random_plan(graph, np.random.default_rng(4), 0.4)
+    assert Graph.from_json(json.loads(json.dumps(graph.to_json()))) == graph
+    small = apply(model, graph, plan)
+    save(tmp_path / "m.safetensors", small, plan)
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "m.safetensors", PATTERNS[name][0]())(x), small(x))
+    edit(tmp_path / "m.safetensors", lambda header: header["__metadata__"].update(numbers='{"c.weight": [3]}'))
+    with pytest.raises(Mismatch, match=r"the model has no number 'c.weight', which .* has"):
+        load(tmp_path / "m.safetensors", PATTERNS[name][0]())
 
 
 def test_a_flipped_bit_is_noticed(tmp_path) -> None:

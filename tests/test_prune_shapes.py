@@ -38,6 +38,49 @@ CALLS: dict[str, tuple[Any, Callable[[], tuple[Any, ...]]]] = {
     "layer norm": (aten.native_layer_norm.default, lambda: (made(2, 5, 3), [3], made(3), made(3), 1e-5)),
     "layer norm of two axes": (aten.native_layer_norm.default, lambda: (made(2, 5, 3), [5, 3], None, None, 1e-5)),
     "addmm": (aten.addmm.default, lambda: (made(4), made(2, 3), made(3, 4))),
+    **{
+        f"{f}": (getattr(aten, f).default, lambda: (made(2, 3, 4),))
+        for f in ["hardswish", "hardsigmoid", "leaky_relu", "elu", "tanh", "rsqrt", "sqrt", "exp", "sigmoid", "relu"]
+    },
+    **{
+        f"{f}": (getattr(aten, f).default, lambda: (made(2, 3, 4),))
+        for f in ["hardswish_", "hardsigmoid_", "leaky_relu_", "elu_", "sigmoid_", "relu_", "silu_"]
+    },
+    "hardswish, channels last": (
+        aten.hardswish.default,
+        lambda: (made(2, 3, 4, 5).to(memory_format=torch.channels_last),),
+    ),
+    "add a number": (aten.add.Tensor, lambda: (made(2, 3), 2.5)),
+    "add a number to integers": (aten.add.Tensor, lambda: (made(2, dtype=torch.int64), 2.5)),
+    "sub": (aten.sub.Tensor, lambda: (made(4), made(2, 3, 4))),
+    "div": (aten.div.Tensor, lambda: (made(2, 3, 4), made(3, 1))),
+    "div of integers": (aten.div.Tensor, lambda: (made(2, dtype=torch.int64), 2)),
+    "add_": (aten.add_.Tensor, lambda: (made(2, 3, 4), made(4))),
+    "sub_": (aten.sub_.Tensor, lambda: (made(2, 3, 4), 1)),
+    "mul_": (aten.mul_.Tensor, lambda: (made(2, 3, 4), made(2, 1, 1))),
+    "div_": (aten.div_.Tensor, lambda: (made(2, 3, 4), 2.0)),
+    "mean": (aten.mean.dim, lambda: (made(2, 3, 4, 5), [-1, 2], True)),
+    "mean, dropped": (aten.mean.dim, lambda: (made(2, 3, 4, 5), [1])),
+    "mean of all": (aten.mean.dim, lambda: (made(2, 3), [])),
+    "sum": (aten.sum.dim_IntList, lambda: (made(2, 3, 4), [0, 2])),
+    "sum of integers": (aten.sum.dim_IntList, lambda: (made(2, 3, dtype=torch.int32), [0])),
+    "cat": (aten.cat.default, lambda: ([made(2, 3, 4), made(2, 1, 4)], -2)),
+    "cat with nothing": (aten.cat.default, lambda: ([made(0), made(2, 1, 4)], 1)),
+    "cat of types": (aten.cat.default, lambda: ([made(2), made(2, dtype=torch.float64)],)),
+    "bilinear": (aten.upsample_bilinear2d.default, lambda: (made(1, 3, 4, 4), [8, 9], False)),
+    "bicubic": (aten.upsample_bicubic2d.default, lambda: (made(1, 3, 4, 4), [8, 9], True)),
+    "roll": (aten.roll.default, lambda: (made(2, 3, 4), [1, -1], [0, 2])),
+    "pow": (aten.pow.Tensor_Scalar, lambda: (made(2, 3), 2)),
+    "masked_fill": (aten.masked_fill.Scalar, lambda: (made(2, 3), made(3, dtype=torch.bool), -1.0)),
+    "masked_fill of integers": (
+        aten.masked_fill.Scalar,
+        lambda: (made(3, dtype=torch.int64), made(3, dtype=torch.bool), 1),
+    ),
+    "group norm": (aten.native_group_norm.default, lambda: (made(2, 6, 4, 4), made(6), made(6), 2, 6, 16, 3, 1e-5)),
+    "group norm, channels last": (
+        aten.native_group_norm.default,
+        lambda: (made(2, 6, 4, 4).to(memory_format=torch.channels_last), None, None, 2, 6, 16, 3, 1e-5),
+    ),
     "addmm, broadcast": (aten.addmm.default, lambda: (made(1), made(2, 3), made(3, 4))),
 }
 
@@ -65,10 +108,17 @@ def test_shapes_and_types_are_pytorchs(name: str) -> None:
         (aten.addmm.default, (made(4), made(2, 3), made(5, 4))),
         (aten.addmm.default, (made(3), made(2, 3), made(3, 4))),
         (aten.add.Tensor, (made(2, 3), made(2, 4))),
+        (aten.add_.Tensor, (made(3), made(2, 3))),
+        (aten.mean.dim, (made(2, 3), [2])),
+        (aten.mean.dim, (made(2, 3), [0, -2])),
+        (aten.cat.default, ([made(2, 3), made(3, 2)],)),
+        (aten.masked_fill.Scalar, (made(2, 3), made(2, dtype=torch.bool), 1.0)),
+        (aten.native_group_norm.default, (made(2, 6, 4, 4), made(5), None, 2, 6, 16, 3, 1e-5)),
+        (aten.native_group_norm.default, (made(2, 6, 4, 4), None, None, 2, 6, 16, 4, 1e-5)),
     ],
 )
 def test_what_does_not_fit_is_refused(func: Any, args: tuple[Any, ...]) -> None:
-    with pytest.raises(RuntimeError):
+    with pytest.raises((RuntimeError, IndexError)):
         run_meta(func, args, {})
 
 

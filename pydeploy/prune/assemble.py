@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -39,6 +39,13 @@ class Assembly:
     home: Labels
     rank: Labels
     """Number of each atom's channel within its group."""
+
+    def with_numbers(self, atoms: Atoms, numbers: Mapping[str, Sequence[Labels]]) -> Assembly:
+        """The same with the numbers of modules that count prunable channels."""
+        counted = {place: tuple(_extent(labels, len(labels), atoms, self.home, self.graph.groups) for labels in lists)
+                   for place, lists in numbers.items()}  # fmt: skip
+        cut = {place: extents for place, extents in counted.items() if any(extent.terms for extent in extents)}
+        return replace(self, graph=replace(self.graph, numbers=cut)) if cut else self
 
 
 def assemble(tracer: Tracer, params: Mapping[str, tuple[int, ...]], learnable: int, inputs: tuple[tuple[int, ...], ...],
@@ -148,20 +155,19 @@ def _op_names(ops: Sequence[RawOp]) -> list[str]:
 
 
 def _op(op: RawOp, name: str, atoms: Atoms, home: NDArray[np.int64], groups: Sequence[Group]) -> Op:
-    def extent(labels: Labels | None, total: int) -> Extent:
-        if labels is None:
-            return Extent(total)
-        own = home[atoms.roots(labels[labels >= 0])]
-        numbers, first, counts = np.unique(own, return_index=True, return_counts=True)
-        terms = tuple(
-            (groups[n].name, count // groups[n].width)
-            for n, _, count in sorted(
-                zip(numbers.tolist(), first.tolist(), counts.tolist(), strict=True), key=lambda row: row[1]
-            )
-            if n >= 0 and not groups[n].frozen
-        )
-        widths = {group.name: group.width for group in groups}
-        return Extent(total - sum(repeat * widths[group] for group, repeat in terms), terms)
+    cin = _extent(op.incoming, op.cin, atoms, home, groups)
+    cout = _extent(op.outgoing, len(op.outgoing), atoms, home, groups)
+    return Op(name, op.kind, op.weight, cin, cout, op.h, op.w, tail="+".join(op.tail), **op.facts)
 
-    return Op(name, op.kind, op.weight, extent(op.incoming, op.cin), extent(op.outgoing, len(op.outgoing)), op.h, op.w,
-              tail="+".join(op.tail), **op.facts)  # fmt: skip
+
+def _extent(
+    labels: Labels | None, total: int, atoms: Atoms, home: NDArray[np.int64], groups: Sequence[Group]
+) -> Extent:
+    """How many of `total` channels there are, by the widths of the groups that they are in."""
+    if labels is None:
+        return Extent(total)
+    own = home[atoms.roots(labels[labels >= 0])]
+    counts = Counter(own.tolist())  # in order of first occurrence
+    terms = tuple((n, count // groups[n].width) for n, count in counts.items() if n >= 0 and not groups[n].frozen)
+    fixed = total - sum(repeat * groups[n].width for n, repeat in terms)
+    return Extent(fixed, tuple((groups[n].name, repeat) for n, repeat in terms))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from pydeploy.errors import DataError, Mismatch
 from pydeploy.files import replacing
 from pydeploy.graph import Plan
+from pydeploy.prune.numbers import has_number, kept_numbers, put
 from pydeploy.prune.surgery import replaced
 from pydeploy.prune.tensors import check_dense, packed, unpacked
 from pydeploy.version import __version__
@@ -32,6 +34,8 @@ def save(path: Path | str, model: nn.Module, plan: Plan | None = None) -> None:
             tensors[name] = tensor.detach().cpu().contiguous().clone()
     facts = {"format": "pydeploy", "schema": SCHEMA, "version": __version__, "model": type(model).__name__,
              "sha256": _checksum(tensors), "plan": json.dumps(plan.to_json(), allow_nan=True) if plan else ""}  # fmt: skip
+    if numbers := kept_numbers(model):
+        facts["numbers"] = json.dumps(numbers)
     with replacing(Path(path)) as partial:
         write_tensors(tensors, partial, facts)
 
@@ -58,7 +62,12 @@ def load(path: Path | str, model: nn.Module) -> nn.Module:
     what = f"the saved {facts.get('model', 'model')}"
     for name in [*own, *stored]:
         _require(name, own.get(name), stored.get(name), what, path, plan.dense if plan is not None else {})
-    return replaced(model, own, {name: _adopt(own[name], stored[name]) for name in own})
+    small = replaced(model, own, {name: _adopt(own[name], stored[name]) for name in own})
+    for place, values in _numbers(path, facts).items():
+        if not has_number(small, place, len(values)):
+            raise Mismatch(f"the model has no number '{place}', which {path} has; build the architecture of {what}")
+        put(small, place, values)
+    return small
 
 
 def load_plan(path: Path | str) -> Plan | None:
@@ -103,6 +112,15 @@ def _plan(path: Path, facts: Mapping[str, str]) -> Plan | None:
         return Plan.from_json(json.loads(facts["plan"])) if facts.get("plan") else None
     except (DataError, ValueError) as error:
         raise DataError(f"the plan in {path} is damaged ({error}); save the model and its plan again") from None
+
+
+def _numbers(path: Path, facts: Mapping[str, str]) -> dict[str, list[int]]:
+    """Integers of modules that follow the widths; files of older versions hold none."""
+    try:
+        return {str(place): [operator.index(value) for value in values]
+                for place, values in json.loads(facts.get("numbers", "{}")).items()}  # fmt: skip
+    except (TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"the numbers of modules in {path} are damaged ({error}); save the model again") from None
 
 
 def _require(name: str, own: Tensor | None, stored: Tensor | None, what: str, path: Path,

@@ -8,7 +8,7 @@ so norms and sums over an axis may drop it; anything unclear loses the origin, a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ class Origin:
     dim: int
     size: int
     entries: Labels
+    note: str = ""
+    """Why cutting these entries changes what the others become ('' = it does not)."""
 
 
 Axes = tuple[tuple[Origin, ...], ...]
@@ -61,6 +63,8 @@ def derived(op: str, views: Mapping[Value, ParamView], args: Sequence[Any], out:
         return _elementwise(op, views, args, out)
     if op in ("cat", "concat"):
         return _cat(views, first, args[1] % out.rank if len(args) > 1 else 0, out)
+    if op == "native_batch_norm":
+        return _standardised(views, args)
     if not isinstance(first, Value) or first not in views:
         return None
     step = _STEPS.get(op)
@@ -98,11 +102,24 @@ def _cat(views: Mapping[Value, ParamView], parts: Sequence[Value], axis: int, ou
                 if at == axis:
                     entries = np.full(out.shape[axis], FIXED, dtype=np.int64)
                     entries[start : start + part.shape[axis]] = origin.entries
-                    axes[at] += (Origin(origin.param, origin.dim, origin.size, entries),)
+                    axes[at] += (replace(origin, entries=entries),)
                 else:
                     axes[at] += (origin,)
         start += part.shape[axis]
     return ParamView(tuple(axes), tuple(o for part in parts if part in views for o in views[part].lost))
+
+
+def _standardised(views: Mapping[Value, ParamView], args: Sequence[Any]) -> ParamView:
+    """Weight standardisation (Qiao et al. 2019): a batch norm in training mode of a weight as ``(1, outputs, the rest)``."""
+    source, gain, shift, mean, _, training = args[:6]
+    if not training or mean is not None or source.rank != 3 or source not in views:
+        raise Unknown("a normalisation of parameters that is not weight standardisation")
+    text = "a weight's statistics run over its kept inputs"
+    batch, outputs, rest = views[source].axes
+    for extra in (gain, shift):
+        outputs += views[extra].axes[0] if extra in views else ()
+    lost = tuple(origin for value in (source, gain, shift) if value in views for origin in views[value].lost)
+    return ParamView((batch, outputs, tuple(replace(o, note=text) for o in rest)), lost, zero=False)
 
 
 Step = Callable[[ParamView, Value, Sequence[Any], Value], ParamView]
@@ -143,9 +160,7 @@ def _reshape(view: ParamView, source: Value, _args: Sequence[Any], out: Value) -
                 varying = [i for i in range(grid.ndim) if (grid != grid.take([0], axis=i)).any()]
                 if len(varying) == 1:
                     line = grid[tuple(slice(None) if i == varying[0] else 0 for i in range(grid.ndim))]
-                    axes[outer[varying[0]]] += (
-                        Origin(origin.param, origin.dim, origin.size, np.ascontiguousarray(line)),
-                    )
+                    axes[outer[varying[0]]] += (replace(origin, entries=np.ascontiguousarray(line)),)
                 elif origin.size > 1:
                     lost += (origin,)
     return ParamView(tuple(axes), lost, view.zero)
@@ -159,7 +174,7 @@ def _expand(view: ParamView, source: Value, _args: Sequence[Any], out: Value) ->
 
 def _repeat(view: ParamView, source: Value, args: Sequence[Any], out: Value) -> ParamView:
     new = out.rank - source.rank
-    axes = [tuple(Origin(o.param, o.dim, o.size, np.tile(o.entries, args[1][i + new])) for o in origins)
+    axes = [tuple(replace(o, entries=np.tile(o.entries, args[1][i + new])) for o in origins)
             for i, origins in enumerate(view.axes)]  # fmt: skip
     return ParamView(((),) * new + tuple(axes), view.lost, view.zero)
 
@@ -174,7 +189,7 @@ def _narrow(view: ParamView, source: Value, args: Sequence[Any], _out: Value) ->
 
 
 def _taken(view: ParamView, axis: int, which: slice) -> ParamView:
-    origins = tuple(Origin(o.param, o.dim, o.size, o.entries[which]) for o in view.axes[axis])
+    origins = tuple(replace(o, entries=o.entries[which]) for o in view.axes[axis])
     return ParamView((*view.axes[:axis], origins, *view.axes[axis + 1 :]), view.lost, view.zero)
 
 

@@ -42,9 +42,15 @@ _HIDDEN = frozenset({"empty", "detach", "alias", "t", "view", "_unsafe_view", "r
 
 @dataclass
 class Decisions:
-    """What trial cuts taught: which of several axes stays free where a view splits channels, and what must not be cut."""
+    """What trial cuts taught: which of several axes stays free where a view splits channels, which numbers of modules follow
+    a width, and what must not be cut.
+    """
 
     turns: dict[Site, int] = field(default_factory=dict)
+    numbers: dict[Site, Mapping[str, int]] = field(default_factory=dict)
+    """Attributes that an operator's sizes come from, and which of its channels they count (see `numbers`)."""
+    rounds: dict[Site, int] = field(default_factory=dict)
+    """How often attributes were tried at a site."""
     blocked: dict[int, str] = field(default_factory=dict)
 
 
@@ -226,6 +232,8 @@ class Tracer:
                 labels = np.full(size, FIXED, dtype=np.int64) if atoms is None else atoms
                 if size > 1 or origin.size > 1 or atoms is not None:
                     self.atoms.place(origin.param, origin.dim, origin.size, origin.entries, labels)
+                if origin.note and atoms is not None and self.call is not None:
+                    self.atoms.notes.append((labels, f"{self.call.location}: {origin.note}"))
         for origin in view.lost:
             self._freeze_origin(origin, f"{self.call.location if self.call else ''}: a weight mixes its entries")
 

@@ -48,15 +48,15 @@ def stack(t: Tracer, call: Call) -> Made:
 
 
 def split(t: Tracer, call: Call) -> Made:
-    """Cut along an axis: along the channels only into equal parts, whose channels are united part by part."""
+    """Cut along an axis. Of equal parts of the channels equally many stay in each; whether unequal ones follow, trials show."""
     source = call.args[0]
     layout = t.layout(source)
     axis = (call.args[2] if len(call.args) > 2 else 0) % source.rank
     if layout is None or layout.axis != axis or len(call.outs) == 1:
         return [layout] * len(call.outs)
-    sizes = {out.shape[axis] for out in call.outs}
-    if len(sizes) > 1:
-        raise Unknown(f"splits {source.shape[axis]} channels into unequal parts")
+    sizes = [out.shape[axis] for out in call.outs]
+    if len(set(sizes)) > 1:
+        return [Layout(axis, part) for part in np.split(layout.atoms, np.cumsum(sizes)[:-1])]
     return [Layout(axis, part) for part in _equal_parts(t, layout, len(call.outs))]
 
 
@@ -69,7 +69,7 @@ def _equal_parts(t: Tracer, layout: Layout, count: int) -> NDArray[np.int64]:
 
 
 def slice_(t: Tracer, call: Call) -> Made:
-    """``aten::slice(self, dim, start, end, step)``: along the channels one of n equal parts."""
+    """``aten::slice(self, dim, start, end, step)``: along the channels one of n equal parts, or a part that trials must confirm."""
     source, out = call.args[0], call.outs[0]
     layout = t.layout(source)
     axis = (call.args[1] or 0) % source.rank
@@ -78,8 +78,10 @@ def slice_(t: Tracer, call: Call) -> Made:
     size, part, start = source.shape[axis], out.shape[axis], (call.args[2] or 0) % (source.shape[axis] or 1)
     if part == size:
         return layout
-    if call.args[4] != 1 or part == 0 or size % part or start % part:
+    if call.args[4] != 1 or part == 0:
         raise Unknown("takes an irregular part of the channels")
+    if size % part or start % part:
+        return Layout(axis, layout.atoms[start : start + part])
     return Layout(axis, _equal_parts(t, layout, size // part)[start // part])
 
 

@@ -13,6 +13,7 @@ from pydeploy.prune.absorb import Means, shifted
 from pydeploy.prune.attributes import update_attributes
 from pydeploy.prune.copying import Memo, copied
 from pydeploy.prune.entries import Kept, kept_entries
+from pydeploy.prune.numbers import set_numbers
 from pydeploy.prune.tensors import check_dense, packed, unpacked
 
 
@@ -30,7 +31,9 @@ def apply(model: nn.Module, graph: Graph, plan: Plan, *, means: Means | None = N
     new = _gathered(tensors, kept, threads)
     if means is not None:
         new |= shifted(model, tensors, kept, new, means, threads)
-    return replaced(model, tensors, new)
+    small = replaced(model, tensors, new)
+    set_numbers(small, graph.numbers, {**graph.widths, **plan.widths})
+    return small
 
 
 def _tensors(model: nn.Module, graph: Graph) -> dict[str, Tensor]:

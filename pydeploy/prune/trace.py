@@ -21,6 +21,7 @@ from pydeploy.errors import ConfigError, TraceError
 from pydeploy.graph import Graph, Plan
 from pydeploy.prune.assemble import Assembly, Limits, assemble
 from pydeploy.prune.entries import kept_entries
+from pydeploy.prune.numbers import followed, learn, set_numbers
 from pydeploy.prune.propagate import Decisions, Tracer, follow
 from pydeploy.prune.surgery import replaced
 from pydeploy.prune.tape import Tape, record, to_meta
@@ -54,13 +55,14 @@ def trace(model: nn.Module, example: Any, *, exclude: Sequence[str] = (), min_wi
         tracer = follow(tape, decisions)
         _separate_memory(tracer, tensors)
         found = assemble(tracer, shapes, learnable, tuple(tape.shapes), limits)
+        found = found.with_numbers(tracer.atoms, followed(tracer, twin, tape))
         failure = _tried(twin, inputs, tensors, tape, tracer, found)
         if failure is None:
             return found.graph
         again = _settled(twin, inputs, tensors, tape) if failure.other_operator and not steady else tape
         steady = steady or failure.other_operator
         if again is tape:
-            _learn(decisions, failure, tape, tracer, found)
+            _learn(decisions, failure, twin, tape, tracer, found)
         tape = again
 
 
@@ -153,7 +155,9 @@ def _on_meta(model: nn.Module, tensors: Mapping[str, Tensor], graph: Graph, plan
         small[name] = (
             nn.Parameter(meta, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
         )
-    return replaced(model, tensors, small)
+    made = replaced(model, tensors, small)
+    set_numbers(made, graph.numbers, {**graph.widths, **plan.widths})
+    return made
 
 
 def _settled(twin: nn.Module, inputs: tuple[Any, ...], tensors: Mapping[str, Tensor], tape: Tape) -> Tape:
@@ -179,12 +183,19 @@ def _difference(tape: Tape, again: Tape) -> str | None:
     return None
 
 
-def _learn(decisions: Decisions, failure: Failure, tape: Tape, tracer: Tracer, found: Assembly) -> None:
-    """Turn the choice at the failing call, or freeze what it touches, or, when nothing there is cut, its module, or all."""
+def _learn(
+    decisions: Decisions, failure: Failure, model: nn.Module, tape: Tape, tracer: Tracer, found: Assembly
+) -> None:
+    """Turn the choice at the failing call, or let a number of its module follow, or freeze what it touches, or, when nothing
+    there is cut, its module, or all.
+    """
     call = tape.calls[failure.index]
     options = tracer.choices.get(call.site, 0)
     if decisions.turns.get(call.site, 0) + 1 < options:
         decisions.turns[call.site] = decisions.turns.get(call.site, 0) + 1
+        return
+    # A slice up to more channels than there are does not run at all.
+    if (call.op == "slice" or not failure.other_operator) and learn(tracer, model, call):
         return
     rest = range(failure.index, len(tape.calls))
     same_site = [i for i, c in enumerate(tape.calls) if c.site == call.site]

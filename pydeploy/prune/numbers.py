@@ -1,0 +1,122 @@
+"""Numbers that modules keep of their widths: ``self.width = 26``, and in the forward ``x.split(self.width, 1)``.
+
+Such a number fixes a size in the code, so a trial cut fails there. Where an integer of the module, or a list of them, equals
+the number of channels that the failing operator needs, it is made to follow the cut, in all modules of that class. The next
+trial shows whether that was the cause; what still fails is frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from pydeploy.graph import Extent, Widths
+from pydeploy.prune.layout import FIXED, Labels
+from pydeploy.prune.propagate import Tracer
+from pydeploy.prune.tape import Call, Tape
+
+FOLLOWING = "_pydeploy_numbers"
+"""Attribute of a cut module that names its numbers, so that files can hold them."""
+_PARTS = -1
+"""Instead of the number of one count: the sizes of all parts of a split."""
+_ROUNDS = 2
+
+
+def learn(tracer: Tracer, model: nn.Module, call: Call) -> bool:
+    """Let numbers of the module that runs `call` follow the cut; False when there is nothing left to try."""
+    decisions, turn = tracer.decisions, tracer.decisions.rounds.get(call.site, 0)
+    decisions.rounds[call.site] = turn + 1
+    options = _options(tracer, model.get_submodule(call.path), call) if turn < _ROUNDS else {}
+    chosen = {name: found[min(turn, len(found) - 1)] for name, found in options.items()}
+    if not chosen or chosen == decisions.numbers.get(call.site):
+        decisions.numbers.pop(call.site, None)
+        return False
+    decisions.numbers[call.site] = chosen
+    return True
+
+
+def followed(tracer: Tracer, model: nn.Module, tape: Tape) -> dict[str, list[Labels]]:
+    """``{module.attribute: channels that it counts}``, a list of as many as the attribute has items."""
+    found: dict[str, list[Labels]] = {}
+    for call in tape.calls if tracer.decisions.numbers else ():
+        for name, which in tracer.decisions.numbers.get(call.site, {}).items():
+            counted = _parts(tracer, call) if which == _PARTS else _counts(tracer, call)[which : which + 1]
+            value = vars(model.get_submodule(call.path)).get(name)
+            if counted and [len(labels) for labels in counted] == (
+                value if isinstance(value, list) else _listed(value)
+            ):
+                found.setdefault(f"{call.path}.{name}".lstrip("."), counted)
+    return found
+
+
+def set_numbers(small: nn.Module, numbers: Mapping[str, Sequence[Extent]], widths: Widths) -> None:
+    """Set the numbers that modules of the cut model keep of their widths to what these are."""
+    for place, extents in numbers.items():
+        put(small, place, [extent.at(widths) for extent in extents])
+
+
+def put(model: nn.Module, place: str, values: Sequence[int]) -> None:
+    """Set ``module.attribute``, an integer or a list or tuple of them."""
+    path, _, name = place.rpartition(".")
+    module = model.get_submodule(path)
+    before = getattr(module, name)
+    setattr(module, name, values[0] if isinstance(before, int) else type(before)(values))
+    setattr(module, FOLLOWING, tuple(dict.fromkeys((*getattr(module, FOLLOWING, ()), name))))
+
+
+def has_number(model: nn.Module, place: str, count: int) -> bool:
+    """Whether ``module.attribute`` is an integer, or a list or tuple of `count` of them."""
+    path, _, name = place.rpartition(".")
+    module = dict(model.named_modules()).get(path)
+    return module is not None and len(_listed(vars(module).get(name))) == count
+
+
+def kept_numbers(model: nn.Module) -> dict[str, list[int]]:
+    """What `put` set in a cut model: ``{module.attribute: values}``."""
+    return {f"{path}.{name}".lstrip("."): _listed(getattr(module, name))
+            for path, module in model.named_modules() for name in getattr(module, FOLLOWING, ())}  # fmt: skip
+
+
+def _listed(value: Any) -> list[int]:
+    items = [value] if type(value) is int else list(value) if type(value) in (tuple, list) else []
+    return items if all(type(item) is int for item in items) else []
+
+
+def _options(tracer: Tracer, module: nn.Module, call: Call) -> dict[str, list[int]]:
+    """Attributes of `module` that equal one of the operator's counts, and which they equal."""
+    if type(module).__module__.startswith("torch."):
+        return {}
+    sizes = [len(labels) for labels in _counts(tracer, call)]
+    parts = [len(labels) for labels in _parts(tracer, call)]
+    options: dict[str, list[int]] = {}
+    for name, value in vars(module).items():
+        if type(value) is int and value > 1 and value in sizes:
+            options[name] = [number for number, size in enumerate(sizes) if size == value]
+        elif type(value) in (list, tuple) and len(value) > 1 and list(value) == parts:
+            options[name] = [_PARTS]
+    return options
+
+
+def _counts(tracer: Tracer, call: Call) -> list[Labels]:
+    """Channels whose number the operator may have been given, the most likely ones first."""
+    source = call.args[0] if call.args else None
+    layout = tracer.layout(source)
+    found = _parts(tracer, call)
+    if layout is not None and call.op == "slice" and (call.args[1] or 0) % source.rank == layout.axis:
+        start = (call.args[2] or 0) % source.shape[layout.axis]
+        end = start + call.outs[0].shape[layout.axis]
+        found += [layout.atoms[:start], layout.atoms[:end], layout.atoms[start:end]]
+    layouts = [tracer.layouts[value] for value in (*call.inputs, *call.outs) if value in tracer.layouts]
+    return [*found, *(layout.atoms for layout in layouts)]
+
+
+def _parts(tracer: Tracer, call: Call) -> list[Labels]:
+    """The channels in each part of a split."""
+    layout = tracer.layout(call.args[0]) if call.op in ("split", "split_with_sizes", "chunk") else None
+    if layout is None or sum(out.shape[layout.axis] for out in call.outs) != len(layout.atoms):
+        return []
+    return [tracer.layouts[out].atoms if out in tracer.layouts else np.full(out.shape[layout.axis], FIXED, dtype=np.int64)
+            for out in call.outs]  # fmt: skip
