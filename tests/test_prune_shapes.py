@@ -46,6 +46,18 @@ CALLS: dict[str, tuple[Any, Callable[[], tuple[Any, ...]]]] = {
         f"{f}": (getattr(aten, f).default, lambda: (made(2, 3, 4),))
         for f in ["hardswish_", "hardsigmoid_", "leaky_relu_", "elu_", "sigmoid_", "relu_", "silu_"]
     },
+    "convolution": (
+        aten.convolution.default,
+        lambda: (made(2, 6, 9, 8), made(4, 3, 3, 2), made(4), [2, 1], [1, 0], [1, 2], False, [0, 0], 2),
+    ),
+    "convolution in 1-D": (
+        aten.convolution.default,
+        lambda: (made(2, 6, 9), made(4, 6, 3), None, [1], [0], [1], False, [0], 1),
+    ),
+    "transposed convolution": (
+        aten.convolution.default,
+        lambda: (made(2, 6, 9, 8), made(6, 4, 2, 2), None, [2, 2], [0, 0], [1, 1], True, [1, 1], 1),
+    ),
     "hardswish, channels last": (
         aten.hardswish.default,
         lambda: (made(2, 3, 4, 5).to(memory_format=torch.channels_last),),
@@ -110,6 +122,14 @@ def test_shapes_and_types_are_pytorchs(name: str) -> None:
         (aten.add.Tensor, (made(2, 3), made(2, 4))),
         (aten.add_.Tensor, (made(3), made(2, 3))),
         (aten.mean.dim, (made(2, 3), [2])),
+        (
+            aten.convolution.default,
+            (made(1, 3, 8, 8), made(4, 4, 3, 3), None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1),
+        ),
+        (
+            aten.convolution.default,
+            (made(1, 3, 2, 2), made(4, 3, 3, 3), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1),
+        ),
         (aten.mean.dim, (made(2, 3), [0, -2])),
         (aten.cat.default, ([made(2, 3), made(3, 2)],)),
         (aten.masked_fill.Scalar, (made(2, 3), made(2, dtype=torch.bool), 1.0)),

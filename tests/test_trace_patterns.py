@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import zoo
 from oracle import random_plan, randomise, silenced_output, tensors_of
 from patterns import PATTERNS, Net, conv
 from pydeploy.errors import ConfigError, TraceError
@@ -65,12 +66,27 @@ def test_frozen_groups_name_operator_and_reason(name: str, text: str) -> None:
     assert re.search(text, graph.frozen["a"]), graph.frozen
 
 
+@pytest.mark.parametrize("name", ["residual", "plain", "scaled"])
+def test_training_mode_changes_nothing(name: str) -> None:
+    """Dropout and batch statistics are no part of the structure, and the trace leaves them as they are."""
+    model = zoo.build(name)
+    expected = trace(model, torch.zeros(zoo.SHAPE))
+    model.train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    assert trace(model, torch.zeros(zoo.SHAPE)) == expected
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
 def test_whole_heads_and_norm_groups() -> None:
     graph = trace(PATTERNS["attention"][0](), torch.zeros(SHAPE))
     assert graph.by_name["qkv"].width == 3
     assert trace(PATTERNS["group_norm"][0](), torch.zeros(SHAPE)).by_name["a"].width == 4
     assert "group_norm" in trace(PATTERNS["group_norm_of_all"][0](), torch.zeros(SHAPE)).by_name["a"].inexact
     assert "layer_norm" in trace(PATTERNS["layer_norm"][0](), torch.zeros(SHAPE)).by_name["a"].inexact
+    standardised = trace(PATTERNS["weight_standardisation"][0](), torch.zeros(SHAPE))
+    assert "statistics run over its kept inputs" in standardised.by_name["a"].inexact
+    assert standardised.by_name["b"].inexact == ""
 
 
 def test_several_inputs() -> None:

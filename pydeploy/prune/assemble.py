@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -52,41 +52,49 @@ def assemble(tracer: Tracer, params: Mapping[str, tuple[int, ...]], learnable: i
              limits: Limits) -> Assembly:  # fmt: skip
     """Group atoms that appear in the same places, name the groups and express every layer's widths by them."""
     atoms = tracer.atoms
-    makers: dict[int, str] = {}
-    for op in tracer.ops:
-        for root in np.unique(atoms.roots(op.outgoing)).tolist():
-            makers.setdefault(root, op.layer)
-    reasons, notes = atoms.why()
-    reasons = {**_excluded(tracer, limits.exclude), **reasons}
+    makers = _makers(tracer)
+    frozen, texts = atoms.why()
+    _exclude(tracer, limits.exclude, frozen, texts)
+    noted, notes = atoms.remarks()
     home, rank = np.full((2, atoms.count), -1, dtype=np.int64)
     groups: list[Group] = []
     names: Counter[str] = Counter()
-    for roots, slices in _members(atoms, reasons, notes, makers):
-        layer = makers[int(roots[0])]
+    for roots, slices in _members(atoms, makers, frozen, noted):
+        first = int(roots[0])
+        layer = tracer.ops[makers[first]].layer
         names[layer] += 1
         name = layer if names[layer] == 1 else f"{layer}#{names[layer]}"
-        reason = reasons.get(int(roots[0]), "" if len(roots) > 1 else "its channels only exist together")
+        reason = texts[frozen[first]] if frozen[first] >= 0 else ""
+        reason = reason or ("" if len(roots) > 1 else "its channels only exist together")
+        note = notes[noted[first]] if noted[first] >= 0 else ""
         home[roots], rank[roots] = len(groups), np.arange(len(roots))
         groups.append(Group(name, len(roots), slices, reason, min(limits.min_width, len(roots)),
-                            1 if reason else limits.alignment(name), notes.get(int(roots[0]), "")))  # fmt: skip
+                            1 if reason else limits.alignment(name), note))  # fmt: skip
     layers = tuple(
         _op(op, name, atoms, home, groups) for op, name in zip(tracer.ops, _op_names(tracer.ops), strict=True)
     )
     return Assembly(Graph(tuple(groups), layers, params, learnable, inputs), home, rank)
 
 
-def _excluded(tracer: Tracer, patterns: Sequence[str]) -> dict[int, str]:
-    found: dict[int, str] = {}
-    for op in tracer.ops:
-        for pattern in patterns:
+def _makers(tracer: Tracer) -> Labels:
+    """Number of the first layer that makes each representative; -1: none."""
+    makers = np.full(tracer.atoms.count, -1, dtype=np.int64)
+    for number in reversed(range(len(tracer.ops))):
+        makers[tracer.atoms.roots(tracer.ops[number].outgoing)] = number
+    return makers
+
+
+def _exclude(tracer: Tracer, patterns: Sequence[str], frozen: Labels, texts: list[str]) -> None:
+    """Give outputs of layers that match a pattern that reason, where there is none yet."""
+    for pattern in reversed(patterns):
+        texts.append(f"excluded by '{pattern}'")
+        for op in tracer.ops:
             if fnmatchcase(op.layer, pattern):
-                found.update(dict.fromkeys(tracer.atoms.roots(op.outgoing).tolist(), f"excluded by '{pattern}'"))
-    return found
+                roots = tracer.atoms.roots(op.outgoing)
+                frozen[roots[frozen[roots] < 0]] = len(texts) - 1
 
 
-def _members(
-    atoms: Atoms, reasons: Mapping[int, str], notes: Mapping[int, str], makers: Mapping[int, str]
-) -> list[tuple[Labels, tuple[Slice, ...]]]:
+def _members(atoms: Atoms, makers: Labels, frozen: Labels, noted: Labels) -> list[tuple[Labels, tuple[Slice, ...]]]:
     """Atoms with the same places, reason and note, in order of birth, with the slices that they occupy."""
     if not atoms.places:
         return []
@@ -95,25 +103,37 @@ def _members(
     root = np.concatenate(labels)
     place = np.repeat(np.arange(len(places)), [len(found) for found in labels])
     entry = np.concatenate([np.arange(len(found)) for found in labels])
-    order = np.lexsort((entry, place, root))
-    order = order[root[order] >= 0]
-    root, place, entry = root[order], place[order], entry[order]
-    starts = np.flatnonzero(np.diff(root, prepend=-1))
-    families: dict[tuple[bytes, str, str], list[int]] = defaultdict(list)
-    ends = np.append(starts[1:], len(root))
-    for at, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        atom = int(root[at])
-        if atom in makers:
-            families[place[at:end].tobytes(), reasons.get(atom, ""), notes.get(atom, "")].append(at)
+    made = root >= 0
+    made[made] = makers[root[made]] >= 0
+    order = np.lexsort((entry[made], place[made], root[made]))
+    root, place, entry = (column[made][order] for column in (root, place, entry))
+    families: dict[tuple[bytes, int, int], list[Labels]] = defaultdict(list)
+    for begins, length in _alike(root, place, frozen, noted):
+        first = int(begins[0])
+        atom = int(root[first])
+        families[place[first : first + length].tobytes(), int(frozen[atom]), int(noted[atom])].append(begins)
     found_groups = []
-    for (key, _, _), family in families.items():
-        own = np.frombuffer(key, dtype=np.int64)
-        table = entry[np.asarray(family)[:, None] + np.arange(len(own))]
+    for (key, _, _), begin in families.items():
+        own, family = np.frombuffer(key, dtype=np.int64), np.concatenate(begin)
+        table = entry[family[:, None] + np.arange(len(own))]
         for first, last in _regular_runs(table):
-            found_groups.append(
-                (root[np.asarray(family[first:last])], _slices([places[p] for p in own], table[first:last]))
-            )
+            found_groups.append((root[family[first:last]], _slices([places[p] for p in own], table[first:last])))
     return sorted(found_groups, key=lambda found: int(found[0][0]))
+
+
+def _alike(root: Labels, place: Labels, frozen: Labels, noted: Labels) -> Iterator[tuple[Labels, int]]:
+    """Runs of successive atoms with the same places, reason and note: where each atom's rows begin, and how many it has."""
+    begins = np.flatnonzero(np.diff(root, prepend=-1))
+    lengths = np.diff(begins, append=len(root))
+    following = np.arange(len(root)) + np.repeat(lengths, lengths)
+    same_place = place == place[np.minimum(following, len(root) - 1)]
+    same = np.logical_and.reduceat(same_place, begins)[:-1] if len(begins) else same_place
+    atom = root[begins]
+    for column in (lengths, frozen[atom], noted[atom]):
+        same &= column[1:] == column[:-1]
+    starts = np.flatnonzero(np.concatenate([[True], ~same])) if len(begins) else begins
+    for first, last in zip(starts.tolist(), [*starts[1:].tolist(), len(begins)], strict=False):
+        yield begins[first:last], int(lengths[first])
 
 
 def _regular_runs(table: Labels) -> list[tuple[int, int]]:
@@ -167,7 +187,10 @@ def _extent(
     if labels is None:
         return Extent(total)
     own = home[atoms.roots(labels[labels >= 0])]
-    counts = Counter(own.tolist())  # in order of first occurrence
+    begins = np.flatnonzero(np.diff(own, prepend=-2))
+    counts: Counter[int] = Counter()  # in order of first occurrence
+    for n, count in zip(own[begins].tolist(), np.diff(begins, append=len(own)).tolist(), strict=True):
+        counts[n] += count
     terms = tuple((n, count // groups[n].width) for n, count in counts.items() if n >= 0 and not groups[n].frozen)
     fixed = total - sum(repeat * groups[n].width for n, repeat in terms)
     return Extent(fixed, tuple((groups[n].name, repeat) for n, repeat in terms))

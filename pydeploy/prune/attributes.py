@@ -29,11 +29,14 @@ def _updater(kind: type[nn.Module]) -> Callable[[Any, Any], None] | None:
 
 
 def _convolution(before: Any, after: Any) -> None:
+    shape = after.weight.shape
+    if shape == before.weight.shape:
+        return
     ours, theirs = (1, 0) if after.transposed else (0, 1)  # weight axes of output and input channels
     if 1 < before.groups == before.in_channels:
-        after.groups = after.weight.shape[0] * before.groups // before.weight.shape[0]
-    after.out_channels = after.weight.shape[ours] * (after.groups if ours else 1)
-    after.in_channels = after.weight.shape[theirs] * (after.groups if theirs else 1)
+        after.groups = shape[0] * before.groups // before.weight.shape[0]
+    after.out_channels = shape[ours] * (after.groups if ours else 1)
+    after.in_channels = shape[theirs] * (after.groups if theirs else 1)
 
 
 def _linear(_before: Any, after: Any) -> None:

@@ -38,12 +38,11 @@ class Layout:
 class Atoms:
     """Union-find over channel atoms, the reasons why some are frozen, and where each lies in the parameters."""
 
-    parent: Labels = field(default_factory=lambda: np.arange(1024, dtype=np.int64))
+    parent: Labels = field(default_factory=lambda: _own_parents(1024))
+    """The last two entries are those of the negative labels, which indexing from the end finds."""
     count: int = 0
-    reasons: dict[str, int] = field(default_factory=dict)
-    """Texts in order of first use."""
-    frozen: list[tuple[Labels, int]] = field(default_factory=list)
-    """(atoms, number of the reason), in order."""
+    frozen: list[tuple[Labels, str]] = field(default_factory=list)
+    """(atoms, reason), in order."""
     notes: list[tuple[Labels, str]] = field(default_factory=list)
     """(atoms, why cutting them changes the other channels' values)."""
     places: dict[tuple[str, int], Labels] = field(default_factory=dict)
@@ -52,22 +51,20 @@ class Atoms:
     def fresh(self, count: int) -> Labels:
         """`count` new atoms, shape ``(count,)``."""
         first, self.count = self.count, self.count + count
-        if self.count > len(self.parent):
-            grown = np.arange(2 * self.count, dtype=np.int64)
+        if self.count + 2 > len(self.parent):
+            grown = _own_parents(2 * self.count + 2)
             grown[:first] = self.parent[:first]
             self.parent = grown
         return np.arange(first, self.count, dtype=np.int64)
 
     def roots(self, labels: Labels) -> Labels:
         """Representatives of all `labels`; negative labels stay."""
-        found = np.where(labels < 0, labels, self.parent[labels])
+        found = self.parent[labels]
         while True:
-            further = np.where(found < 0, found, self.parent[found])
+            further = self.parent[found]
             if (further == found).all():
                 return found
-            known = labels >= 0
-            self.parent[labels[known]] = further[known]
-            found = further
+            self.parent[labels] = found = further
 
     def unite(self, left: Labels, right: Labels) -> None:
         """Unite entry by entry (shapes broadcast). An atom that meets an entry without a channel is frozen."""
@@ -103,41 +100,52 @@ class Atoms:
         """Forbid pruning of all atoms in `labels`; the first reason is kept."""
         atoms = labels[labels >= 0]
         if len(atoms):
-            self.frozen.append((np.unique(atoms), self.reasons.setdefault(reason, len(self.reasons))))
+            self.frozen.append((np.unique(atoms), reason))
 
     def place(self, param: str, dim: int, size: int, entries: Labels, atoms: Labels) -> None:
         """Note that entry ``entries[i]`` of `dim` of `param` belongs to ``atoms[i]`` (``entries[i] < 0``: none does).
 
         A second note unites; an entry that is `FIXED` in one use and a channel in another freezes.
         """
-        table = self.places.get((param, dim))
-        if table is None:
-            table = self.places[param, dim] = np.full(size, UNUSED, dtype=np.int64)
         real = entries >= 0
         if not real.all():
             self.freeze(atoms[~real], "combined with values that are not channels")
             entries, atoms = entries[real], atoms[real]
-        known = table[entries]
-        used = known != UNUSED
-        if used.any():
-            self.unite(known[used], atoms[used])
-        table[entries] = np.where(used & (known >= 0), known, atoms)
+        table = self.places.get((param, dim))
+        if table is None:
+            table = self.places[param, dim] = np.full(size, UNUSED, dtype=np.int64)
+            table[entries] = atoms
+        else:
+            known = table[entries]
+            used = known != UNUSED
+            if used.any():
+                self.unite(known[used], atoms[used])
+            table[entries] = np.where(used & (known >= 0), known, atoms)
         again = table[entries]
         if (again != atoms).any():  # one entry may occur several times
             self.unite(again, atoms)
 
-    def why(self) -> tuple[dict[int, str], dict[int, str]]:
-        """{representative: reason} of all frozen atoms, and {representative: note}."""
-        texts = list(self.reasons)
-        reasons: dict[int, str] = {}
-        for atoms, number in self.frozen:
-            for root in np.unique(self.roots(atoms)).tolist():
-                reasons.setdefault(root, texts[number])
-        notes: dict[int, str] = {}
-        for atoms, text in self.notes:
-            for root in np.unique(self.roots(atoms[atoms >= 0])).tolist():
-                notes.setdefault(root, text)
-        return reasons, notes
+    def why(self) -> tuple[Labels, list[str]]:
+        """Number of every representative's text about freezing (-1: none), and the texts."""
+        return self._texts(self.frozen)
+
+    def remarks(self) -> tuple[Labels, list[str]]:
+        """The same for notes."""
+        return self._texts(self.notes)
+
+    def _texts(self, told: Sequence[tuple[Labels, str]]) -> tuple[Labels, list[str]]:
+        numbers = np.full(self.count, -1, dtype=np.int64)
+        texts = list(dict.fromkeys(text for _, text in told))
+        place = {text: number for number, text in enumerate(texts)}
+        for atoms, text in reversed(told):
+            numbers[self.roots(atoms[atoms >= 0])] = place[text]
+        return numbers, texts
+
+
+def _own_parents(size: int) -> Labels:
+    parents = np.arange(size, dtype=np.int64)
+    parents[FIXED], parents[UNUSED] = FIXED, UNUSED
+    return parents
 
 
 Choose = Callable[[Sequence[int]], int]

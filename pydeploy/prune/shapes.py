@@ -98,6 +98,23 @@ def _resized(source: Any, size: Any, *_: Any) -> Any:
     return _made(source, (*source.shape[:2], *size)) if plain and source.is_contiguous() else None
 
 
+def _convolution(
+    source: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: Any, _: Any, groups: Any
+) -> Any:
+    """Batched and not transposed."""
+    shape, space, rank = weight.shape, source.shape[2:], source.dim() - 2
+    plain = (
+        rank > 0 and len(shape) == rank + 2 and len(stride) == len(padding) == len(dilation) == rank and not transposed
+    )
+    if not plain or source.shape[1] != shape[1] * groups or shape[0] % groups or source.dtype != weight.dtype:
+        return None
+    if 0 in source.shape or 0 in shape or (bias is not None and bias.shape != shape[:1]) or not weight.is_meta:
+        return None
+    sizes = [(n + 2 * p - d * (k - 1) - 1) // s + 1
+             for n, p, d, k, s in zip(space, padding, dilation, shape[2:], stride, strict=True)]  # fmt: skip
+    return _made(source, (source.shape[0], shape[0], *sizes)) if min(sizes) > 0 else None
+
+
 def _batch_norm(source: Any, weight: Any, bias: Any, mean: Any, var: Any, training: Any, *_: Any) -> Any:
     channels = source.shape[1:2]
     if training or source.dim() < 2 or any(t is not None and t.shape != channels for t in (weight, bias, mean, var)):
@@ -156,6 +173,7 @@ _QUICK: Mapping[Any, Callable[..., Any]] = {
     aten.pow.Tensor_Scalar: _like,
     aten.masked_fill.Scalar: _filled,
     aten.cat.default: _cat,
+    aten.convolution.default: _convolution,
     aten.native_batch_norm.default: _batch_norm,
     aten.native_group_norm.default: _group_norm,
     aten.native_layer_norm.default: _layer_norm,

@@ -146,8 +146,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         return out
 
     def _run(self, func: Any, schema: _Schema, args: Any, kwargs: Any) -> Any:
-        tensors = [leaf for leaf in flat([*args, *kwargs.values()]) if isinstance(leaf, Tensor)]
-        if any(t.is_meta for t in tensors) and not all(t.is_meta for t in tensors):
+        if not one_device(args, kwargs):
             if any(isinstance(args[i], Tensor) and not args[i].is_meta for i in schema.written if i < len(args)):
                 raise _NeedsValues
             args, kwargs = mapped(args, to_meta), mapped(kwargs, to_meta)
@@ -182,6 +181,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         self.tape.calls.append(Call(schema.name, noted, outs, path, site, written, None if results else out))
 
 
+_PLAIN = frozenset((int, float, bool, str, type(None)))
 _LOG = logging.getLogger(__name__)
 _MARK = "_pydeploy_value"
 
@@ -190,6 +190,13 @@ def to_meta(tensor: Tensor) -> Tensor:
     if tensor.is_meta:
         return tensor
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def one_device(args: Any, kwargs: Any) -> bool:
+    """Whether all tensors in the arguments are on the meta device, or none is."""
+    kinds = {leaf.is_meta for leaf in flat(args) if isinstance(leaf, Tensor)}
+    kinds |= {leaf.is_meta for leaf in flat(list(kwargs.values())) if isinstance(leaf, Tensor)} if kwargs else set()
+    return len(kinds) < 2
 
 
 def flat(tree: Any) -> Iterator[Any]:
@@ -204,9 +211,10 @@ def flat(tree: Any) -> Iterator[Any]:
 def mapped(tree: Any, change: Callable[[Tensor], Any]) -> Any:
     if isinstance(tree, Tensor):
         return change(tree)
-    if isinstance(tree, list | tuple):
-        return [mapped(item, change) for item in tree] if not isinstance(tree, torch.Size) else tree
-    if isinstance(tree, dict):
+    kind = type(tree)
+    if kind is list or kind is tuple:
+        return [mapped(item, change) if type(item) not in _PLAIN else item for item in tree]
+    if kind is dict:
         return {key: mapped(item, change) for key, item in tree.items()}
     return tree
 
@@ -303,20 +311,21 @@ def _own_input(leaf: Any) -> Any:
     return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
 
 
-def run(model: nn.Module, inputs: tuple[Any, ...], recorder: Any) -> Any:
-    """Run `model` under `recorder`, a mode that knows `where` it is; returns the model's output."""
+def run(model: nn.Module, inputs: tuple[Any, ...], mode: TorchDispatchMode, where: Where | None = None) -> Any:
+    """Run `model` under `mode`, keeping track of `where` it is; returns the model's output."""
     with ExitStack() as stack:
         stack.enter_context(_evaluating(model))
         stack.enter_context(by_heads(model))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # fused attention is one opaque operator
-        stack.enter_context(recorder.where.following(model))
+        if where is not None:
+            stack.enter_context(where.following(model))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(recorder)
+        stack.enter_context(mode)
         return model(*inputs)
 
 
 def _recorded(model: nn.Module, inputs: tuple[Any, ...], recorder: Recorder) -> Tape:
-    output = run(model, inputs, recorder)
+    output = run(model, inputs, recorder, recorder.where)
     recorder.tape.outputs = [recorder.value(leaf) for leaf in leaves(output)]
     recorder.tape.shapes = [tuple(leaf.shape) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
     return recorder.tape

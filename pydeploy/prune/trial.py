@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map
 
 from pydeploy.prune.propagate import Tracer
 from pydeploy.prune.shapes import run_meta
-from pydeploy.prune.tape import Call, Tape, Value, Where, flat, mapped, run, schema_of, to_meta
+from pydeploy.prune.tape import Call, Tape, Value, flat, mapped, one_device, run, schema_of, to_meta
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ class _Trial(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         self.tape, self.tracer = tape, tracer
         # By atom instead of representative, and an entry of no channel (-1: the last one) always stays.
         self.alive = np.append(alive[tracer.atoms.roots(np.arange(tracer.atoms.count, dtype=np.int64))], True)
-        self.where = Where()
+        self.counts: dict[int, int] = {}
+        """Kept channels by the layout's `id`: the tracer holds all layouts."""
         self.index = 0
         self.pending: Failure | None = None
         """A view of another size than predicted; it counts if the next real operator's size is wrong, too."""
@@ -80,9 +81,9 @@ class _Trial(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         name = schema_of(func).name
         if not self._aligned(name):
             return (
-                func(*mapped(args, to_meta), **mapped(kwargs, to_meta))
-                if self._on_meta(args, kwargs)
-                else func(*args, **kwargs)
+                func(*args, **kwargs)
+                if one_device(args, kwargs)
+                else func(*mapped(args, to_meta), **mapped(kwargs, to_meta))
             )
         call = self.tape.calls[self.index]
         problem = self._other_numbers(call, args)
@@ -115,15 +116,11 @@ class _Trial(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
             )
         return True
 
-    @staticmethod
-    def _on_meta(args: Any, kwargs: Any) -> bool:
-        return any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in flat([*args, *kwargs.values()]))
-
     def _run(self, func: Any, call: Call, args: Any, kwargs: Any) -> Any:
-        if self._on_meta(args, kwargs):
+        if not one_device(args, kwargs):
             args, kwargs = mapped(args, to_meta), mapped(kwargs, to_meta)
-            if call.result is not None and not call.outs:
-                return call.result
+        if call.result is not None and not call.outs and any(isinstance(a, Tensor) and a.is_meta for a in args):
+            return call.result
         dynamic = torch.Tag.dynamic_output_shape in func.tags or torch.Tag.data_dependent_output in func.tags
         try:
             return run_meta(func, args, kwargs)
@@ -162,9 +159,10 @@ class _Trial(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         return None
 
     def _other_shapes(self, call: Call, out: Any) -> Failure | None:
-        tracer = self.tracer
-        if not any(v in tracer.layouts for v in (*call.inputs, *call.outs)):
+        layouts = self.tracer.layouts
+        if not any(v in layouts for v in call.inputs) and not any(v in layouts for v in call.outs):
             return None
+        tracer = self.tracer
         results = [leaf for leaf in flat(out) if isinstance(leaf, Tensor)]
         if len(results) != len(call.outs):
             return Failure(
@@ -183,7 +181,10 @@ class _Trial(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         layout = self.tracer.layouts.get(value)
         if layout is None:
             return value.shape
-        return (*value.shape[: layout.axis], self._kept(layout.atoms), *value.shape[layout.axis + 1 :])
+        kept = self.counts.get(id(layout))
+        if kept is None:
+            kept = self.counts[id(layout)] = self._kept(layout.atoms)
+        return (*value.shape[: layout.axis], kept, *value.shape[layout.axis + 1 :])
 
     def _kept(self, atoms: NDArray[np.int64]) -> int:
         return int(np.count_nonzero(self.alive[atoms]))

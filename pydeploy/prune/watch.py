@@ -28,12 +28,14 @@ def arguments(example: Tensor | Inputs) -> Inputs:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; every module's own mode after."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    if any(training for _, training in modes):
+        model.eval()
     try:
         yield
     finally:
         for module, training in modes:
-            module.training = training
+            if module.training is not training:
+                module.training = training
 
 
 def run_evaluating(model: nn.Module, inputs: Inputs) -> Any:
