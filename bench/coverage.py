@@ -100,14 +100,14 @@ def settings(family: str, name: str) -> tuple[tuple[int, ...], dict[str, Any]]:
         if "ssd" not in name:
             options |= {"min_size": 96, "max_size": 128}
         if "rcnn" in name:  # with random weights no score is high, and without a box no head would run
-            options |= {"box_score_thresh": 0.0, "box_detections_per_img": 8}
+            options |= {"box_score_thresh": 0.0, "box_detections_per_img": 8, "rpn_post_nms_top_n_test": 8}
         return (1, 3, 96, 96), options
     if family == "video":
         return (1, 3, 16, 224, 224) if name == "s3d" or "mvit" in name else (1, 3, 4, 64, 64), options
     fixed = any(
         part in name for part in ("vit", "maxvit", "coat", "halonet", "lambda", "xcit", "bat_", "efficientformer")
     )
-    size = 224 if fixed and family != "segmentation" else 96 if "inception" in name or "nasnet" in name else 64
+    size = 256 if "bat_" in name else 224 if fixed and family != "segmentation" else 96 if "inception" in name or "nasnet" in name else 64
     return (1, 3, size, size), options
 
 

@@ -285,7 +285,7 @@ PATTERNS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
             two=Block(_residual_of_a_part, {"width": 8}, b=conv(8, 11)),
             c=conv(11, 3),
         ),
-        {"a", "one.b#2", "two.b#3"},
+        {"a", "one.b", "two.b"},
     ),
     "kept_sizes": (
         lambda: Keeping(_mixed, {"splits": [5, 3]}, a=conv(3, 8), b=conv(5, 5, groups=5), d=conv(3, 4), c=conv(9, 3)),
