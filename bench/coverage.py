@@ -107,7 +107,15 @@ def settings(family: str, name: str) -> tuple[tuple[int, ...], dict[str, Any]]:
     fixed = any(
         part in name for part in ("vit", "maxvit", "coat", "halonet", "lambda", "xcit", "bat_", "efficientformer")
     )
-    size = 256 if "bat_" in name else 224 if fixed and family != "segmentation" else 96 if "inception" in name or "nasnet" in name else 64
+    size = (
+        256
+        if "bat_" in name
+        else 224
+        if fixed and family != "segmentation"
+        else 96
+        if "inception" in name or "nasnet" in name
+        else 64
+    )
     return (1, 3, size, size), options
 
 

@@ -1,7 +1,7 @@
 """What may be pruned and what costs time, as names and numbers: no tensors, no torch.
 
-* A `Group` is a set of channels that exist or vanish together, wherever they appear. Any non-empty
-  choice of channels per prunable group is a valid model; what cannot promise that is frozen.
+* A `Group` is a set of channels that exist or vanish together, wherever they appear. Any choice of at least
+  `min_width` channels (mostly one) per prunable group is a valid model; what cannot promise that is frozen.
 * An `Op` is a layer whose cost depends on widths (convolution, linear).
 * A `Plan` says which channels of each group stay. It is the only thing that surgery reads.
 """
@@ -52,7 +52,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Channels that are removed together; `frozen` says why none may be removed ('' = prunable)."""
+    """Channels that are removed together; `frozen` says why none may be removed ('' = prunable). At least `min_width` must stay."""
 
     name: str
     width: int
@@ -314,6 +314,10 @@ def _check_channels(group: Group, channels: Sequence[int]) -> None:
     if len(channels) == 0:
         raise Mismatch(
             f"the plan empties group '{group.name}': keep at least {group.min_width} of {group.width} channels"
+        )
+    if len(channels) < min(group.min_width, group.width):
+        raise Mismatch(
+            f"the plan keeps {len(channels)} channels of group '{group.name}', where {group.min_width} must stay"
         )
     ascend = all(map(operator.lt, channels, channels[1:]))
     if not ascend or channels[0] < 0 or channels[-1] >= group.width:

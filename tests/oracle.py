@@ -15,10 +15,13 @@ from pydeploy.graph import Graph, Plan
 
 
 def random_plan(graph: Graph, rng: np.random.Generator, ratio: float | None = None) -> Plan:
-    """Any non-empty choice of channels per prunable group; about ``1 - ratio`` of each where a ratio is given."""
+    """Any choice of enough channels per prunable group; about ``1 - ratio`` of each where a ratio is given."""
     kept = {}
     for group in graph.prunable:
-        count = int(rng.integers(1, group.width + 1)) if ratio is None else max(1, round(group.width * (1 - ratio)))
+        least = group.min_width
+        count = (
+            int(rng.integers(least, group.width + 1)) if ratio is None else max(least, round(group.width * (1 - ratio)))
+        )
         kept[group.name] = tuple(sorted(int(c) for c in rng.choice(group.width, count, replace=False)))
     return Plan(kept, graph.fingerprint)
 

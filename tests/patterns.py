@@ -134,6 +134,20 @@ def _loose_buffer() -> nn.Module:
     return net
 
 
+def _written_whole() -> nn.Module:
+    """Detectors' pooling: rows of a tensor of zeros are written from several maps, places by places."""
+
+    def forward(m, x):
+        y = m.a(x)
+        whole = torch.zeros(2, y.shape[1], 8, 8, dtype=x.dtype, device=x.device)
+        whole[0]  # a view that nobody reads
+        whole[torch.tensor([1])] = y[:1]
+        whole[torch.tensor([0])] = m.a(x.flip(3))[1:]
+        return m.c(m.b(whole))
+
+    return Net(forward, a=conv(3, 6), b=conv(6, 6), c=conv(6, 3))
+
+
 def _split(m, x):
     a, b, c = m.a(x).split(x.shape[1] + 1, 1)
     return m.c(a + b * c)
@@ -259,7 +273,7 @@ PATTERNS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "written_part": (lambda: Net(_constant_written, a=conv(3, 6), c=conv(6, 3)), set()),
     "squeezed": (
         lambda: Net(lambda m, x: m.f(m.a(x).mean((2, 3), keepdim=True).squeeze()), a=conv(3, 6), f=nn.Linear(6, 3)),
-        set(),
+        {"a"},
     ),
     "buffers": (_buffered, {"a"}),
     "loose_buffer": (_loose_buffer, set()),
@@ -295,6 +309,16 @@ PATTERNS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
         lambda: Keeping(_partial, {"done": 2, "left": 6}, a=conv(3, 8), b=conv(2, 2), c=conv(8, 3)),
         {"a", "a#2", "b"},
     ),
+    "kept_shape": (
+        lambda: Net(
+            lambda m, x: m.c(m.s(m.a(x))),
+            a=conv(3, 8),
+            s=Block(lambda m, x: x * m.gain.view(m.size), {"size": (8, 1, 1)}, gain=nn.Parameter(torch.rand(8) + 0.5)),
+            c=conv(8, 3),
+        ),
+        {"a"},
+    ),
+    "written_whole": (_written_whole, {"a", "b"}),
     "weight_standardisation": (
         lambda: Net(
             lambda m, x: m.c(F.relu(m.b(F.relu(m.a(x))))),

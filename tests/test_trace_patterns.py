@@ -12,7 +12,7 @@ from torch import nn
 import zoo
 from oracle import random_plan, randomise, silenced_output, tensors_of
 from patterns import PATTERNS, Net, conv
-from pydeploy.errors import ConfigError, TraceError
+from pydeploy.errors import ConfigError, Mismatch, TraceError
 from pydeploy.graph import Plan
 from pydeploy.prune.surgery import apply
 from pydeploy.prune.trace import trace
@@ -124,11 +124,14 @@ def F_relu(x):  # noqa: N802
     return nn.functional.relu(x)
 
 
-def test_outputs_stay_after_several_trials() -> None:
-    """The second trial fails here (squeeze at width 1), the first passes: the output is frozen all the same."""
-    graph = trace(PATTERNS["squeezed"][0](), torch.zeros(SHAPE))
-    assert graph.frozen["f"] == "model output"
-    assert "squeeze at" in graph.frozen["a"]
+def test_what_fails_with_one_channel_keeps_two() -> None:
+    """The second trial fails here (squeeze at width 1), the first passes; the output is frozen all the same."""
+    model = PATTERNS["squeezed"][0]().eval()
+    graph = trace(model, torch.zeros(SHAPE))
+    assert graph.frozen == {"f": "model output"}
+    assert graph.by_name["a"].min_width == 2
+    with pytest.raises(Mismatch, match="keeps 1 channels of group 'a', where 2 must stay"):
+        apply(model, graph, Plan({"a": (3,)}, graph.fingerprint))
 
 
 def test_limits_of_groups() -> None:

@@ -56,6 +56,9 @@ def assemble(tracer: Tracer, params: Mapping[str, tuple[int, ...]], learnable: i
     frozen, texts = atoms.why()
     _exclude(tracer, limits.exclude, frozen, texts)
     noted, notes = atoms.remarks()
+    paired = np.zeros(atoms.count, dtype=np.bool_)
+    for labels in tracer.pairs:
+        paired[atoms.roots(labels[labels >= 0])] = True
     home, rank = np.full((2, atoms.count), -1, dtype=np.int64)
     groups: list[Group] = []
     names: Counter[str] = Counter()
@@ -68,8 +71,9 @@ def assemble(tracer: Tracer, params: Mapping[str, tuple[int, ...]], learnable: i
         reason = reason or ("" if len(roots) > 1 else "its channels only exist together")
         note = notes[noted[first]] if noted[first] >= 0 else ""
         home[roots], rank[roots] = len(groups), np.arange(len(roots))
-        groups.append(Group(name, len(roots), slices, reason, min(limits.min_width, len(roots)),
-                            1 if reason else limits.alignment(name), note))  # fmt: skip
+        least = min(max(limits.min_width, 2 if paired[roots].any() else 1), len(roots))
+        align = 1 if reason else limits.alignment(name)
+        groups.append(Group(name, len(roots), slices, reason, least, align, note))
     layers = tuple(
         _op(op, name, atoms, home, groups) for op, name in zip(tracer.ops, _op_names(tracer.ops), strict=True)
     )

@@ -16,12 +16,12 @@ from torch import nn
 from pydeploy.graph import Extent, Widths
 from pydeploy.prune.layout import FIXED, Labels
 from pydeploy.prune.propagate import Tracer
-from pydeploy.prune.tape import Call, Tape
+from pydeploy.prune.tape import Call, Tape, Value
 
 FOLLOWING = "_pydeploy_numbers"
 """Attribute of a cut module that names its numbers, so that files can hold them."""
 _PARTS = -1
-"""Instead of the number of one count: the sizes of all parts of a split."""
+"""Instead of the number of one count: the sizes of all parts of a split, or of all axes."""
 _ROUNDS = 2
 
 
@@ -102,21 +102,39 @@ def _options(tracer: Tracer, module: nn.Module, call: Call) -> dict[str, list[in
 
 def _counts(tracer: Tracer, call: Call) -> list[Labels]:
     """Channels whose number the operator may have been given, the most likely ones first."""
-    source = call.args[0] if call.args else None
+    source: Any = call.args[0] if call.args else None
     layout = tracer.layout(source)
     found = _parts(tracer, call)
     if layout is not None and call.op == "slice" and (call.args[1] or 0) % source.rank == layout.axis:
         start = (call.args[2] or 0) % source.shape[layout.axis]
         end = start + call.outs[0].shape[layout.axis]
         found += [layout.atoms[:start], layout.atoms[:end], layout.atoms[start:end]]
-    layouts = [tracer.layouts[value] for value in (*call.inputs, *call.outs) if value in tracer.layouts]
-    return [*found, *(layout.atoms for layout in layouts)]
+    return [*found, *(labels for value in (*call.inputs, *call.outs) for labels in _on_axes(tracer, value).values())]
 
 
 def _parts(tracer: Tracer, call: Call) -> list[Labels]:
-    """The channels in each part of a split."""
-    layout = tracer.layout(call.args[0]) if call.op in ("split", "split_with_sizes", "chunk") else None
-    if layout is None or sum(out.shape[layout.axis] for out in call.outs) != len(layout.atoms):
+    """The channels in each part of a split, or along each axis of a reshaped tensor."""
+    layout = tracer.layout(call.args[0]) if call.args else None
+    if call.op in ("view", "reshape", "expand", "_unsafe_view") and len(call.outs) == 1:
+        known = _on_axes(tracer, call.outs[0])
+        return [known.get(axis, np.full(size, FIXED, dtype=np.int64)) for axis, size in enumerate(call.outs[0].shape)]
+    if call.op not in ("split", "split_with_sizes", "chunk") or layout is None:
         return []
-    return [tracer.layouts[out].atoms if out in tracer.layouts else np.full(out.shape[layout.axis], FIXED, dtype=np.int64)
-            for out in call.outs]  # fmt: skip
+    if sum(out.shape[layout.axis] for out in call.outs) != len(layout.atoms):
+        return []
+    return [
+        _on_axes(tracer, out).get(layout.axis, np.full(out.shape[layout.axis], FIXED, dtype=np.int64))
+        for out in call.outs
+    ]
+
+
+def _on_axes(tracer: Tracer, value: Value) -> dict[int, Labels]:
+    """Channels along the axes of a value, also of one that is made of parameters."""
+    layout, view = tracer.layouts.get(value), tracer.views.get(value)
+    found = {} if layout is None else {layout.axis: layout.atoms}
+    for axis, origins in enumerate(view.axes if view is not None else ()):
+        for origin in origins:
+            table = tracer.atoms.places.get((origin.param, origin.dim))
+            if table is not None and (table >= 0).any():
+                found[axis] = np.where(origin.entries < 0, FIXED, table[origin.entries])
+    return found

@@ -51,6 +51,8 @@ class Decisions:
     """Attributes that an operator's sizes come from, and which of its channels they count (see `numbers`)."""
     rounds: dict[Site, int] = field(default_factory=dict)
     """How often attributes were tried at a site."""
+    pairs: set[int] = field(default_factory=set)
+    """Calls that fail with a single channel and may run with two."""
     blocked: dict[int, str] = field(default_factory=dict)
 
 
@@ -71,12 +73,23 @@ class Tracer:
     call: Call | None = None
     bound: set[Value] = field(default_factory=set)
     """Inputs of this call whose parameters were placed."""
+    pairs: list[Labels] = field(default_factory=list)
+    """Channels of which two must stay."""
+    last_read: dict[Value, int] = field(default_factory=dict)
+    """Number of the last call that reads a value."""
+    parts: dict[Value, list[Value]] = field(default_factory=dict)
+    """Views so far, by the value whose memory they share."""
 
     def follow(self, tape: Tape) -> None:
         """Move layouts through all calls; what comes out at the end is frozen."""
+        self.last_read = {value: index for index, call in enumerate(tape.calls) for value in call.inputs}
+        self.last_read |= dict.fromkeys(tape.outputs, len(tape.calls))
         for index, call in enumerate(tape.calls):
             self.call = call
             self._step(index, call)
+            for out in call.outs:
+                if out.base is not None:
+                    self.parts.setdefault(out.base, []).append(out)
         for value in tape.outputs:
             self.freeze(value, "model output")
 
@@ -92,7 +105,9 @@ class Tracer:
         except (Unknown, ValueError, IndexError, TypeError, KeyError, AttributeError) as error:
             # A rule that meets arguments it was not written for must freeze, not fail.
             self._give_up(call, str(error) if isinstance(error, Unknown) else f"unusual arguments ({error!r})")
-        self._settle_writes(call)
+        self._settle_writes(index, call)
+        if index in self.decisions.pairs:
+            self.pairs += [self.layouts[value].atoms for value in (*call.inputs, *call.outs) if value in self.layouts]
         for value in (*call.inputs, *call.outs) if stop else ():
             self.freeze(value, f"{call.location}: {stop}")
         if len(self.ops) == count and self.ops and call.op not in _HIDDEN:
@@ -186,12 +201,14 @@ class Tracer:
         self.atoms.freeze(atoms, reason)
         self.atoms.place(origin.param, origin.dim, origin.size, entries, atoms)
 
-    def _settle_writes(self, call: Call) -> None:
-        """Writing channels into a part of another tensor: the whole keeps no account of them, so they must stay."""
+    def _settle_writes(self, index: int, call: Call) -> None:
+        """Writing channels into a part of another tensor: the whole keeps no account of them, so they must stay. The same for the
+        parts of a tensor that is written as a whole, where they are read again.
+        """
         if not call.written or not call.outs:
             return
         before, after = call.written[0], call.outs[0]
-        if not (before.shared or before.base is not None):
+        if before.base is None and all(self.last_read.get(part, -1) <= index for part in self.parts.get(before, ())):
             return
         old, new = self.layouts.get(before), self.layouts.get(after)
         same = (old is None and new is None) or (

@@ -17,8 +17,8 @@ aten = torch.ops.aten
 def run_meta(func: Any, args: Any, kwargs: Any) -> Any:
     """``func(*args, **kwargs)`` where tensors have shapes only."""
     quick = _QUICK.get(func) if args and not kwargs else None
-    first = args[0] if quick is not None else None
-    found = quick(*args) if quick is not None and (isinstance(first, list) or first.is_meta) else None
+    fits = quick is not None and (isinstance(args[0], list) or args[0].is_meta)
+    found = quick(*args) if quick is not None and fits else None
     return func(*args, **kwargs) if found is None else found
 
 

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -112,18 +113,19 @@ def _tried(
     tracer: Tracer,
     found: Assembly,
 ) -> Failure | None:
-    """Cut to about half of all widths, then to one channel of each."""
+    """Cut to about half of all widths, then to as few channels of each as may stay."""
     rng = np.random.default_rng(0)
-    halves = {g.name: np.sort(rng.permutation(g.width)[: -(-g.width // 2)]) for g in found.graph.prunable}
-    ones = {g.name: np.array([g.width - 1]) for g in found.graph.prunable}
-    for kept in (halves, ones) if halves else ():
+    groups = found.graph.prunable
+    halves = {g.name: np.sort(rng.permutation(g.width)[: max(-(-g.width // 2), g.min_width)]) for g in groups}
+    fewest = {g.name: np.arange(g.width - g.min_width, g.width) for g in groups}
+    for kept in (halves, fewest) if halves else ():
         plan = Plan({name: tuple(channels.tolist()) for name, channels in kept.items()}, "")
         small = _on_meta(model, tensors, found.graph, plan)
         failure = attempt(small, inputs, tape, tracer, _alive(tracer, found, kept))
         # PyTorch itself takes other operators for axes of length 1; what branches on widths shows at half of them.
-        excused = failure is not None and failure.other_operator and kept is ones
+        excused = failure is not None and failure.other_operator and kept is fewest
         if failure is not None and not excused and not _only_values_lack(failure, tape, tracer, found):
-            return failure
+            return replace(failure, fewest=kept is fewest)
     return None
 
 
@@ -204,6 +206,10 @@ def _learn(
     for indices in ([failure.index], *wider, range(len(tape.calls))):
         if any(_cuts(tracer, found, tape, i) for i in indices):
             chosen = same_site if indices == [failure.index] else indices
+            if failure.fewest and indices is not rest and not decisions.pairs.issuperset(chosen):
+                own = {tape.calls[i].site[0] for i in chosen}  # what one layer cannot, no layer of its class can
+                decisions.pairs.update(i for i, c in enumerate(tape.calls) if c.site[0] in own)
+                return
             text = failure.text if failure.index in chosen else f"{call.location} {failure.text}"
             for i in chosen:
                 decisions.blocked.setdefault(i, text)

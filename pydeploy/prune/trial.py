@@ -31,6 +31,8 @@ class Failure:
     text: str
     other_operator: bool = False
     """Another operator ran: branches of the forward depend on widths, or on chance."""
+    fewest: bool = False
+    """Only the smallest widths fail."""
 
 
 class _Left(BaseException):
