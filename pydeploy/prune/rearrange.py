@@ -116,7 +116,12 @@ def index_put(t: Tracer, call: Call) -> Made:
     """``aten::index_put_(self, indices, values)`` on the first axis: the rest of `values` lies where that of `self` does."""
     target, values = call.args[0], call.args[2]
     at = [axis for axis, i in enumerate(call.args[1]) if i is not None]
-    if at != [0] or values.rank != target.rank or any(t.layout(i) is not None for i in call.args[1] if i is not None):
+    if (
+        at != [0]
+        or call.args[1][0].rank != 1
+        or values.rank > target.rank
+        or any(t.layout(i) is not None for i in call.args[1] if i is not None)
+    ):
         raise Unknown("writes to chosen places")
     layout = layers.met(t, [target, values], target.rank)
     if layout is not None and layout.axis == 0:
