@@ -121,6 +121,7 @@ def cuda_python(world: World) -> types.ModuleType:
         assert mode == "thread local"
         if "begin capture" in world.fail:
             return (401,)
+        assert world.gpu_us <= world.host_us, "what was enqueued before is done"
         world.capturing = []
         return (0,)
 

@@ -30,7 +30,7 @@ from trt_surface import VERSIONS
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
-HALVES = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
+FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 
 
 @dataclass(frozen=True)
@@ -92,18 +92,18 @@ FILES: dict[str, Callable[[Net, Path], Path]] = {
 def test_files_pass_the_lint(net: Net, kind: str, tmp_path: Path) -> None:
     path = FILES[kind](net, tmp_path)
     assert lint(path) == ()
-    check_types(onnx.load(path), half=kind.startswith("typed"), pairs=kind.endswith(("int8", "mixed")))
+    halves = {"typed bf16": TensorProto.BFLOAT16, "typed": TensorProto.FLOAT16}
+    floats = halves.get(kind) or halves.get(kind.split()[0], TensorProto.FLOAT)
+    check_types(onnx.load(path), floats, pairs=kind.endswith(("int8", "mixed")))
 
 
-def check_types(model: onnx.ModelProto, *, half: bool, pairs: bool) -> None:
-    """Weights and scales are half precision in a typed file and float32 in any other; int8 files hold pairs, others none."""
+def check_types(model: onnx.ModelProto, floats: int, *, pairs: bool) -> None:
+    """Weights, biases and scales are all of the type `floats`; int8 files hold pairs, others none."""
     kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     quantizers = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
     assert bool(quantizers) == pairs
-    assert all((kinds[node.input[1]] in HALVES) == half for node in quantizers)
-    floats = {kind for kind in kinds.values() if kind in {TensorProto.FLOAT, *HALVES}}
-    assert len(floats) == 1
-    assert floats <= (HALVES if half else {TensorProto.FLOAT}), "weights, biases and scales are of one type"
+    assert {kinds[node.input[1]] for node in quantizers} == ({floats} if pairs else set())
+    assert {kind for kind in kinds.values() if kind in FLOATS} == {floats}
 
 
 @pytest.mark.parametrize("version", ["8.6.1", "10.3.0", "10.16.1", VERSIONS[-1]])
@@ -129,4 +129,6 @@ def test_what_reaches_the_parser_passes_the_lint(
     onnx.save(model, tmp_path / "read.onnx")
     assert lint(tmp_path / "read.onnx") == ()
     typed = tuple(map(int, world.surface.version.split(".")[:2])) >= (10, 12)
-    check_types(model, half=typed and precision != "fp32", pairs=precision == "int8")
+    halves = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16, "int8": TensorProto.FLOAT16}
+    floats = halves.get(precision, TensorProto.FLOAT) if typed else TensorProto.FLOAT
+    check_types(model, floats, pairs=precision == "int8")

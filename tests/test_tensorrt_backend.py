@@ -32,6 +32,7 @@ from pydeploy.cli import engine_verbs
 from pydeploy.cli.console import show_profile
 from pydeploy.errors import BackendUnavailable, ConfigError, DataError, Mismatch
 from pydeploy.profile import attribute, paddings, profile, random_feeds
+from pydeploy.quant.half import to_half
 from pydeploy.quant.implicit import entropy_calibrator
 from pydeploy.timing import Profile
 from trt_bench import VERSIONS, machine
@@ -502,6 +503,22 @@ def test_outputs_come_back(world: World, tmp_path: Path) -> None:
     assert world.memory == {}
 
 
+def test_half_inputs_and_outputs_are_half(world: World, tmp_path: Path) -> None:
+    world.numeric = True
+    to_half(residual(tmp_path / "net.onnx"), tmp_path / "half.onnx", keep_io=False)
+    backend = opened("fp16")
+    engine = backend.build(tmp_path / "half.onnx", tmp_path / "net.engine")
+    with backend.open(engine) as session:
+        assert [spec.dtype for spec in (*session.inputs, *session.outputs)] == ["float16", "float16"]
+        feeds = random_feeds(session.inputs)
+        found = session.run(feeds)["logits"]
+    (reference,) = ReferenceEvaluator(str(tmp_path / "net.onnx")).run(
+        None, {"image": feeds["image"].astype(np.float32)}
+    )
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(found, reference, rtol=0.05, atol=0.05)
+
+
 def test_wrong_feeds_are_refused(world: World, tmp_path: Path) -> None:
     backend, engine = built(tmp_path)
     with backend.open(engine) as session, pytest.raises(DataError, match="image"):
@@ -573,6 +590,30 @@ def test_a_query_that_fails_is_an_error(world: World, failure: str, tmp_path: Pa
         world.fail.add(failure)
         with pytest.raises(DataError, match="TensorRT cannot run"):
             session.time(random_feeds(session.inputs), 3)
+
+
+@pytest.mark.parametrize("run", ["run", "layers"])
+def test_a_plain_query_that_fails_is_an_error(world: World, run: str, tmp_path: Path) -> None:
+    """Outside of the CUDA graph, which goes on working here: a single run, and the profiled ones."""
+    backend, engine = built(tmp_path)
+    with backend.open(engine) as session:
+        feeds = random_feeds(session.inputs)
+        session.time(feeds, 2)
+        world.fail.add("enqueue")
+        session.time(feeds, 2)
+        with pytest.raises(DataError, match=r"TensorRT cannot run .*enqueueV3: Error Code 1: Cuda Runtime"):
+            session.run(feeds) if run == "run" else session.layers(feeds, 2)
+
+
+def test_graphs_come_from_cuda_python_by_its_old_name_too(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.cuda", sys.modules["cuda.bindings.driver"])
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
+    backend, engine = built(tmp_path)
+    with backend.open(engine) as session:
+        session.time(random_feeds(session.inputs), 2)
+        assert session.condition()["cuda_graph"] == 1.0
 
 
 def test_unstable_clocks_are_flagged(world: World, tmp_path: Path) -> None:
@@ -657,6 +698,7 @@ def test_layers_are_the_operators_without_the_profilers_share(world: World, tmp_
         layers = session.layers(random_feeds(session.inputs), 4)
     expected = layers_us(engine)
     assert PROFILE_US > 0
+    assert {layer.samples_us.shape for layer in layers} == {(4,)}, "warm-up runs are left out"
     np.testing.assert_allclose([np.median(layer.samples_us) for layer in layers], expected, rtol=1e-6)
     assert [layer.origins[0] for layer in layers] == list(RESIDUAL_OPS)
     assert layers[0].origins == ("stem", "stem.relu")
