@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 import board_env
 import latency_nets
+import trt_fake
 from pydeploy.backends.base import align_of, open_backend
 from pydeploy.backends.tensorrt.options import Options
 from pydeploy.cli.app import app
@@ -24,7 +26,7 @@ from pydeploy.graph import OpKey, Plan
 from pydeploy.latency import store
 from pydeploy.latency.board import ProbeFolder, target_from
 from pydeploy.latency.design import grid
-from pydeploy.latency.measure import measure
+from pydeploy.latency.measure import measure, minutes
 from pydeploy.latency.stairs import costs
 from pydeploy.latency.table import Table
 from pydeploy.quant.lint import lint
@@ -125,6 +127,31 @@ def test_a_table_of_tensorrt_from_the_folder(world: World, probes: Path, tmp_pat
     measure(folder.graph, folder.model, exact, other, widths=folder.widths, rounds=1, runs=1)
     assert table.layers_us(folder.graph, unseen) == pytest.approx(other.layers_us(folder.graph, unseen), rel=1e-3)
     assert len(list((tmp_path / "cache" / "pydeploy").glob("*.timing"))) == 1, "all builds share one timing cache"
+
+
+def test_the_minutes_are_told_after_the_first_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Building an engine takes a minute here, everything else no time: 4 probes take 4 minutes, told before they start."""
+    machine(monkeypatch, VERSIONS[-1], tmp_path)
+    model, graph = latency_nets.residual()
+    onnx.save(model, tmp_path / "net.onnx")
+    builds: list[str] = []
+    build = trt_fake.BuilderCore.build_serialized_network
+
+    def slow(self: trt_fake.BuilderCore, *arguments: object) -> object:
+        builds.append("build")
+        return build(self, *arguments)
+
+    monkeypatch.setattr(trt_fake.BuilderCore, "build_serialized_network", slow)
+    clock = SimpleNamespace(monotonic=lambda: 60.0 * len(builds))
+    monkeypatch.setattr("pydeploy.latency.measure.time", clock)
+    backend = open_backend("tensorrt", precision="fp16")
+    table = Table.open(tmp_path / "t.sqlite", backend.target())
+    told: list[tuple[int, float]] = []
+    found = measure(graph, tmp_path / "net.onnx", backend, table, widths=grid(graph, 2, 4), rounds=1, runs=1,
+                    announce=lambda seconds: told.append((len(builds), seconds)))  # fmt: skip
+    assert told == [(1, 60.0 * found.measured)]
+    assert found.measured == 4
+    assert minutes(told[0][1]) == "the latency table takes about 4 minutes of the device"
 
 
 TRTEXEC = """#!{python}

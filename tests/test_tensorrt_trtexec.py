@@ -161,6 +161,24 @@ def test_other_files_are_refused(text: str, tmp_path: Path) -> None:
         read_times(path)
 
 
+def test_times_are_of_computing_alone(tmp_path: Path) -> None:
+    """Not of copies to and from the device, nor of enqueueing."""
+    path = tmp_path / "t.json"
+    path.write_text(
+        '[{"h2dMs": 0.5, "computeMs": 1.0, "d2hMs": 0.25, "latencyMs": 1.75, "startEnqMs": 0, "endEnqMs": 9}]'
+    )
+    np.testing.assert_array_equal(read_times(path), [1000.0])
+
+
+@pytest.mark.parametrize("spelled", ["nan", "-nan", "inf", "-inf", "+inf", "NaN", "Infinity", "-Infinity"])
+def test_a_median_that_is_no_number_gives_way_to_the_mean(spelled: str, tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(
+        f'[{{"count": 2}}, {{"name": "a", "averageMs": 3, "medianMs": {spelled}, "percentage": {spelled}}}]'
+    )
+    assert read_profile(path) == (2, [("a", 3000.0)])
+
+
 @pytest.mark.parametrize("text", ['[{"computeMs": 0}]', '[{"computeMs": nan}]', '[{"computeMs": -inf}]', "[]"])
 def test_times_that_are_none_are_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "t.json"

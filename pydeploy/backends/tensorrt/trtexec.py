@@ -37,7 +37,7 @@ LEAST_S = 2 * (WARM_UP_MS / 1e3 + DURATION_S)
 """What one network takes besides its build: it is timed, then profiled."""
 
 _BAD_ESCAPE = re.compile(r'\\(?!["\\/bfnrt]|u[0-9a-fA-F]{4})')
-_BAD_NUMBER = re.compile(r"([:,\[]\s*)([+-]?)(nan|inf)(?:inity)?(?=\s*[,}\]])", re.IGNORECASE)
+_BAD_NUMBER = re.compile(r"([:,\[]\s*)[+-]?(?:nan|inf)(?:inity)?(?=\s*[,}\]])", re.IGNORECASE)
 _NO_LAYER = re.compile(r"^\s*\[?(signal|wait)\b", re.IGNORECASE)
 
 
@@ -184,10 +184,9 @@ def _text(path: Path) -> str:
 
 
 def _repaired(text: str) -> str:
-    """`text` as JSON that Python reads: lone backslashes doubled, ``nan`` and ``inf`` spelled as Python spells them."""
+    """`text` as JSON that Python reads: lone backslashes doubled, ``nan`` and ``inf`` (both say nothing) made NaN."""
     try:
         json.loads(text, strict=False)
     except ValueError:
-        spelled = _BAD_NUMBER.sub(lambda m: m[1] + ("NaN" if m[3].lower() == "nan" else m[2] + "Infinity"), text)
-        return _BAD_ESCAPE.sub(r"\\\\", spelled)
+        return _BAD_ESCAPE.sub(r"\\\\", _BAD_NUMBER.sub(r"\1NaN", text))
     return text
