@@ -48,6 +48,11 @@ TIMM = (
 """One or two of each family of timm's CNNs and hybrids; names that the installed version lacks are left out."""
 
 
+SIZES = {"bat_": 256, "halonet": 256, "inception": 96, "nasnet": 96,
+         **dict.fromkeys(("vit", "coat", "lambda", "xcit", "efficientformer"), 224)}  # fmt: skip
+"""Height and width of inputs where 64 is too small, by part of the name."""
+
+
 def module_of(family: str) -> Any:
     path = "torchvision.models" if family == "classification" else f"torchvision.models.{family}"
     return importlib.import_module("timm" if family == "timm" else path)
@@ -104,18 +109,7 @@ def settings(family: str, name: str) -> tuple[tuple[int, ...], dict[str, Any]]:
         return (1, 3, 96, 96), options
     if family == "video":
         return (1, 3, 16, 224, 224) if name == "s3d" or "mvit" in name else (1, 3, 4, 64, 64), options
-    fixed = any(
-        part in name for part in ("vit", "maxvit", "coat", "halonet", "lambda", "xcit", "bat_", "efficientformer")
-    )
-    size = (
-        256
-        if "bat_" in name
-        else 224
-        if fixed and family != "segmentation"
-        else 96
-        if "inception" in name or "nasnet" in name
-        else 64
-    )
+    size = next((size for part, size in SIZES.items() if part in name), 64)
     return (1, 3, size, size), options
 
 
