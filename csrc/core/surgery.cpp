@@ -1,16 +1,11 @@
 #include "core/surgery.hpp"
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <numeric>
 #include <stdexcept>
 #include <string>
-#include <utility>
 
 #include "core/threads.hpp"
 
@@ -23,11 +18,6 @@ constexpr std::size_t task_bytes = std::size_t{256} << 10;
 constexpr std::size_t whole_block_bytes = 1024;
 // Runs of this mean length are worth calls of memcpy; shorter ones are moved by code made for their size.
 constexpr std::size_t long_run_bytes = 256;
-
-constexpr std::size_t page_bytes = 4096;
-constexpr std::size_t large_page_bytes = std::size_t{2} << 20;
-// Results that lie so close are one range of memory.
-constexpr std::size_t neighbour_bytes = std::size_t{64} << 10;
 
 struct Run {
     std::size_t source;  // byte offset from the row's beginning
@@ -204,28 +194,6 @@ void copy_rows(const Task& task) {
     }
 }
 
-// Fresh memory costs a fault a page, and most of a large cut is fresh memory: ask for pages of 2 MiB. It is only
-// advice, so an error (a gap between the arrays) does not matter.
-void prefer_large_pages([[maybe_unused]] std::span<const std::span<std::byte>> targets) {
-#if defined(__linux__)
-    std::vector<std::pair<std::uintptr_t, std::uintptr_t>> ranges;
-    for (const std::span<std::byte> target : targets) {
-        const auto begin = reinterpret_cast<std::uintptr_t>(target.data());
-        ranges.emplace_back(begin / page_bytes * page_bytes, begin + target.size());
-    }
-    std::sort(ranges.begin(), ranges.end());
-    for (std::size_t i = 0; i < ranges.size();) {
-        auto [begin, end] = ranges[i];
-        for (++i; i < ranges.size() && ranges[i].first <= end + neighbour_bytes; ++i) {
-            end = std::max(end, ranges[i].second);
-        }
-        if (end - begin >= large_page_bytes) {
-            madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-        }
-    }
-#endif
-}
-
 }  // namespace
 
 std::vector<std::size_t> gathered_shape(const GatherJob& job, std::size_t number) {
@@ -290,7 +258,6 @@ void gather_many(std::span<const GatherJob> jobs, std::span<const std::span<std:
             tasks.push_back({&all[i], row, std::min(row + step, all[i].count)});
         }
     }
-    prefer_large_pages(targets);
     const std::size_t useful = std::min<std::size_t>(static_cast<std::size_t>(threads), 1 + total_bytes / task_bytes);
     parallel_for(tasks.size(), static_cast<int>(useful), [&](std::size_t i) { copy_rows(tasks[i]); });
 }
