@@ -318,6 +318,24 @@ PATTERNS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
         ),
         {"a"},
     ),
+    "normalised": (
+        lambda: Net(
+            lambda m, x: m.c(F.normalize(F.relu(m.n(m.a(x)))) * m.gain.view(1, -1, 1, 1)),
+            a=conv(3, 8),
+            n=nn.BatchNorm2d(8),
+            gain=nn.Parameter(torch.rand(8) + 0.5),
+            c=conv(8, 3),
+        ),
+        {"a"},
+    ),
+    "normalised_not_zero": (
+        lambda: Net(lambda m, x: m.c(F.normalize(torch.sigmoid(m.a(x)))), a=conv(3, 8), c=conv(8, 3)),
+        set(),
+    ),
+    "mean_of_channels": (
+        lambda: Net(lambda m, x: m.c((y := m.a(x)) - y.mean(1, keepdim=True)), a=conv(3, 8), c=conv(8, 3)),
+        set(),
+    ),
     "written_whole": (_written_whole, {"a", "b"}),
     "weight_standardisation": (
         lambda: Net(

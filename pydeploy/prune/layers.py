@@ -35,7 +35,13 @@ def met(t: Tracer, operands: Sequence[Any], rank: int) -> Layout | None:
         own = result.axis - (rank - value.rank)
         if value in t.views:
             t.bind(value, {own: result.atoms} if own >= 0 and value.shape[own] > 1 else {})
-        elif t.layout(value) is None and own >= 0 and value.shape[own] > 1 and value not in t.uniform:
+        elif (
+            t.layout(value) is None
+            and own >= 0
+            and value.shape[own] > 1
+            and value not in t.uniform
+            and own not in t.repeated.get(value, ())
+        ):
             raise Unknown("combined with a tensor that has no channels of its own")
     return result
 

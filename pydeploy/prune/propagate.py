@@ -40,6 +40,11 @@ _HIDDEN = frozenset({"empty", "detach", "alias", "t", "view", "_unsafe_view", "r
 """Operators that an engine folds away, so they do not appear in a layer's tail."""
 
 
+_ZERO_KEEPING = frozenset({"relu", "leaky_relu", "gelu", "silu", "hardswish", "tanh", "mul", "clone", "contiguous", "detach",
+                           "max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d"})  # fmt: skip
+"""Operators whose result is zero where their arguments with channels are."""
+
+
 @dataclass
 class Decisions:
     """What trial cuts taught: which of several axes stays free where a view splits channels, which numbers of modules follow
@@ -68,6 +73,10 @@ class Tracer:
     views: dict[Value, ParamView] = field(default_factory=dict)
     uniform: set[Value] = field(default_factory=set)
     """Values with equal entries everywhere, made to a computed size."""
+    repeated: dict[Value, set[int]] = field(default_factory=dict)
+    """Axes along which a value repeats one entry, to a computed size."""
+    zero: set[Value] = field(default_factory=set)
+    """Values in which removed channels would be zero, so that sums over channels do not miss them."""
     choices: dict[Site, int] = field(default_factory=dict)
     """Number of axes that could stay free, at each site where there were several."""
     call: Call | None = None
@@ -167,6 +176,17 @@ class Tracer:
         results: Sequence[Layout | None] = made if isinstance(made, list) else [made]
         for out, layout in zip(call.outs, results, strict=False):
             self._set(out, layout)
+        if self._silent(call):
+            self.zero.update(call.outs)
+
+    def _silent(self, call: Call) -> bool:
+        """Whether channels of the result are zero when their weights are."""
+        if call.op in _ZERO_KEEPING:
+            return all(value in self.zero for value in call.inputs if value in self.layouts)
+        made_of = call.args[1:3] if call.op in ("convolution", "native_batch_norm") else []
+        views = [self.views.get(value) for value in made_of if value is not None]
+        whole = len(views) == 2 or (call.op == "convolution" and bool(views))
+        return whole and all(view is not None and view.zero for view in views)
 
     def _set(self, out: Value, layout: Layout | None) -> None:
         if layout is None or not (layout.atoms >= 0).any():

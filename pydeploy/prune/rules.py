@@ -72,10 +72,17 @@ def reduce(t: Tracer, call: Call) -> Made:
     )
     axes = {d % source.rank for d in ([given] if isinstance(given, int) else given or range(source.rank))}
     if layout.axis in axes:
+        order = call.args[1] if call.op in ("linalg_vector_norm", "norm") else 1
+        if source in t.zero and call.op in _SUMS and isinstance(order, int | float) and order > 0:
+            return None
         raise Unknown("reduces over channels")
     kept = [axis for axis in range(source.rank) if axis not in axes]
     axis = layout.axis if call.outs[0].rank == source.rank else kept.index(layout.axis)
     return [Layout(axis, layout.atoms)] * len(call.outs)
+
+
+_SUMS = ("sum", "linalg_vector_norm", "norm")
+"""What zeros do not change."""
 
 
 def extreme(t: Tracer, call: Call) -> Made:
@@ -131,7 +138,9 @@ def unsqueeze(t: Tracer, call: Call) -> Made:
 
 
 def expand(t: Tracer, call: Call) -> Made:
-    layout = t.layout(call.args[0])
+    source, out = call.args[0], call.outs[0]
+    layout, new = t.layout(source), out.rank - source.rank
+    t.repeated[out] = {axis for axis in range(out.rank) if axis < new or source.shape[axis - new] == 1}
     return None if layout is None else Layout(layout.axis + call.outs[0].rank - call.args[0].rank, layout.atoms)
 
 
