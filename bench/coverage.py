@@ -313,24 +313,7 @@ def page(work: Path) -> str:
                      f"| {_count('done' in r for r in theirs)} |")  # fmt: skip
         tables += ["", f"## {family}", "", "| model | trace + apply | prunable | cut = silenced | the rest, channels | Torch-Pruning |",
                    "|---|---|---|---|---|---|", *(_line(name, *pair) for name, pair in rows.items())]  # fmt: skip
-    return "\n".join([*lines, "", *_speed(work), *tables]) + "\n"
-
-
-def _speed(work: Path) -> list[str]:
-    """Both sides' seconds on the classification models that both can do."""
-    both: dict[str, tuple[float, float]] = {}
-    for name in (full.split("/")[1] for full in listed(work) if full.startswith("classification/")):
-        ours, theirs = (_read(work, "classification", name, side) for side in SIDES)
-        if ours is not None and theirs is not None and "apply_s" in ours and "done" in theirs:
-            both[name] = ours["trace_s"] + ours["apply_s"], theirs["seconds"]
-    if not both:
-        return []
-    mine, other = sum(pair[0] for pair in both.values()), sum(pair[1] for pair in both.values())
-    slower = ", ".join(name for name, (a, b) in both.items() if a > 2 * b) or "none"
-    first = (
-        f"On the {len(both)} classification models that both sides can do `trace` + `apply` took {mine:.0f} s together,"
-    )
-    return [first, f"Torch-Pruning's build + step {other:.0f} s; slower than twice Torch-Pruning: {slower}."]
+    return "\n".join([*lines, *tables]) + "\n"
 
 
 def _read(work: Path, family: str, name: str, side: str) -> dict[str, Any] | None:
