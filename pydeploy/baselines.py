@@ -103,11 +103,9 @@ def halp(
     where HALP's own is a heuristic. Steps can miss their targets because both widths change at once; where the last
     one does, further steps aim lower by as much. Raises `Infeasible` and as `solve`.
     """
-    check_scores(graph, scores)
     if steps < 1:
         raise ConfigError(f"steps is {steps}, expected at least 1")
-    offered = table.widths(graph) if widths is None else widths
-    allowed = {group.name: candidates(group, offered, min_width) for group in graph.prunable}
+    allowed = candidates(graph, scores, table, widths, min_width)
     now = {name: options[-1] for name, options in allowed.items()}
     dense_us = predict_us(graph, now, table)
     aim_us = budget_us

@@ -89,17 +89,23 @@ class Pace:
 
     @classmethod
     def survey(cls, timer: Timer, known_us: float | None = None, patience_s: float = 0.0) -> Pace:
-        """The level is `known_us` if the computer comes near it within `patience_s`, else what prevails for seconds."""
+        """The level is `known_us` if the computer comes near it within `patience_s`, else what prevails for seconds.
+
+        A known level that is there from the start needs no more than the readings that show it.
+        """
         once = float(timer(REFERENCE_RUNS + 1).min())
         pace = cls(timer, known_us or 1.0, int(np.clip(READING_US / max(once, 1e-3), REFERENCE_RUNS, MOST_RUNS)))
         began = time.monotonic()
-        while len(pace._recent) < READINGS or time.monotonic() < began + SURVEY_S:
+
+        def found() -> bool:
+            return known_us is not None and pace.at_level
+
+        while len(pace._recent) < READINGS or (not found() and time.monotonic() < began + SURVEY_S):
             pace.read()
-        if known_us is not None:
-            while not pace.at_level and time.monotonic() < began + patience_s:
-                time.sleep(PAUSE_S)
-                pace.read()
-        if known_us is None or not pace.at_level:
+        while known_us is not None and not pace.at_level and time.monotonic() < began + patience_s:
+            time.sleep(PAUSE_S)
+            pace.read()
+        if not found():
             pace.settle()
         return pace
 

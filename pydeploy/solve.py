@@ -129,13 +129,10 @@ def pareto_front(
 def _problem(
     graph: Graph, scores: Scores, table: Timings, widths: Mapping[str, Sequence[int]] | None, min_width: int
 ) -> _Problem:
-    check_scores(graph, scores)
-    offered = table.widths(graph) if widths is None else widths
     problem = _Problem()
-    for group in graph.prunable:
-        allowed = candidates(group, offered, min_width)
-        best_first = np.cumsum(np.sort(scores[group.name].astype(np.float64))[::-1])
-        problem.groups[group.name] = problem.add_variable(allowed, best_first[np.array(allowed) - 1])
+    for name, allowed in candidates(graph, scores, table, widths, min_width).items():
+        best_first = np.cumsum(np.sort(scores[name].astype(np.float64))[::-1])
+        problem.groups[name] = problem.add_variable(allowed, best_first[np.array(allowed) - 1])
     _add_layers(problem, graph, table)
     problem.fixed_us += table.overhead_us(graph)
     return problem
@@ -174,8 +171,17 @@ def check_scores(graph: Graph, scores: Scores) -> None:
             )
 
 
-def candidates(group: Group, widths: Mapping[str, Sequence[int]], min_width: int) -> tuple[int, ...]:
-    """The widths that `group` may take, ascending; the dense width where nothing else is left."""
+def candidates(
+    graph: Graph, scores: Scores, table: Timings, widths: Mapping[str, Sequence[int]] | None, min_width: int
+) -> dict[str, tuple[int, ...]]:
+    """The widths that each prunable group may take, ascending: of `widths`, or of the table's. Checks the scores."""
+    check_scores(graph, scores)
+    offered = table.widths(graph) if widths is None else widths
+    return {group.name: _allowed(group, offered, min_width) for group in graph.prunable}
+
+
+def _allowed(group: Group, widths: Mapping[str, Sequence[int]], min_width: int) -> tuple[int, ...]:
+    """The dense width where nothing else is left."""
     offered = sorted(set(widths.get(group.name, (group.width,))))
     if offered and not 1 <= offered[0] <= offered[-1] <= group.width:
         raise ConfigError(f"widths of group '{group.name}' are {offered}, expected numbers within 1..{group.width}")

@@ -389,6 +389,56 @@ def test_counters_that_tell_too_little_are_scaled_by_what_networks_show(table: T
     assert table.predict_us(GRAPH, widths) == pytest.approx(30.0 + 1.06 * truth)
 
 
+def test_layers_read_at_another_speed_than_their_network_are_scaled_to_it(table: Table) -> None:
+    # Each network's layers were read while the computer ran at a speed of its own, 40 % apart at most.
+    random = np.random.default_rng(0)
+    plans = probe_plans(GRAPH, grid(GRAPH))
+    truths = []
+    for index, widths in enumerate(plans):
+        costs = {op.name: cost(op.key({**GRAPH.widths, **widths})) for op in GRAPH.ops}
+        truths.append(sum(costs.values()) + 20.0)
+        speed = random.uniform(0.8, 1.2)
+        layers = {name: flat(us * speed) for name, us in costs.items()}
+        table.add_network(GRAPH, widths, flat(truths[-1]), layers, origin("probe", f"p{index}"))
+    predicted = np.array([table.predict_us(GRAPH, widths) for widths in plans])
+    assert np.abs(predicted / truths - 1).max() < 0.03
+
+
+def test_the_offset_is_right_for_small_networks_where_large_ones_are_noisy(table: Table) -> None:
+    # Noise is a share of what is measured, so a large network says little of microseconds that all have in common.
+    random = np.random.default_rng(0)
+    grid_ = [{"a": a, "b": b} for a in grid(GRAPH)["a"] for b in grid(GRAPH)["b"]]
+    for index, widths in enumerate(grid_):
+        layers = {op.name: flat(8 * cost(op.key({**GRAPH.widths, **widths}))) for op in GRAPH.ops}
+        whole = sum(timing.median_us for timing in layers.values()) - 60.0
+        whole *= random.normal(1.0, 0.03)
+        table.add_network(GRAPH, widths, flat(whole), layers, origin("probe", f"p{index}"))
+    smallest = {name: widths[0] for name, widths in grid(GRAPH).items()}
+    truth = 8 * sum(cost(op.key({**GRAPH.widths, **smallest})) for op in GRAPH.ops) - 60.0
+    assert table.predict_us(GRAPH, smallest) == pytest.approx(truth, rel=0.05)
+
+
+def test_a_table_is_taken_to_another_speed_layer_by_layer(full: Table) -> None:
+    # The computer now runs 3x3 convolutions at 40 % and everything else as before.
+    def slowed(key: OpKey) -> float:
+        return cost(key) * (2.5 if key.kernel == (3, 3) else 1.0)
+
+    layers = {op.name: flat(slowed(op.key(GRAPH.widths))) for op in GRAPH.ops}
+    dense = Profile(TARGET, flat(sum(timing.median_us for timing in layers.values()) + 20.0), layers)
+    view = full.at_speed(GRAPH, dense)
+    assert view.predict_us(GRAPH, {}) == pytest.approx(dense.whole.median_us, rel=0.02)
+    before = full.predict_us(GRAPH, {})
+    for plan in probe_plans(GRAPH, grid(GRAPH)):
+        truth = sum(slowed(op.key({**GRAPH.widths, **plan})) for op in GRAPH.ops) + 20.0
+        by_one_factor = full.predict_us(GRAPH, plan) * dense.whole.median_us / before
+        assert abs(view.predict_us(GRAPH, plan) - truth) <= abs(by_one_factor - truth) + 1e-9
+        assert view.predict_us(GRAPH, plan) == pytest.approx(truth, rel=0.04)
+    plan = {"a": 8, "b": 24}
+    corrected = view.corrected(GRAPH, plan, profile(plan, 1.3, 35.0))
+    assert corrected.predict_us(GRAPH, plan) == pytest.approx(profile(plan, 1.3, 35.0).whole.median_us)
+    assert full.predict_us(GRAPH, {}) == before
+
+
 def test_a_slope_needs_enough_networks(table: Table) -> None:
     layers = {op.name: flat(1.0) for op in GRAPH.ops}
     for index in range(3):

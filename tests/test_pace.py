@@ -10,7 +10,7 @@ import pytest
 
 from pydeploy import pace as module
 from pydeploy.clock import Load, Watch, unwatched
-from pydeploy.pace import LEAST, Kept, Limits, Pace, Unit, take_turns, time_in_turns, timing_of
+from pydeploy.pace import LEAST, READINGS, Kept, Limits, Pace, Unit, take_turns, time_in_turns, timing_of
 
 LIMITS = Limits(rounds=6, most=60, precision=0.02, patience_s=5.0)
 
@@ -86,6 +86,15 @@ def test_a_known_level_is_kept_where_the_computer_comes_near_it() -> None:
     assert Pace.survey(later.engine(10_000.0), 10_000.0, patience_s=60.0).level_us == 10_000.0
     never = Computer(lambda t: 2.0)
     assert Pace.survey(never.engine(10_000.0), 10_000.0).level_us == pytest.approx(20_000.0, rel=0.03)
+
+
+def test_a_known_level_that_is_there_is_surveyed_by_few_readings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SURVEY_S", 30.0)
+    calls: list[int] = []
+    computer = Computer(lambda t: 1.05)
+    engine = computer.engine(10_000.0)
+    Pace.survey(lambda n: (calls.append(n), engine(n))[1], 10_000.0, patience_s=60.0)
+    assert len(calls) == 1 + READINGS
 
 
 def test_what_never_comes_to_the_level_is_flagged_not_dropped() -> None:

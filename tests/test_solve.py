@@ -97,13 +97,18 @@ def all_plans(graph, table):
 KINDS = ["chain", "residual", "dense"]
 
 
+def planned_for(kind, share):
+    """Graph, scores, table, and the budget that lies at `share` between the smallest and the dense network."""
+    graph = graph_of(kind)
+    table = table_of(graph, 1 if kind == "dense" else 2)
+    smallest_us = min(predict_us(graph, widths, table) for widths in all_plans(graph, table))
+    return graph, scores_of(graph), table, smallest_us + share * (predict_us(graph, {}, table) - smallest_us)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 1.0])
 def test_the_plan_is_the_best_that_fits(kind, share):
-    graph = graph_of(kind)
-    scores, table = scores_of(graph), table_of(graph, 1 if kind == "dense" else 2)
-    smallest_us = min(predict_us(graph, widths, table) for widths in all_plans(graph, table))
-    budget_us = smallest_us + share * (predict_us(graph, {}, table) - smallest_us)
+    graph, scores, table, budget_us = planned_for(kind, share)
     plan = solve(graph, scores, table, budget_us=budget_us)
     best = max(
         kept_score(scores, widths)
@@ -358,10 +363,7 @@ def test_a_front_without_budgets_spans_everything():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("share", [0.4, 0.7])
 def test_no_other_rule_keeps_more_than_the_joint_plan(kind, share):
-    graph = graph_of(kind)
-    scores, table = scores_of(graph), table_of(graph, 1 if kind == "dense" else 2)
-    smallest_us = min(predict_us(graph, widths, table) for widths in all_plans(graph, table))
-    budget_us = smallest_us + share * (predict_us(graph, {}, table) - smallest_us)
+    graph, scores, table, budget_us = planned_for(kind, share)
     best = solve(graph, scores, table, budget_us=budget_us)
     plans = [halp(graph, scores, table, budget_us=budget_us)]
     plans += [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pydeploy.graph import OpKey
@@ -29,6 +29,11 @@ class Lookup:
     disturbed: bool = False
     """Nothing but disturbed sample sets are known."""
 
+    def scaled(self, factor: float) -> Lookup:
+        """As on a computer on which everything takes `factor` times as long."""
+        return replace(self, latency_us=self.latency_us * factor, p10_us=self.p10_us * factor,
+                       p90_us=self.p90_us * factor)  # fmt: skip
+
 
 Point = tuple[int, Lookup]
 """A measured width, and what a layer costs there."""
@@ -48,6 +53,10 @@ class Known:
         for points in self._families.values():
             points.sort(key=lambda point: point[0])
         self._cins = {plane: sorted(found) for plane, found in cins.items()}
+
+    def items(self) -> Iterable[tuple[OpKey, Lookup]]:
+        """Everything that was measured."""
+        return self._measured.items()
 
     def find(self, key: OpKey) -> Lookup | None:
         """Measured, or interpolated between measured widths: along one width where possible, else along both."""

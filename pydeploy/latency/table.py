@@ -4,19 +4,21 @@
   extrapolated and nothing defaults to zero.
 * A layer's latency is the median over its sample sets' medians; sets taken under other load count only where there
   are no others.
-* A runtime's counters may tell too little or too much of each layer: the slope of whole networks over the sums of their
-  own layers, learned per graph, scales them. What remains is an offset per graph.
+* A runtime's counters may tell too little or too much of each layer, and layers are read at another moment than their
+  network is timed: each network's layers are scaled to add up to what it took, less an offset. That is what networks of
+  a graph take beyond their layers: the median in relative terms about a line whose slope is learned per graph.
 * Reading sees the file as it was at opening or at this object's last write, so one search sees one table.
 """
 
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from itertools import combinations, product
+from itertools import accumulate, combinations, product
 from pathlib import Path
 from statistics import mean, median
 
@@ -31,7 +33,7 @@ from pydeploy.version import __version__
 FEW = 9
 """Fewer networks of a graph than this do not tell a slope."""
 BELIEVABLE = 1.5
-"""A slope beyond this factor is taken for a mistake."""
+"""A slope beyond this factor is taken for a mistake, and so is a network that lies as far from its graph's line."""
 
 
 def origin(source: str, probe: str, reference_us: float = 0.0) -> Origin:
@@ -219,8 +221,9 @@ class Table:
                     f"is unknown; run: {self._command}"
                 )
             calm = [probe for probe in probes if not probe.whole.disturbed] or probes
-            rests = [probe.whole.median_us - self.layers_us(graph, json.loads(probe.widths)) for probe in calm]
-            self._overheads[graph.fingerprint] = median(rests)
+            self._overheads[graph.fingerprint] = _offset(
+                [(self.layers_us(graph, json.loads(probe.widths)), probe.whole.median_us) for probe in calm], 1.0
+            )
         return self._overheads[graph.fingerprint]
 
     def widths(self, graph: Graph) -> dict[str, tuple[int, ...]]:
@@ -254,18 +257,43 @@ class Table:
     def corrected(self, graph: Graph, widths: Widths, profile: Profile) -> Table:
         """A view of this table in which the plan `widths` costs what `profile` measured; the file is untouched.
 
-        Each layer's measured value replaces its key's value, so other plans that share the key profit; what then
-        remains between the whole network and the sum becomes the graph's offset.
+        Each layer's measured value, scaled as the table's own networks are, replaces its key's value, so other plans
+        that share the key profit; what then remains between the whole network and the sum becomes the graph's offset.
         """
         self.target.require(profile.target, "the profile")
         full = {**graph.widths, **widths}
+        counted_us = sum(timing.median_us for timing in profile.layers.values())
+        factor = _factor(counted_us, profile.whole.median_us, self.overhead_us(graph), self.slope(graph))
         measured: dict[OpKey, list[Timing]] = defaultdict(list)
         for op in graph.ops:
             if op.name in profile.layers:
-                measured[op.key(full)].append(profile.layers[op.name].scaled(self.slope(graph)))
+                measured[op.key(full)].append(profile.layers[op.name].scaled(factor))
         corrections = self._corrections | {key: _engine_value(timings) for key, timings in measured.items()}
         beyond = profile.whole.median_us - Table(self.path, self.target, corrections).layers_us(graph, widths)
         return Table(self.path, self.target, corrections, {**self._offsets, graph.fingerprint: beyond})
+
+    def at_speed(self, graph: Graph, dense: Profile) -> Table:
+        """A view of this table on a computer that now runs at another speed; the file is untouched.
+
+        `dense` is what the dense network takes now. Layers of different kinds and sizes do not slow down alike: each is
+        scaled by what the dense network's layers of its kind and size show, any other as the network as a whole.
+        """
+        self.target.require(dense.target, "the profile")
+        overall = dense.whole.median_us / self.predict_us(graph, {})
+        now = self.corrected(graph, {}, dense)
+        sums: dict[OpKey, tuple[float, float]] = {}
+        for op in graph.ops:
+            key = op.key(graph.widths)
+            before, after = sums.get(_kind(key), (0.0, 0.0))
+            sums[_kind(key)] = before + self.latency_us(key), after + now.latency_us(key)
+        factors = {kind: after / before for kind, (before, after) in sums.items() if before > 0}
+        scaled = {key: one.scaled(factors.get(_kind(key), overall)) for key, one in self._now.known.items()}
+        return Table(self.path, self.target, scaled, {**self._offsets, graph.fingerprint: now.overhead_us(graph)})
+
+
+def _kind(key: OpKey) -> OpKey:
+    """The key without its widths."""
+    return replace(key, cin=0, cout=0, groups=min(key.groups, 2))
 
 
 @dataclass(frozen=True)
@@ -283,9 +311,9 @@ def _read(path: Path, corrections: dict[OpKey, Lookup]) -> _Read:
     samples, networks = store.read(path)
     sets: dict[OpKey, list[Timing]] = defaultdict(list)
     slopes = _slopes(networks)
-    graphs = {network.origin.probe: network.graph for network in networks}
+    factors = _factors(networks, slopes)
     for sample in samples:
-        sets[sample.key].append(sample.timing.scaled(slopes.get(graphs.get(sample.origin.probe, ""), 1.0)))
+        sets[sample.key].append(sample.timing.scaled(factors.get(sample.origin.probe, 1.0)))
     known = {key: _summary(timings) for key, timings in sets.items()} | corrections
     return _Read(samples, networks, Known(known), slopes)
 
@@ -306,6 +334,33 @@ def _slopes(networks: Sequence[Network]) -> dict[str, float]:
         slope = median((b[1] - a[1]) / (b[0] - a[0]) for a, b in pairs) if pairs else 1.0
         found[graph] = slope if 1 / BELIEVABLE < slope < BELIEVABLE else 1.0
     return found
+
+
+def _factors(networks: Sequence[Network], slopes: Mapping[str, float]) -> dict[str, float]:
+    """By probe: what scales its layers so that they add up to the whole network less the graph's offset."""
+    found = {}
+    for graph in {network.graph for network in networks}:
+        mine, slope = [n for n in networks if n.graph == graph], slopes.get(graph, 1.0)
+        calm = [n for n in mine if not n.whole.disturbed] or mine
+        offset_us = _offset([(n.layers_us, n.whole.median_us) for n in calm], slope)
+        for n in mine:
+            found[n.origin.probe] = _factor(n.layers_us, n.whole.median_us, offset_us, slope)
+    return found
+
+
+def _factor(layers_us: float, whole_us: float, offset_us: float, slope: float) -> float:
+    factor = (whole_us - offset_us) / layers_us if layers_us > 0 else slope
+    return factor if slope / BELIEVABLE < factor < slope * BELIEVABLE else slope
+
+
+def _offset(points: Sequence[tuple[float, float]], slope: float) -> float:
+    """What networks take beyond ``slope * layers``, from their (layers, whole): the least sum of relative errors.
+
+    So large networks, whose noise may be as large as a small network, do not decide about it.
+    """
+    rests = sorted((whole - slope * layers, 1 / whole) for layers, whole in points)
+    weights = list(accumulate(weight for _, weight in rests))
+    return rests[bisect_left(weights, weights[-1] / 2)][0]
 
 
 def _summary(timings: Sequence[Timing]) -> Lookup:
