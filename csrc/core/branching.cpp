@@ -13,7 +13,8 @@ namespace deploy {
 namespace {
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
-constexpr double price_steps[] = {1.0, 0.5, 0.75, 1.35, 2.0};
+constexpr double price_steps[] = {1.0, 0.75, 1.35, 0.5, 2.0};
+constexpr std::size_t search_prices = 3;  // the first of them bound the states of a search, too
 constexpr Beam beams[] = {{8, Cut::best},
                           {64, Cut::best},
                           {512, Cut::merge},
@@ -45,8 +46,8 @@ struct Halves {
 // One call of settle().
 class Settling {
   public:
-    Settling(const Question& question, double bound, double price, double known, std::size_t max_steps)
-        : question_(question), bound_(bound), price_(price), known_(known), steps_(max_steps) {}
+    Settling(const Question& question, double bound, double price, double known, Effort effort)
+        : question_(question), bound_(bound), price_(price), known_(known), effort_(effort) {}
 
     void part(const Part& part);
     void part_with_hull(const Part& part, const Hull& hull);
@@ -65,9 +66,9 @@ class Settling {
     double bound_;
     double price_;
     double known_;
-    std::size_t steps_;
+    Effort effort_;
     Marginals option_bounds_;
-    Messages relaxed_;  // at price_, with outside messages
+    std::vector<Relaxed> relaxed_;  // at price_ and around it
     Answer answer_;
 };
 
@@ -119,15 +120,16 @@ void Settling::part_with_hull(const Part& part, const Hull& hull) {
 // Bound what each option allows, at the price where that is smallest.
 void Settling::bound_options(const Part& part) {
     option_bounds_.clear();
+    relaxed_.clear();
     for (const double step : price_steps) {
         const Gain gain{1.0, price_ * step};
         const double at_budget = gain.price * question_.budget;
         Messages messages = relax(part.tree, gain);
         const Marginals marginals = add_outside(messages, part.tree, gain, part.sizes);
-        if (step == 1.0) {
-            relaxed_ = std::move(messages);
-            option_bounds_ = Marginals(marginals.size());
+        if (relaxed_.size() < search_prices) {
+            relaxed_.push_back({gain.price, std::move(messages)});
         }
+        option_bounds_.resize(marginals.size());
         for (std::size_t v = 0; v < marginals.size(); ++v) {
             option_bounds_[v].resize(marginals[v].size(), infinity);
             for (std::size_t x = 0; x < marginals[v].size(); ++x) {
@@ -166,13 +168,13 @@ void Settling::search(const Part& part) {
     for (const Beam beam : beams) {
         const double accepted = question_.accepted(known_);
         const std::optional<SearchResult> found =
-            search_fronts({part.problem, part.tree, question_.budget, price_, relaxed_, cheapest, accepted, steps_,
-                           question_.deadline},
+            search_fronts({part.problem, part.tree, question_.budget, relaxed_, cheapest, accepted, effort_.steps,
+                           question_.deadline, effort_.threads},
                           beam);
         if (!found) {
             return;
         }
-        steps_ -= std::min(steps_, found->steps);
+        effort_.steps -= std::min(effort_.steps, found->steps);
         if (found->choice) {
             offer(part, *found->choice, found->value);
         }
@@ -235,14 +237,14 @@ double Question::accepted(double value) const {
     return value + slack + tolerance * std::abs(value);
 }
 
-Answer settle(const Question& question, const Node& node, double known, std::size_t max_steps) {
-    Settling settling(question, node.bound, node.price, known, max_steps);
+Answer settle(const Question& question, const Node& node, double known, Effort effort) {
+    Settling settling(question, node.bound, node.price, known, effort);
     settling.part(Part(question.whole, question.order, node.domains));
     return settling.answer();
 }
 
-Answer settle(const Question& question, const Part& part, const Hull& hull, double price, std::size_t max_steps) {
-    Settling settling(question, infinity, price, impossible, max_steps);
+Answer settle(const Question& question, const Part& part, const Hull& hull, double price, Effort effort) {
+    Settling settling(question, infinity, price, impossible, effort);
     settling.part_with_hull(part, hull);
     return settling.answer();
 }

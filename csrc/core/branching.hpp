@@ -49,10 +49,16 @@ struct Answer {
     std::vector<Node> open;       // the others
 };
 
-// Settle or split a node by looking at no more than about `max_steps` states; `known` is the best value known.
-Answer settle(const Question& question, const Node& node, double known, std::size_t max_steps);
+// What a node may cost.
+struct Effort {
+    std::size_t steps;  // states looked at, about
+    int threads;
+};
+
+// Settle or split a node; `known` is the best value known.
+Answer settle(const Question& question, const Node& node, double known, Effort effort);
 
 // The same for all of `part`, whose hull was refined for the question's budget to `price`.
-Answer settle(const Question& question, const Part& part, const Hull& hull, double price, std::size_t max_steps);
+Answer settle(const Question& question, const Part& part, const Hull& hull, double price, Effort effort);
 
 }  // namespace deploy

@@ -1,7 +1,11 @@
 #include "core/fronts.hpp"
 
 #include <algorithm>
+#include <atomic>
+#include <functional>
 #include <utility>
+
+#include "core/threads.hpp"
 
 namespace deploy {
 namespace {
@@ -9,6 +13,11 @@ namespace {
 constexpr std::size_t max_links = std::size_t{1} << 26;   // 8 bytes each
 constexpr std::size_t max_states = std::size_t{1} << 24;  // 24 bytes each, of all fronts still needed
 constexpr std::size_t steps_per_clock = 4096;
+constexpr std::size_t block = 16;            // states that are passed over together where none of them is hopeful
+constexpr std::size_t bins_per_place = 4;    // of a beam
+constexpr std::size_t worth_threads = 4096;  // states that a bucket's children hold
+constexpr int index_bits = 27;               // of a link; the other bits tell the worker
+constexpr int max_workers = 1 << (32 - index_bits);
 
 // Two earlier links that were joined. The first links are no pairs but stand for one option of one variable.
 struct Link {
@@ -28,10 +37,21 @@ constexpr std::uint32_t no_link = std::numeric_limits<std::uint32_t>::max();
 
 struct Stopped {};  // thrown where time or memory runs out; never leaves this file
 
-// The most that a state can still gain outside of what it has decided.
+// What a state must offer, by what can still be gained outside of what it has decided.
 struct Remainder {
-    double gain;  // relaxed: value less price * cost
-    Cost cost;    // at least this much is still to be paid; `forbidden` where nothing is possible
+    std::vector<double> least;  // its value - price * cost is above this, for each of the relaxed prices
+    Cost room;                  // its cost is at most this
+};
+
+// One thread's share of a search.
+struct Worker {
+    std::uint32_t number = 0;
+    std::vector<Link> links;
+    std::vector<double> gains;    // of a front's states at each price
+    std::vector<double> largest;  // of each block of those
+    double left_out = impossible;
+    std::size_t uncounted_steps = 0;
+    std::size_t uncounted_links = 0;
 };
 
 class Search {
@@ -41,97 +61,136 @@ class Search {
     SearchResult run();
 
   private:
+    void each(std::size_t count, std::size_t states, const std::function<void(Worker&, std::size_t)>& body);
     bool twin_follows(std::size_t bucket, std::size_t j) const;
     void join_twins(std::size_t bucket);
-    void store(std::size_t bucket, std::size_t s, Front front);
-    Front extend(std::size_t bucket, std::size_t assignment);
-    Front join(const Front& mine, const Front& theirs, const Remainder& remainder);
-    void cut(Front& front, const Remainder& remainder);
-    void keep_best(Front& front, const Remainder& remainder);
+    void finish(std::size_t bucket, std::size_t s, Worker& worker);
+    void store(Worker& worker, Front& place, Front front);
+    Front extend(Worker& worker, std::size_t bucket, std::size_t assignment);
+    Front join(Worker& worker, const Front& mine, const Front& theirs, const Remainder& remainder);
+    void cut(Worker& worker, Front& front, const Remainder& remainder) const;
+    void keep_best(Worker& worker, Front& front, const Remainder& remainder) const;
+    void bin(Front& front) const;
     void merge(Front& front) const;
+    template <typename Rest>
+    Remainder needed(const Rest& rest) const;
     Remainder remainder(std::size_t bucket, std::size_t assignment, std::size_t joined) const;
-    double bound(const State& state, const Remainder& remainder) const;
-    bool hopeful(const State& state, const Remainder& remainder) const;
-    std::uint32_t save(const Link& link);
+    double above(Cost cost, double value, const Remainder& remainder) const;
+    static std::uint32_t save(Worker& worker, const Link& link);
     std::vector<std::int64_t> trace(std::uint32_t link) const;
     SearchResult best_of(const Front& complete) const;
-    void tick(std::size_t steps);
+    void tick(Worker& worker, std::size_t steps);
+    void count(Worker& worker);
 
     const SearchSpace& space_;
     Beam beam_;
     std::vector<std::size_t> first_link_;  // of each variable's options
-    std::vector<Link> links_;
+    std::vector<Worker> workers_;
     std::vector<std::vector<Front>> fronts_;  // per bucket and separator assignment
-    double left_out_ = impossible;
-    std::size_t states_ = 0;
-    std::size_t steps_ = 0;
-    std::size_t next_clock_ = steps_per_clock;
+    std::size_t states_ = 0;                  // of the finished buckets' fronts
+    std::atomic<std::size_t> stored_ = 0;     // since then
+    std::atomic<std::size_t> steps_ = 0;
+    std::atomic<std::size_t> saved_ = 0;
 };
 
-void Search::tick(std::size_t steps) {
-    steps_ += steps;
-    if (steps_ >= next_clock_) {
-        next_clock_ = steps_ + steps_per_clock;
-        if (steps_ > space_.max_steps || std::chrono::steady_clock::now() > space_.deadline) {
-            throw Stopped{};
-        }
+void Search::tick(Worker& worker, std::size_t steps) {
+    worker.uncounted_steps += steps;
+    if (worker.uncounted_steps >= steps_per_clock) {
+        count(worker);
     }
 }
 
-std::uint32_t Search::save(const Link& link) {
+// All counts rise until all workers are done, so whether a limit is passed does not depend on the workers' order.
+void Search::count(Worker& worker) {
+    const std::size_t steps = steps_ += std::exchange(worker.uncounted_steps, 0);
+    const std::size_t links = saved_ += std::exchange(worker.uncounted_links, 0);
+    if (steps > space_.max_steps || links > max_links || states_ + stored_ > max_states ||
+        std::chrono::steady_clock::now() > space_.deadline) {
+        throw Stopped{};
+    }
+}
+
+// Call body(worker, i) for each i below `count`, on several threads where the `states` at hand are worth it.
+void Search::each(std::size_t count, std::size_t states, const std::function<void(Worker&, std::size_t)>& body) {
+    const std::size_t wanted = states < worth_threads ? 1 : std::min(workers_.size(), count);
+    std::atomic<std::size_t> next{0};
+    parallel_for(wanted, static_cast<int>(wanted), [&](std::size_t w) {
+        for (std::size_t i = next++; i < count; i = next++) {
+            body(workers_[w], i);
+        }
+    });
+    for (Worker& worker : workers_) {
+        this->count(worker);
+    }
+}
+
+std::uint32_t Search::save(Worker& worker, const Link& link) {
     if (link.right == no_link) {
         return link.left;
     }
-    if (links_.size() >= max_links) {
-        throw Stopped{};
-    }
-    links_.push_back(link);
-    return static_cast<std::uint32_t>(links_.size() - 1);
+    worker.links.push_back(link);
+    ++worker.uncounted_links;
+    return (worker.number << index_bits) + static_cast<std::uint32_t>(worker.links.size() - 1);
 }
 
-// Of a state that has decided bucket `bucket` at `assignment` and joined its first `joined` children.
+// `rest` adds up messages of what is not decided yet.
+template <typename Rest>
+Remainder Search::needed(const Rest& rest) const {
+    Remainder result{{}, space_.budget + rest(space_.cheapest)};
+    for (const Relaxed& relaxed : space_.relaxed) {
+        result.least.push_back(space_.accepted - rest(relaxed.messages) - relaxed.price * space_.budget);
+    }
+    return result;
+}
+
+// For a state that has decided bucket `bucket` at `assignment` and joined its first `joined` children.
 Remainder Search::remainder(std::size_t bucket, std::size_t assignment, std::size_t joined) const {
     const Bucket& here = space_.tree.buckets[bucket];
-    const auto rest = [&](const Messages& messages) {
+    return needed([&](const Messages& messages) {
         double gain = messages.outside[bucket][assignment / here.options];
         for (std::size_t j = joined; j < here.children.size(); ++j) {
             gain += messages.inside[here.children[j]][here.child_index[j][assignment]];
         }
         return gain;
-    };
-    return {rest(space_.relaxed), -rest(space_.cheapest)};
+    });
 }
 
-double Search::bound(const State& state, const Remainder& remainder) const {
-    return state.value + remainder.gain + space_.price * (space_.budget - state.cost);
-}
-
-bool Search::hopeful(const State& state, const Remainder& remainder) const {
-    return state.cost + remainder.cost <= space_.budget && bound(state, remainder) > space_.accepted;
+// By how much what a state may lead to exceeds the accepted value; impossible where the cost is too large.
+double Search::above(Cost cost, double value, const Remainder& remainder) const {
+    double result = cost <= remainder.room ? std::numeric_limits<double>::infinity() : impossible;
+    for (std::size_t k = 0; k < remainder.least.size(); ++k) {
+        result = std::min(result, value - space_.relaxed[k].price * cost - remainder.least[k]);
+    }
+    return result;
 }
 
 // Drop dominated states, then shorten the front to the beam; ascending cost and value.
-void Search::cut(Front& front, const Remainder& remainder) {
-    std::ranges::sort(
-        front, [](const State& a, const State& b) { return a.cost != b.cost ? a.cost < b.cost : a.value > b.value; });
+void Search::cut(Worker& worker, Front& front, const Remainder& remainder) const {
+    if (beam_.cut == Cut::merge && front.size() / bins_per_place > beam_.size) {
+        bin(front);
+    } else {
+        std::ranges::sort(front, [](const State& a, const State& b) {
+            return a.cost != b.cost ? a.cost < b.cost : a.value > b.value;
+        });
+    }
     double best = impossible;
     std::erase_if(front,
                   [&](const State& state) { return state.value <= std::exchange(best, std::max(best, state.value)); });
     if (front.size() > beam_.size && beam_.cut == Cut::best) {
-        keep_best(front, remainder);
+        keep_best(worker, front, remainder);
     } else if (front.size() > beam_.size) {
         merge(front);
     }
 }
 
-void Search::keep_best(Front& front, const Remainder& remainder) {
+void Search::keep_best(Worker& worker, Front& front, const Remainder& remainder) const {
     std::vector<std::pair<double, std::size_t>> ranking;
     for (std::size_t i = 0; i < front.size(); ++i) {
-        ranking.emplace_back(-bound(front[i], remainder), i);
+        ranking.emplace_back(-above(front[i].cost, front[i].value, remainder), i);
     }
     const auto cut = ranking.begin() + static_cast<std::ptrdiff_t>(beam_.size);
     std::ranges::nth_element(ranking, cut);
-    left_out_ = std::max(left_out_, -cut->first);
+    worker.left_out = std::max(worker.left_out, space_.accepted - cut->first);
     std::vector<std::size_t> kept;
     std::transform(ranking.begin(), cut, std::back_inserter(kept), [](const auto& entry) { return entry.second; });
     std::ranges::sort(kept);
@@ -139,6 +198,34 @@ void Search::keep_best(Front& front, const Remainder& remainder) {
         front[i] = front[kept[i]];
     }
     front.resize(beam_.size);
+}
+
+// Sorts and merges at once: of the states whose values fall into one of many equal steps, the smallest cost and the
+// largest value go on as one; ascending cost.
+void Search::bin(Front& front) const {
+    const auto [low, high] = std::ranges::minmax(front, {}, &State::value);
+    const double start = low.value;
+    const std::size_t last = bins_per_place * beam_.size - 1;
+    const double scale = high.value > start ? static_cast<double>(last) / (high.value - start) : 0.0;
+    Front bins(last + 1, State{forbidden, impossible, {0, no_link}});
+    for (const State& state : front) {
+        State& into = bins[std::min(last, static_cast<std::size_t>((state.value - start) * scale))];
+        if (state.cost < into.cost) {
+            into.cost = state.cost;
+            into.link = state.link;
+        }
+        into.value = std::max(into.value, state.value);
+    }
+    // From the largest value down, what does not cost less is dominated.
+    Cost least = forbidden;
+    front.clear();
+    for (std::size_t i = bins.size(); i-- > 0;) {
+        if (bins[i].cost < least) {
+            least = bins[i].cost;
+            front.push_back(bins[i]);
+        }
+    }
+    std::ranges::reverse(front);
 }
 
 // The first state of a group is what its cost and links stand for.
@@ -157,23 +244,59 @@ void Search::merge(Front& front) const {
     front.resize(groups);
 }
 
-Front Search::join(const Front& mine, const Front& theirs, const Remainder& remainder) {
+// All hopeful sums of a state of `mine` and one of `theirs`, both ascending in cost.
+Front Search::join(Worker& worker, const Front& mine, const Front& theirs, const Remainder& remainder) {
+    const std::size_t prices = space_.relaxed.size(), size = theirs.size(), blocks = (size + block - 1) / block;
+    worker.gains.resize(prices * size);
+    worker.largest.assign(prices * blocks, impossible);
+    for (std::size_t k = 0; k < prices; ++k) {
+        for (std::size_t b = 0; b < size; ++b) {
+            const double gain = theirs[b].value - space_.relaxed[k].price * theirs[b].cost;
+            worker.gains[b * prices + k] = gain;
+            double& most = worker.largest[b / block * prices + k];
+            most = std::max(most, gain);
+        }
+    }
     Front result;
-    for (const State& a : mine) {
-        const std::uint32_t left = save(a.link);
-        tick(theirs.size() + 1);
-        for (const State& b : theirs) {
-            const State joined{a.cost + b.cost, a.value + b.value, {left, b.link.left}};
-            if (hopeful(joined, remainder)) {
-                result.push_back(joined);
+    std::vector<double> least(prices);
+    const auto enough = [&](const double* gains) {
+        for (std::size_t k = 0; k < prices; ++k) {
+            if (!(gains[k] > least[k])) {
+                return false;
             }
         }
+        return true;
+    };
+    std::size_t end = size;
+    for (const State& a : mine) {
+        while (end > 0 && a.cost + theirs[end - 1].cost > remainder.room) {
+            --end;
+        }
+        for (std::size_t k = 0; k < prices; ++k) {
+            least[k] = remainder.least[k] - (a.value - space_.relaxed[k].price * a.cost);
+        }
+        std::uint32_t left = no_link;
+        std::size_t steps = blocks;
+        for (std::size_t start = 0; start < end; start += block) {
+            if (!enough(&worker.largest[start / block * prices])) {
+                continue;
+            }
+            const std::size_t stop = std::min(end, start + block);
+            steps += stop - start;
+            for (std::size_t b = start; b < stop; ++b) {
+                if (enough(&worker.gains[b * prices])) {
+                    left = left == no_link ? save(worker, a.link) : left;
+                    result.push_back({a.cost + theirs[b].cost, a.value + theirs[b].value, {left, theirs[b].link.left}});
+                }
+            }
+        }
+        tick(worker, steps);
         if (result.size() > max_states) {
             throw Stopped{};
         }
     }
     if (mine.size() > 1) {
-        cut(result, remainder);
+        cut(worker, result, remainder);
     }
     return result;
 }
@@ -191,20 +314,21 @@ void Search::join_twins(std::size_t bucket) {
     std::vector<std::size_t> joined;
     for (std::size_t j = 0; j < children.size(); ++j) {
         const std::size_t child = children[j];
-        for (std::size_t s = 0; !joined.empty() && s < fronts_[child].size(); ++s) {
-            const auto rest = [&](const Messages& messages) {
-                double gain = messages.outside[child][s];
-                for (const std::size_t twin : joined) {
-                    gain -= messages.inside[twin][s];
+        if (!joined.empty()) {
+            each(fronts_[child].size(), states_, [&](Worker& worker, std::size_t s) {
+                Front front;
+                if (!fronts_[child][s].empty() && !fronts_[joined.back()][s].empty()) {
+                    const Remainder remainder = needed([&](const Messages& messages) {
+                        double gain = messages.outside[child][s];
+                        for (const std::size_t twin : joined) {
+                            gain -= messages.inside[twin][s];
+                        }
+                        return gain;
+                    });
+                    front = join(worker, fronts_[joined.back()][s], fronts_[child][s], remainder);
                 }
-                return gain;
-            };
-            Front front;
-            if (!fronts_[child][s].empty() && !fronts_[joined.back()][s].empty()) {
-                const Remainder remainder{rest(space_.relaxed), -rest(space_.cheapest)};
-                front = join(fronts_[joined.back()][s], fronts_[child][s], remainder);
-            }
-            store(child, s, std::move(front));
+                store(worker, fronts_[child][s], std::move(front));
+            });
         }
         joined.push_back(child);
         if (!twin_follows(bucket, j)) {
@@ -213,26 +337,22 @@ void Search::join_twins(std::size_t bucket) {
     }
 }
 
-void Search::store(std::size_t bucket, std::size_t s, Front front) {
+void Search::store(Worker& worker, Front& place, Front front) {
     for (State& state : front) {
-        state.link = {save(state.link), no_link};
+        state.link = {save(worker, state.link), no_link};
     }
     front.shrink_to_fit();
-    states_ += front.size();
-    states_ -= fronts_[bucket][s].size();
-    fronts_[bucket][s] = std::move(front);
-    if (states_ > max_states) {
-        throw Stopped{};
-    }
+    stored_ += front.size();
+    place = std::move(front);
 }
 
 // All states of bucket `bucket` at one assignment of its variable and separator.
-Front Search::extend(std::size_t bucket, std::size_t assignment) {
+Front Search::extend(Worker& worker, std::size_t bucket, std::size_t assignment) {
     const Bucket& here = space_.tree.buckets[bucket];
     const bool root = bucket == space_.tree.root();
     const std::size_t link = root ? 0 : first_link_[here.variable] + here.option(assignment);
     Front front{{here.cost[assignment], here.value_at(assignment), {static_cast<std::uint32_t>(link), no_link}}};
-    if (!hopeful(front.front(), remainder(bucket, assignment, 0))) {
+    if (!(above(front.front().cost, front.front().value, remainder(bucket, assignment, 0)) > 0.0)) {
         return {};
     }
     for (std::size_t j = 0; j < here.children.size() && !front.empty(); ++j) {
@@ -240,9 +360,21 @@ Front Search::extend(std::size_t bucket, std::size_t assignment) {
             continue;  // the last of them stands for all
         }
         const Front& theirs = fronts_[here.children[j]][here.child_index[j][assignment]];
-        front = join(front, theirs, remainder(bucket, assignment, j + 1));
+        front = join(worker, front, theirs, remainder(bucket, assignment, j + 1));
     }
     return front;
+}
+
+void Search::finish(std::size_t bucket, std::size_t s, Worker& worker) {
+    const Bucket& here = space_.tree.buckets[bucket];
+    Front front;
+    for (std::size_t x = 0; x < here.options; ++x) {
+        const Front more = extend(worker, bucket, s * here.options + x);
+        front.insert(front.end(), more.begin(), more.end());
+    }
+    tick(worker, front.size() + 1);
+    cut(worker, front, remainder(bucket, s * here.options, here.children.size()));
+    store(worker, fronts_[bucket][s], std::move(front));
 }
 
 std::vector<std::int64_t> Search::trace(std::uint32_t link) const {
@@ -252,8 +384,9 @@ std::vector<std::int64_t> Search::trace(std::uint32_t link) const {
         const std::uint32_t id = open.back();
         open.pop_back();
         if (id >= first_link_.back()) {
-            open.push_back(links_[id].left);
-            open.push_back(links_[id].right);
+            const Link& pair = workers_[id >> index_bits].links[id & ((std::uint32_t{1} << index_bits) - 1)];
+            open.push_back(pair.left);
+            open.push_back(pair.right);
         } else if (id > 0) {
             const auto after = std::ranges::upper_bound(first_link_, id);
             choice[static_cast<std::size_t>(after - first_link_.begin()) - 1] = id - *(after - 1);
@@ -269,27 +402,25 @@ SearchResult Search::run() {
     for (const std::size_t size : space_.problem.sizes()) {
         first_link_.push_back(first_link_.back() + size);
     }
-    links_.resize(first_link_.back());
+    workers_.resize(static_cast<std::size_t>(std::clamp(space_.threads, 1, max_workers)));
+    for (std::size_t w = 0; w < workers_.size(); ++w) {
+        workers_[w].number = static_cast<std::uint32_t>(w);
+    }
+    workers_.front().links.resize(first_link_.back());
     fronts_.resize(tree.buckets.size());
     for (std::size_t i = 0; i < tree.buckets.size(); ++i) {
-        const Bucket& bucket = tree.buckets[i];
         join_twins(i);
-        fronts_[i].resize(bucket.separator_size);
-        for (std::size_t s = 0; s < bucket.separator_size; ++s) {
-            Front front;
-            for (std::size_t x = 0; x < bucket.options; ++x) {
-                const Front more = extend(i, s * bucket.options + x);
-                front.insert(front.end(), more.begin(), more.end());
-            }
-            tick(front.size() + 1);
-            cut(front, remainder(i, s * bucket.options, bucket.children.size()));
-            store(i, s, std::move(front));
-        }
-        for (const std::size_t child : bucket.children) {
-            for (const Front& front : fronts_[child]) {
-                states_ -= front.size();
-            }
+        fronts_[i].resize(tree.buckets[i].separator_size);
+        each(fronts_[i].size(), states_, [&](Worker& worker, std::size_t s) { finish(i, s, worker); });
+        for (const std::size_t child : tree.buckets[i].children) {
             fronts_[child] = {};
+        }
+        stored_ = 0;
+        states_ = 0;
+        for (const std::vector<Front>& fronts : fronts_) {
+            for (const Front& front : fronts) {
+                states_ += front.size();
+            }
         }
     }
     return best_of(fronts_.back().front());
@@ -298,7 +429,9 @@ SearchResult Search::run() {
 // Merged states promise more than what they stand for.
 SearchResult Search::best_of(const Front& complete) const {
     SearchResult result;
-    result.bound = left_out_;
+    for (const Worker& worker : workers_) {
+        result.bound = std::max(result.bound, worker.left_out);
+    }
     result.steps = steps_;
     for (const State& state : complete) {
         std::vector<std::int64_t> choice = trace(state.link.left);

@@ -5,23 +5,31 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "core/relaxation.hpp"
 
 namespace deploy {
 
+// The Lagrangian relaxation at one price: it bounds what a state can still gain. Each price has states that it bounds
+// better than the others do.
+struct Relaxed {
+    double price = 0.0;
+    Messages messages;  // with outside messages
+};
+
 // What a search may use: the problem, bounds on what is not decided yet, and its limits.
 struct SearchSpace {
     const Problem& problem;
     const Tree& tree;
     Cost budget;
-    double price;
-    const Messages& relaxed;   // at `price`, with outside messages
-    const Messages& cheapest;  // gains {0, 1}, with outside messages
-    double accepted;           // states that cannot exceed this value are left out
-    std::size_t max_steps;     // states looked at
+    std::span<const Relaxed> relaxed;  // at least one
+    const Messages& cheapest;          // gains {0, 1}, with outside messages
+    double accepted;                   // states that cannot exceed this value are left out
+    std::size_t max_steps;             // states looked at
     std::chrono::steady_clock::time_point deadline;
+    int threads;
 };
 
 // What to do with a front of more than `size` Pareto-optimal (cost, value) states.
@@ -42,7 +50,8 @@ struct SearchResult {
 };
 
 // Dynamic programming over the tree with cut fronts.
-// std::nullopt where the steps or the time ended, or the states need more than about 1 GiB.
+// std::nullopt where the steps or the time ended, or the states need more than about 1 GiB. But for the time, the
+// result does not depend on the number of threads.
 std::optional<SearchResult> search_fronts(const SearchSpace& space, Beam beam);
 
 }  // namespace deploy

@@ -69,7 +69,7 @@ class Branching {
             const std::size_t steps = node_steps * (1 + count / patience);
             std::vector<Answer> answers(nodes.size());
             parallel_for(nodes.size(), threads_,
-                         [&](std::size_t i) { answers[i] = settle(question_, nodes[i], value_, steps); });
+                         [&](std::size_t i) { answers[i] = settle(question_, nodes[i], value_, {steps, 1}); });
             for (Answer& answer : answers) {
                 add(std::move(answer));
             }
@@ -150,7 +150,7 @@ class Solver {
     Solution solve(const Hull& hull, double budget, double price, int threads) const {
         const Question question{scaled_.problem, order_, scaled_.budget(budget), limits_.tolerance, slack_, deadline()};
         Branching branching(question, threads);
-        branching.add(settle(question, root_, hull, price, root_steps));
+        branching.add(settle(question, root_, hull, price, {root_steps, threads}));
         branching.run();
         Solution result;
         result.choice = branching.choice();
