@@ -53,3 +53,15 @@ def test_what_prevails_counts_where_the_state_does_not_come(monkeypatch: pytest.
     times = stages.measure_at_level(engines, 1000.0)
     assert times["dense"].median_us == pytest.approx(1500.0)
     assert times["plan"].median_us == pytest.approx(600.0)
+
+
+@pytest.mark.parametrize(("level_us", "found_us"), [(1000.0, 1000.0), (1050.0, 1050.0), (3000.0, 1500.0)])
+def test_the_speed_of_the_table_is_kept_where_the_computer_comes_near_it(
+    monkeypatch: pytest.MonkeyPatch, level_us: float, found_us: float
+) -> None:
+    monkeypatch.setattr(pace, "SURVEY_S", 0.0)
+    monkeypatch.setattr(pace, "PAUSE_S", 0.0)
+    monkeypatch.setattr(stages, "PATIENCE_S", 0.2)
+    fast_us = 1500.0 if found_us == 1500.0 else 1000.0
+    backend, engine = Computer().engine(fast_us, fast_us)
+    assert stages.prevailing_us(backend, engine, level_us) == pytest.approx(found_us)
