@@ -323,9 +323,20 @@ def test_many_budgets_equal_single_ones_for_any_number_of_threads():
         assert first.bound == first.value
 
 
-def test_values_that_are_no_concave_function_of_the_budget_are_closed():
-    """Residual streams: either the stream is wide and the inner layers narrow, or the other way round."""
-    k, blocks = 12, 3
+@pytest.mark.parametrize("tolerance", [0.0, 1e-3])
+def test_the_first_search_finds_the_same_on_any_number_of_threads(tolerance):
+    # Long fronts: they are merged, and shared out among the threads.
+    problem = residual_streams(k=16, blocks=4)
+    found = [problem.solve(threads=threads, tolerance=tolerance) for threads in (1, 2, 3)]
+    for one in found:
+        np.testing.assert_array_equal(one.choice, found[0].choice)
+        assert (one.value, one.cost, one.bound) == (found[0].value, found[0].cost, found[0].bound)
+        assert one.cost == problem.cost(one.choice) <= problem.budget
+        assert one.value <= one.bound <= one.value * (1 + tolerance)
+
+
+def residual_streams(k, blocks):
+    """Either a stream is wide and the inner layers narrow, or the other way round."""
     widths = np.arange(1, k + 1) / k
     values, scopes, costs = [], [], []
     for stage in range(3):
@@ -338,7 +349,11 @@ def test_values_that_are_no_concave_function_of_the_budget_are_closed():
             values += [widths, widths * 0.9]
             scopes += [(stream, len(values) - 2), (len(values) - 2, len(values) - 1), (len(values) - 1, stream)]
             costs += [np.multiply.outer(widths, widths) * scale for scale in (1.0, 2.0, 1.0)]
-    problem = Instance(values, scopes, [np.ascontiguousarray(c) for c in costs], 0.3 * sum(c.max() for c in costs))
+    return Instance(values, scopes, [np.ascontiguousarray(c) for c in costs], 0.3 * sum(c.max() for c in costs))
+
+
+def test_values_that_are_no_concave_function_of_the_budget_are_closed():
+    problem = residual_streams(k=12, blocks=3)
     found = problem.solve()
     assert found.bound == found.value
     assert found.value >= problem.solve(seconds=0.0).value

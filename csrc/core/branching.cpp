@@ -22,6 +22,7 @@ constexpr Beam beams[] = {{8, Cut::best},
                           {8192, Cut::merge},
                           {32768, Cut::merge},
                           {std::numeric_limits<std::size_t>::max(), Cut::merge}};
+constexpr double below_one = 1.0 - 1e-9;  // so that rounding does not carry a gap beyond the tolerance
 constexpr double worth_restarting = 0.8;  // the share of options left below which their bounds are computed anew
 
 std::size_t alternatives(const Domains& domains) {
@@ -234,7 +235,7 @@ Part::Part(const Problem& whole, const Order& order, Domains left)
       cheapest(relax(tree, {0.0, 1.0})) {}
 
 double Question::accepted(double value) const {
-    return value + slack + tolerance * std::abs(value);
+    return value + std::max(slack, tolerance * below_one * std::abs(value));
 }
 
 Answer settle(const Question& question, const Node& node, double known, Effort effort) {
