@@ -5,6 +5,7 @@
 #include <functional>
 #include <utility>
 
+#include "core/states.hpp"
 #include "core/threads.hpp"
 
 namespace deploy {
@@ -14,26 +15,9 @@ constexpr std::size_t max_links = std::size_t{1} << 26;   // 8 bytes each
 constexpr std::size_t max_states = std::size_t{1} << 24;  // 24 bytes each, of all fronts still needed
 constexpr std::size_t steps_per_clock = 4096;
 constexpr std::size_t block = 16;            // states that are passed over together where none of them is hopeful
-constexpr std::size_t bins_per_place = 4;    // of a beam
 constexpr std::size_t worth_threads = 4096;  // states that a bucket's children hold
 constexpr int index_bits = 27;               // of a link; the other bits tell the worker
 constexpr int max_workers = 1 << (32 - index_bits);
-
-// Two earlier links that were joined. The first links are no pairs but stand for one option of one variable.
-struct Link {
-    std::uint32_t left;
-    std::uint32_t right;
-};
-
-struct State {
-    Cost cost;
-    double value;
-    Link link;
-};
-
-using Front = std::vector<State>;
-
-constexpr std::uint32_t no_link = std::numeric_limits<std::uint32_t>::max();
 
 struct Stopped {};  // thrown where time or memory runs out; never leaves this file
 
@@ -70,8 +54,6 @@ class Search {
     Front join(Worker& worker, const Front& mine, const Front& theirs, const Remainder& remainder);
     void cut(Worker& worker, Front& front, const Remainder& remainder) const;
     void keep_best(Worker& worker, Front& front, const Remainder& remainder) const;
-    void bin(Front& front) const;
-    void merge(Front& front) const;
     template <typename Rest>
     Remainder needed(const Rest& rest) const;
     Remainder remainder(std::size_t bucket, std::size_t assignment, std::size_t joined) const;
@@ -166,20 +148,13 @@ double Search::above(Cost cost, double value, const Remainder& remainder) const 
 
 // Drop dominated states, then shorten the front to the beam; ascending cost and value.
 void Search::cut(Worker& worker, Front& front, const Remainder& remainder) const {
-    if (beam_.cut == Cut::merge && front.size() / bins_per_place > beam_.size) {
-        bin(front);
+    if (beam_.cut == Cut::merge) {
+        merge(front, beam_.size);
     } else {
-        std::ranges::sort(front, [](const State& a, const State& b) {
-            return a.cost != b.cost ? a.cost < b.cost : a.value > b.value;
-        });
-    }
-    double best = impossible;
-    std::erase_if(front,
-                  [&](const State& state) { return state.value <= std::exchange(best, std::max(best, state.value)); });
-    if (front.size() > beam_.size && beam_.cut == Cut::best) {
-        keep_best(worker, front, remainder);
-    } else if (front.size() > beam_.size) {
-        merge(front);
+        drop_dominated(front);
+        if (front.size() > beam_.size) {
+            keep_best(worker, front, remainder);
+        }
     }
 }
 
@@ -198,50 +173,6 @@ void Search::keep_best(Worker& worker, Front& front, const Remainder& remainder)
         front[i] = front[kept[i]];
     }
     front.resize(beam_.size);
-}
-
-// Sorts and merges at once: of the states whose values fall into one of many equal steps, the smallest cost and the
-// largest value go on as one; ascending cost.
-void Search::bin(Front& front) const {
-    const auto [low, high] = std::ranges::minmax(front, {}, &State::value);
-    const double start = low.value;
-    const std::size_t last = bins_per_place * beam_.size - 1;
-    const double scale = high.value > start ? static_cast<double>(last) / (high.value - start) : 0.0;
-    Front bins(last + 1, State{forbidden, impossible, {0, no_link}});
-    for (const State& state : front) {
-        State& into = bins[std::min(last, static_cast<std::size_t>((state.value - start) * scale))];
-        if (state.cost < into.cost) {
-            into.cost = state.cost;
-            into.link = state.link;
-        }
-        into.value = std::max(into.value, state.value);
-    }
-    // From the largest value down, what does not cost less is dominated.
-    Cost least = forbidden;
-    front.clear();
-    for (std::size_t i = bins.size(); i-- > 0;) {
-        if (bins[i].cost < least) {
-            least = bins[i].cost;
-            front.push_back(bins[i]);
-        }
-    }
-    std::ranges::reverse(front);
-}
-
-// The first state of a group is what its cost and links stand for.
-void Search::merge(Front& front) const {
-    const double width = (front.back().value - front.front().value) / static_cast<double>(beam_.size);
-    double first = 0.0;
-    std::size_t groups = 0;
-    for (std::size_t i = 0; i < front.size(); ++i) {
-        if (i > 0 && front[i].value - first <= width) {
-            front[groups - 1].value = front[i].value;
-        } else {
-            first = front[i].value;
-            front[groups++] = front[i];
-        }
-    }
-    front.resize(groups);
 }
 
 // All hopeful sums of a state of `mine` and one of `theirs`, both ascending in cost.
