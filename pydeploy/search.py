@@ -105,7 +105,7 @@ def search(job: Job, at: Artefacts, budget: Budget, here: Path, planner: Planner
                         f"budget {result.limit_us:.0f} us: {'met' if result.met else 'missed'}")  # fmt: skip
         if 1 - slack <= result.tried.measured <= 1:
             break
-        table = table.corrected(bench.graph, result.plan.widths, _slowed(result.profile, 1 / result.speed))
+        table = table.corrected(bench.graph, result.plan.widths, bench.at_table_speed(result))
     if not any(result.met for result in rounds):
         closest = min(result.measured_us / result.limit_us for result in rounds) - 1
         raise Infeasible(
@@ -140,6 +140,15 @@ class _Bench:
             inside = layer_profile(self.job, self.dense, self.graph)
             self.table = self.table.at_speed(self.graph, _slowed(inside, now_us / inside.whole.median_us))
             self.level_us = now_us
+
+    def at_table_speed(self, result: RoundResult) -> Profile:
+        """What a round measured, as it would be where the dense network takes what the table says.
+
+        From the round's budget, not from its `speed`: a search that was killed may go on at another speed.
+        """
+        if self.budget.share is None:
+            return result.profile
+        return _slowed(result.profile, self.table_dense_us * self.budget.share / result.limit_us)
 
 
 def level_us(job: Job, at: Artefacts) -> float | None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from pydeploy import pipeline, precisions
+from pydeploy import pace, pipeline, precisions, stages
 from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import Engine, reopen
+from pydeploy.backends.null import Null
 from pydeploy.candidates import PLANNERS, wanted
 from pydeploy.config import Config, parse
 from pydeploy.errors import BackendUnavailable, ConfigError, DataError, Infeasible, Mismatch
@@ -25,6 +28,7 @@ from pydeploy.pipeline import open_job, run
 from pydeploy.report import Report
 from pydeploy.search import Budget, best_plan, search
 from pydeploy.stages import model_of
+from pydeploy.timing import Target
 from quiet import Quiet
 
 ROOT = Path(__file__).parent.parent
@@ -372,6 +376,52 @@ def test_other_rules_take_the_same_loop(measured: Path, tmp_path: Path, method: 
     rounds = search(job, at, Budget(share=0.6), out / "06_search", PLANNERS[method])
     assert best_plan(job, at, Budget(share=0.6), out / "06_search", rounds).method in ("halp", "global")
     assert any(r.met for r in rounds)
+
+
+class Clocked(Null):
+    """The analytic device, taken for a real one: its level of speed matters."""
+
+    def target(self) -> Target:
+        return replace(super().target(), measured=True)
+
+
+def test_a_table_of_a_slow_hour_serves_a_fast_one(
+    measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Convolutions of 3 x 3 took three times as long while the table was measured, all else a fifth longer."""
+    monkeypatch.setattr(pace, "SURVEY_S", 0.0)
+    monkeypatch.setattr(stages, "PATIENCE_S", 0.1)
+    shutil.copytree(measured, out := tmp_path / "run")
+    job, at = open_job(settings(table={"points": 5, "align": 4, "rounds": 1, "runs": 3}), Quiet()), Artefacts(out)
+    job = replace(job, backend=Clocked())
+    for name, make in {"04_dense": pipeline.build_dense, "05_table": pipeline.measure_table}.items():
+        shutil.rmtree(out / name)
+        (out / name).mkdir()
+        make(job, at, out / name)
+    _slow_hour(at.table, lambda key: 3.0 if "[3,3]" in key else 1.2)
+    (out / "06_search").mkdir()
+    console = Quiet()
+    first = search(replace(job, console=console), at, Budget(share=0.6), out / "06_search")[0]
+    assert any("layers are scaled by what its own layers take now" in line for line in console.lines)
+    assert first.predicted_us == pytest.approx(first.measured_us, rel=0.02)
+
+
+def _slow_hour(table: Path, factor: Callable[[str], float]) -> None:
+    """Rewrite a table as if every layer had taken `factor` times as long, and the networks accordingly."""
+    times = ("median_us", "p10_us", "p90_us")
+    with sqlite3.connect(table) as base:
+        longer: dict[str, float] = {}
+        for row, key, probe, us in base.execute("SELECT rowid, key, probe, median_us FROM samples").fetchall():
+            longer[probe] = longer.get(probe, 0.0) + (factor(key) - 1) * us
+            scaled = ", ".join(f"{name} = {name} * {factor(key)}" for name in times)
+            base.execute(f"UPDATE samples SET {scaled} WHERE rowid = ?", (row,))
+        added = ", ".join(f"{name} = {name} + :more" for name in (*times, "layers_us"))
+        for probe, more in longer.items():
+            base.execute(f"UPDATE networks SET {added} WHERE probe = :probe", {"more": more, "probe": probe})
+        (dense,) = base.execute("SELECT max(median_us) FROM networks").fetchone()
+        for name in ("samples", "networks"):
+            base.execute(f"UPDATE {name} SET reference_us = ?", (dense,))
+    base.close()
 
 
 def test_further_points_are_those_of_the_config() -> None:
