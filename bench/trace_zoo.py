@@ -11,10 +11,13 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import signal
 import statistics
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,8 @@ sys.path[:0] = [
     str(Path(__file__).parent.parent / "tests"),
 ]  # for bench_trace and its oracle
 ENOUGH_S = 1.0
+LIMIT_S = 120
+"""Torch-Pruning gets no further than this on a model: on maxvit_t its memory grows without an end."""
 LARGE = ("regnet_y_128gf", "vit_h_14", "vit_l_16", "vit_l_32", "densenet161", "densenet169", "densenet201")
 """To build them or to run the other side takes longest, so they come last."""
 HEAD = """# How long the structure analysis takes
@@ -36,6 +41,21 @@ HEAD = """# How long the structure analysis takes
 `python bench/trace_zoo.py`. Both sides run in turns in one process on the same weights and input (1 x 3 x 224 x 224), with one thread of
 PyTorch; medians of up to three rounds, one where a round takes a second.
 """
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """Raises `TimeoutError` inside the block when it takes longer than `LIMIT_S`."""
+
+    def ring(*_: object) -> None:
+        raise TimeoutError(f"no result within {LIMIT_S} s")
+
+    signal.signal(signal.SIGALRM, ring)
+    signal.alarm(LIMIT_S)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
 
 
 def row(name: str) -> dict[str, Any]:
@@ -50,7 +70,8 @@ def row(name: str) -> dict[str, Any]:
         mine.append(timed(lambda: ours(model, example))[0])
         twin, layers = copy.deepcopy((model, last))
         try:
-            other.append(timed(lambda twin=twin, layers=layers: theirs(twin, example, layers))[0])
+            with limited():
+                other.append(timed(lambda twin=twin, layers=layers: theirs(twin, example, layers))[0])
         except Exception as error:
             return {"pydeploy_s": statistics.median(mine), "fails": f"{type(error).__name__}: {error}"[:90]}
     return {"pydeploy_s": statistics.median(mine), "torch_pruning_s": statistics.median(other)}
