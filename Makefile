@@ -11,7 +11,7 @@ help:
 	@echo "make setup          prepare $(VENV) with everything below (a few minutes, mostly PyTorch)"
 	@echo "make demo           train, prune to half the latency, fine-tune, quantize, report (15 to 30 minutes)"
 	@echo "make demo-openvino  the same for OpenVINO, with the dense model of 'make demo'"
-	@echo "make test           lint, types, all tests, a wheel in a clean environment (about 10 minutes)"
+	@echo "make test           lint, types, all tests, a wheel in a clean environment (10 to 20 minutes)"
 	@echo "make bench          benchmarks with their baselines (keep the machine quiet)"
 	@echo "make sanitize       the C++ core under AddressSanitizer and UBSan"
 	@echo "make trt-contract   the TensorRT backend against the real bindings of six versions (no GPU needed)"
