@@ -14,7 +14,7 @@ import quant_nets as nets
 from pydeploy.errors import ConfigError, DataError, Mismatch
 from pydeploy.quant.calibrate import calibrate
 from pydeploy.quant.lint import lint
-from pydeploy.quant.model import model_hash, read_float_model
+from pydeploy.quant.model import files_hash, read_float_model, read_model
 from pydeploy.quant.placement import STYLES
 from pydeploy.quant.qdq import quantize
 
@@ -136,7 +136,47 @@ def test_the_hash_of_a_single_file_is_the_files(tmp_path: Path) -> None:
     import hashlib
 
     path = nets.residual(tmp_path / "net.onnx")
-    assert model_hash(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert files_hash([path]) == hashlib.sha256(path.read_bytes()).hexdigest()
+    (tmp_path / "empty").touch()
+    assert files_hash([tmp_path / "empty"]) == hashlib.sha256(b"").hexdigest()
+
+
+def wide(path: Path) -> Path:
+    """A network with weights that are large enough to be kept apart."""
+    return nets.save(
+        path, [nets.conv("a", "x", "c", 8, 64), nets.conv("b", "c", "y", 64, 64)], {"x": [1, 8, 6, 6]}, ["y"]
+    )
+
+
+def test_large_weights_are_kept_apart_and_come_back(tmp_path: Path) -> None:
+    path = wide(tmp_path / "net.onnx")
+    loaded = read_model(path)
+    assert set(loaded.weights) == {"a.weight", "b.weight"}
+    assert loaded.model.ByteSize() < path.stat().st_size / 20
+    assert loaded.whole() == onnx.load(path)
+    outside = read_model(external(path, tmp_path / "outside.onnx"))
+    assert outside.files == (tmp_path / "outside.onnx", tmp_path / "outside.data")
+    assert outside.weights == loaded.weights
+
+
+@pytest.mark.parametrize("change", [-4, 4], ids=["short", "long"])
+def test_a_weight_of_another_size_than_its_shape_is_refused(tmp_path: Path, change: int) -> None:
+    path = wide(tmp_path / "net.onnx")
+    model = onnx.load(path)
+    weight = next(w for w in model.graph.initializer if w.name == "b.weight")
+    weight.raw_data = (weight.raw_data + bytes(4))[: len(weight.raw_data) + change]
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(DataError, match=r"weight 'b\.weight' of shape \[64, 64, 3, 3\] is stored in"):
+        read_model(path)
+
+
+def test_a_graph_that_is_not_valid_is_refused(tmp_path: Path) -> None:
+    path = wide(tmp_path / "net.onnx")
+    model = onnx.load(path)
+    model.graph.node[1].input[0] = "nothing"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(DataError, match="is not a valid ONNX file"):
+        read_model(path)
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -67,7 +67,7 @@ def input_of(path: Path, *, quantised: bool = False) -> str:
     from pydeploy.errors import ConfigError
     from pydeploy.quant.model import read_float_model, read_model
 
-    graph = (read_model if quantised else read_float_model)(path).graph
+    graph = (read_model if quantised else read_float_model)(path).model.graph
     weights = {tensor.name for tensor in graph.initializer}
     names = [value.name for value in graph.input if value.name not in weights]
     if len(names) != 1:
@@ -77,11 +77,9 @@ def input_of(path: Path, *, quantised: bool = False) -> str:
 
 def batch_of(path: Path) -> int:
     """Static batch size of an ONNX file's first input."""
-    import onnx
-
     from pydeploy.quant.model import read_model
 
-    model: onnx.ModelProto = read_model(path)
+    model = read_model(path).model
     return int(model.graph.input[0].type.tensor_type.shape.dim[0].dim_value) or 1
 
 

@@ -19,7 +19,7 @@ import onnx_graphsurgeon as gs
 from pydeploy.backends.base import Feeds
 from pydeploy.errors import DataError, Mismatch, nearest
 from pydeploy.quant.counts import Counts, sample_hash
-from pydeploy.quant.model import model_hash, prepare, read_float_model
+from pydeploy.quant.model import Loaded, files_hash, prepare, read_float_model
 from pydeploy.quant.observe import Ranges, check_observer, observe
 from pydeploy.quant.placement import STYLES, plan, style_named
 from pydeploy.quant.tapped import Tapped
@@ -60,14 +60,13 @@ def calibrate(
     """
     onnx_path = Path(onnx_path)
     check_observer(observer)
-    graph, ir_version = _float_graph(onnx_path)
-    if every:
-        names = tuple(name for name in _tensor_names(graph) if graph.tensors()[name].dtype == np.float32)
-    else:
-        names = _known(graph, tensors) if tensors is not None else measured_tensors(graph, style)
-    tapped = Tapped(graph, names, ir_version, threads, onnx_path)
-    del graph
-    model = model_hash(onnx_path)
+    source = read_float_model(onnx_path)
+    with ThreadPoolExecutor(1) as other:
+        digest = other.submit(files_hash, source.files)  # while the session is made
+        tapped = _tapped(source, tensors, every, style, threads)
+        del source
+        model = digest.result()
+    names = tapped.names
     counts = Counts.resume(resume, model, key, names) if resume else Counts.empty(model, key, names)
     _count_all(counts, tapped, batches, threads, progress, resume)
     if not counts.samples:
@@ -81,9 +80,14 @@ def calibrate(
     return Ranges(ranges, observer, model, counts.samples_hash(), len(counts.samples), unsigned)
 
 
-def _float_graph(onnx_path: Path) -> tuple[gs.Graph, int]:
-    model = read_float_model(onnx_path)
-    return prepare(model), model.ir_version
+def _tapped(source: Loaded, tensors: Sequence[str] | None, every: bool, style: str | None, threads: int) -> Tapped:
+    """A session that gives the values of the tensors that `calibrate` was asked for."""
+    graph = prepare(source)
+    if every:
+        names = tuple(name for name in _tensor_names(graph) if graph.tensors()[name].dtype == np.float32)
+    else:
+        names = _known(graph, tensors) if tensors is not None else measured_tensors(graph, style)
+    return Tapped(graph, names, source.model.ir_version, threads, source.files[0])
 
 
 def _count_all(

@@ -28,7 +28,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pydeploy.backends.base import Feeds
 from pydeploy.errors import ConfigError, DataError, nearest
 from pydeploy.files import replacing
-from pydeploy.quant.model import new_name, opset_of, prepare, read_model
+from pydeploy.quant.model import Loaded, new_name, opset_of, prepare, read_model
 
 HalfType = Literal["float16", "bfloat16"]
 _TYPES: Mapping[str, int] = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
@@ -73,7 +73,7 @@ def to_half(
     """
     half_type(dtype)
     source = read_model(Path(onnx_path))
-    _check_convertible(source, Path(onnx_path))
+    _check_convertible(source.model, Path(onnx_path))
     model = _float_model(source, dtype, Path(onnx_path))
     known = [_name(node) for node in model.graph.node]
     for name in keep:
@@ -110,15 +110,14 @@ def _check_convertible(model: onnx.ModelProto, path: Path) -> None:
         raise DataError(f"{path} is in half precision already; start from the float32 model")
 
 
-def _float_model(source: onnx.ModelProto, dtype: str, path: Path) -> onnx.ModelProto:
+def _float_model(source: Loaded, dtype: str, path: Path) -> onnx.ModelProto:
     """A copy to edit: normalised where it is a float model, and of an opset that has the type."""
-    quantised = any(node.op_type in _PAIRS for node in source.graph.node)
-    model = source
+    quantised = any(node.op_type in _PAIRS for node in source.model.graph.node)
     if not quantised:
         exported = gs.export_onnx(prepare(source).cleanup(remove_unused_graph_inputs=False))
-        exported.ir_version = source.ir_version
-        exported.metadata_props.extend(source.metadata_props)
-        model = exported
+        exported.ir_version = source.model.ir_version
+        exported.metadata_props.extend(source.model.metadata_props)
+    model = source.whole() if quantised else exported
     wanted = 22 if dtype == "bfloat16" else 19 if quantised else 13
     if opset_of(model) < wanted:
         try:
@@ -126,7 +125,7 @@ def _float_model(source: onnx.ModelProto, dtype: str, path: Path) -> onnx.ModelP
         except Exception as error:  # the converter raises bare RuntimeErrors
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise DataError(
-                f"{path} has opset {opset_of(source)}, {dtype} needs {wanted} here and the conversion fails ({reason}); "
+                f"{path} has opset {source.opset}, {dtype} needs {wanted} here and the conversion fails ({reason}); "
                 f"export with opset {wanted} or later"
             ) from None
     model.ir_version = max(model.ir_version, 10 if wanted == 22 else 9 if wanted == 19 else 7)

@@ -32,7 +32,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from pydeploy.quant.model import import_graph, opset_of, read_model
+from pydeploy.quant.model import import_graph, read_model
 from pydeploy.quant.placement import ACTIVATIONS, WEIGHTED, Style, channel_axis, fused_additions, label, style_named
 
 QUANTIZE, RESTORE = "QuantizeLinear", "DequantizeLinear"
@@ -81,10 +81,10 @@ def lint(path: Path, style: str = "tensorrt") -> tuple[Finding, ...]:
 
     Raises `DataError` for a file that is no valid ONNX model, `ConfigError` for an unknown style.
     """
-    rules, proto = style_named(style), read_model(Path(path))
-    graph = import_graph(proto)
+    rules, source = style_named(style), read_model(Path(path))
+    graph = import_graph(source)
     fused = {id(node): main for node, main in fused_additions(graph)}
-    model = _Model(graph, opset_of(proto), rules, _element_types(proto), fused)
+    model = _Model(graph, source.opset, rules, _element_types(source.model), fused)
     checks = (*_COMMON, *_TENSORRT) if style == "tensorrt" else _COMMON
     found = [finding for node in model.graph.nodes for check in checks for finding in check(model, node)]
     return tuple(sorted(found, key=lambda finding: finding.severity != "error"))

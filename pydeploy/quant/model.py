@@ -1,7 +1,7 @@
 """Float ONNX models as quantisation reads, edits and writes them.
 
 * Weights in other files (external data) are read in; results are one file. ONNX cannot hold more than 2 GB in one file.
-* A model is known by `model_hash`: the file's bytes and those of its external data.
+* A model is known by `files_hash`: the file's bytes and those of its external data.
 * `prepare` normalises what exporters write in several ways: constants are initialisers, batch normalisation is part of
   the layer before it, spatial means are GlobalAveragePool. Values stay the same up to rounding of float32.
 """
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it ships no types
 
 from pydeploy.errors import DataError
-from pydeploy.files import replacing, sha256
+from pydeploy.files import replacing
 from pydeploy.quant.placement import channel_axis, label
 
 MIN_OPSET = 13
@@ -31,16 +33,43 @@ _QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLi
                         "ConvInteger", "MatMulInteger"})  # fmt: skip
 
 
-def read_model(path: Path) -> onnx.ModelProto:
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A valid ONNX file, its large weights apart: with them in it, every check and every edit would copy them."""
+
+    model: onnx.ModelProto
+    """All of it but the values of the tensors in `weights`."""
+    weights: Mapping[str, bytes]
+    """Values of large float32 initialisers by name, as stored."""
+    files: tuple[Path, ...]
+    """The file, and those that hold external data."""
+
+    @property
+    def opset(self) -> int:
+        return opset_of(self.model)
+
+    def whole(self) -> onnx.ModelProto:
+        """A copy that holds all weights."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        for tensor in model.graph.initializer:
+            if tensor.name in self.weights:
+                tensor.raw_data = self.weights[tensor.name]
+        return model
+
+
+def read_model(path: Path) -> Loaded:
     """The valid ONNX model in `path` with all its weights; raises `DataError` for anything else."""
     path = Path(path)
     try:
         model = onnx.load(path, format="protobuf", load_external_data=False)
-        _check_size(model, path)
+        external = _external(model)
+        _check_size(external, path)
         onnx.load_external_data_for_model(model, str(path.parent))
         for tensor in model.graph.initializer:
             tensor.ClearField("data_location")
-        onnx.checker.check_model(str(path))  # by path: without another copy of the weights
+        weights = _take_weights(model)
+        _check(model, weights)
     except FileNotFoundError as error:
         missing = Path(error.filename or path)
         raise DataError(
@@ -49,20 +78,45 @@ def read_model(path: Path) -> onnx.ModelProto:
     except (OSError, DecodeError, onnx.checker.ValidationError, ValueError) as error:
         fact = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"{path} is not a valid ONNX file ({fact}); export the model again") from None
-    return model
+    return Loaded(model, weights, (path, *(path.parent / name for name in sorted(external))))
 
 
-def read_float_model(path: Path) -> onnx.ModelProto:
+def _take_weights(model: onnx.ModelProto) -> dict[str, bytes]:
+    """Remove the values of large weights from `model` and return them; raises `ValueError` where some are missing."""
+    found: dict[str, bytes] = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and np.prod(tensor.dims) > _LARGE and tensor.HasField("raw_data"):
+            values = tensor.raw_data
+            if len(values) != 4 * np.prod(tensor.dims):
+                raise ValueError(
+                    f"weight '{tensor.name}' of shape {list(tensor.dims)} is stored in {len(values)} bytes"
+                )
+            found[tensor.name] = values
+            tensor.ClearField("raw_data")
+    return found
+
+
+def _check(model: onnx.ModelProto, weights: Mapping[str, bytes]) -> None:
+    """ONNX's own check; tensors whose values are in `weights` take part as empty ones."""
+    stripped = [(tensor, list(tensor.dims)) for tensor in model.graph.initializer if tensor.name in weights]
+    for tensor, _ in stripped:
+        tensor.dims[:] = [0]
+    try:
+        onnx.checker.check_model(model)
+    finally:
+        for tensor, shape in stripped:
+            tensor.dims[:] = shape
+
+
+def read_float_model(path: Path) -> Loaded:
     """The model in `path`; raises `DataError` unless it is valid, unquantised and of opset 13 or later."""
-    model = read_model(path)
-    if opset_of(model) < MIN_OPSET:
-        raise DataError(
-            f"{path} has opset {opset_of(model)}, int8 needs {MIN_OPSET} or later; export with a newer opset"
-        )
-    for node in model.graph.node:
+    loaded = read_model(path)
+    if loaded.opset < MIN_OPSET:
+        raise DataError(f"{path} has opset {loaded.opset}, int8 needs {MIN_OPSET} or later; export with a newer opset")
+    for node in loaded.model.graph.node:
         if node.op_type in _QUANTISED:
             raise DataError(f"{path} is already quantised ({node.op_type} '{node.name}'); start from the float model")
-    return model
+    return loaded
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -80,8 +134,8 @@ def _external(model: onnx.ModelProto) -> dict[str, list[onnx.TensorProto]]:
     return found
 
 
-def _check_size(model: onnx.ModelProto, path: Path) -> None:
-    weights = [tensor for tensors in _external(model).values() for tensor in tensors]
+def _check_size(external: Mapping[str, list[onnx.TensorProto]], path: Path) -> None:
+    weights = [tensor for tensors in external.values() for tensor in tensors]
     outside = sum(int(np.prod(t.dims)) * onnx.helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for t in weights)
     size = path.stat().st_size + outside  # the message's own ByteSize() takes as long as writing it
     if size > LARGEST_BYTES:
@@ -91,25 +145,21 @@ def _check_size(model: onnx.ModelProto, path: Path) -> None:
         )
 
 
-def model_hash(path: Path) -> str:
-    """SHA-256 of the ONNX file; where weights lie in other files, of its hash and theirs."""
-    path = Path(path)
-    names: list[str] = []
-    if _mentions(path, b"location"):
-        names = sorted(_external(onnx.load(path, format="protobuf", load_external_data=False)))
-    if not names:
-        return sha256(path)
-    return hashlib.sha256(
-        "".join(sha256(place) for place in [path, *(path.parent / n for n in names)]).encode()
-    ).hexdigest()
+def files_hash(files: Sequence[Path]) -> str:
+    """SHA-256 of a file; of several, that of theirs. It may run in a thread: it hardly ever holds Python's lock."""
+    digests = [_digest(path) for path in files]
+    return (
+        digests[0].hex()
+        if len(digests) == 1
+        else hashlib.sha256("".join(d.hex() for d in digests).encode()).hexdigest()
+    )
 
 
-def _mentions(path: Path, word: bytes) -> bool:
-    """Whether the file holds `word`. The place of weights in other files stands behind the word ``location``."""
+def _digest(path: Path) -> bytes:
     if not path.stat().st_size:
-        return False
+        return hashlib.sha256().digest()
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(word) >= 0
+        return hashlib.sha256(content).digest()
 
 
 def save_graph(graph: gs.Graph, source: onnx.ModelProto, out: Path) -> None:
@@ -124,24 +174,14 @@ def save_graph(graph: gs.Graph, source: onnx.ModelProto, out: Path) -> None:
         partial.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def import_graph(model: onnx.ModelProto) -> gs.Graph:
-    """An editable copy of `model` with the shapes of its tensors; constants of nodes become initialisers."""
-    # Exporting a graph writes into the tensors that it was imported from; shape inference returns a copy. Large weights
-    # stay out of it: it would copy them several times.
-    heavy = {tensor.name: tensor.raw_data for tensor in model.graph.initializer
-             if tensor.data_type == onnx.TensorProto.FLOAT and np.prod(tensor.dims) > _LARGE and tensor.raw_data}  # fmt: skip
-    stripped = [tensor for tensor in model.graph.initializer if tensor.name in heavy]
-    for tensor in stripped:
-        tensor.ClearField("raw_data")
-    try:
-        graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model))
-    finally:
-        for tensor in stripped:
-            tensor.raw_data = heavy[tensor.name]
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in stripped}
+def import_graph(source: Loaded) -> gs.Graph:
+    """An editable copy of a model with the shapes of its tensors; constants of nodes become initialisers."""
+    # Exporting a graph writes into the tensors that it was imported from; shape inference returns a copy.
+    graph = gs.import_onnx(onnx.shape_inference.infer_shapes(source.model))
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in source.model.graph.initializer}
     for name, tensor in graph.tensors().items():
-        if name in heavy:
-            tensor.values = np.frombuffer(heavy[name], "<f4").reshape(shapes[name])
+        if name in source.weights:
+            tensor.values = np.frombuffer(source.weights[name], "<f4").reshape(shapes[name])
     for node in graph.nodes:
         if node.op == "Constant" and isinstance(node.attrs.get("value"), gs.Constant):
             values = node.attrs["value"].values
@@ -152,9 +192,9 @@ def import_graph(model: onnx.ModelProto) -> gs.Graph:
     return graph
 
 
-def prepare(model: onnx.ModelProto) -> gs.Graph:
-    """An editable copy of `model`: batch normalisation folded, spatial means as GlobalAveragePool."""
-    graph = import_graph(model)
+def prepare(source: Loaded) -> gs.Graph:
+    """An editable copy of a model: batch normalisation folded, spatial means as GlobalAveragePool."""
+    graph = import_graph(source)
     ends = {tensor.name for tensor in graph.outputs}
     nodes: list[gs.Node] = []
     for node in graph.nodes:

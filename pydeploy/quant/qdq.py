@@ -27,7 +27,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from pydeploy.errors import DataError, Mismatch
-from pydeploy.quant.model import model_hash, new_name, prepare, read_float_model, save_graph
+from pydeploy.quant.model import files_hash, new_name, prepare, read_float_model, save_graph
 from pydeploy.quant.observe import Range, Ranges
 from pydeploy.quant.placement import Placement, Style, channel_axis, label, plan, style_named
 
@@ -67,16 +67,16 @@ def quantize(
     `ConfigError` for an unknown style or layer name.
     """
     onnx_path, rules = Path(onnx_path), style_named(style)
-    model = read_float_model(onnx_path)
-    if ranges.model != model_hash(onnx_path):
+    source = read_float_model(onnx_path)
+    if ranges.model != files_hash(source.files):
         raise Mismatch(f"the ranges were calibrated on another file than {onnx_path}; calibrate this model")
-    graph = prepare(model)
+    graph = prepare(source)
     placement = plan(graph, rules, exclude=exclude, min_channels=min_channels, float_ends=float_ends)
     if not placement.nodes:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in placement.skipped.items())
         raise DataError(f"no layer of {onnx_path} can be int8 ({reasons or 'it has no layer with weights'})")
     _insert(_Editor(graph), placement, rules, ranges)
-    save_graph(graph, model, Path(out))
+    save_graph(graph, source.model, Path(out))
     names = tuple(label(node) for node in placement.nodes)
     return QuantizeReport(style, names, dict(placement.skipped), tuple(placement.sources))
 
