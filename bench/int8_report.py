@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
+from math import comb
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pydeploy import stages
 from pydeploy.backends.base import Backend, Engine, open_backend
@@ -33,9 +35,11 @@ from pydeploy.quant.manifest import load_manifest
 from pydeploy.quant.qdq import quantize
 from pydeploy.report import Report
 from pydeploy.timing import Timing
+from pydeploy.train.tasks import Task
 
 ROUNDS, RUNS = 20, 20
 RESNET_SAMPLES = 16
+OURS, NNCF = "int8, pydeploy (entropy)", "int8, NNCF"
 
 
 @dataclass(frozen=True)
@@ -74,13 +78,13 @@ def engines_of(
                 backend = open_backend(name, precision=precision, threads=threads)
             except BackendUnavailable:
                 continue
-            label = "int8, pydeploy (entropy)" if precision == "int8" else precision
+            label = OURS if precision == "int8" else precision
             make = (
                 partial(our_int8, source, samples, backend) if precision == "int8" else partial(backend.build, source)
             )
             found[name, label] = (backend, _kept(here / f"{precision}.engine", make))
             if precision == "int8" and name == "openvino" and importlib.util.find_spec("nncf") is not None:
-                found[name, "int8, NNCF"] = (
+                found[name, NNCF] = (
                     backend,
                     _kept(here / "nncf.engine", partial(nncf_engine, source, samples, backend)),
                 )
@@ -121,14 +125,41 @@ def rows_of(
     return rows
 
 
-def fashion_mnist(run: Path, threads: int, work: Path) -> Iterable[Row]:
-    """The dense and the pruned network of a run, on its task's test set."""
+def right_answers(task: Task, backend: Backend, engine: Engine) -> NDArray[np.bool_]:
+    """For each test image, whether the engine names its class."""
+    place = engine.path.with_suffix(".right.json")
+    if not place.exists():
+        with backend.open(engine) as session:
+            (name,) = task.input_names
+            found = [int(np.argmax(next(iter(session.run({name: batch.inputs[0].numpy()}).values())))) == int(batch.target)
+                     for batch in task.eval_batches(1, "test")]  # fmt: skip
+        write_json(place, [int(one) for one in found])
+    return np.array(read_json(place), dtype=bool)
+
+
+def beside_nncf(task: Task, engines: dict[tuple[str, str], Any]) -> str:
+    """How far ours and NNCF's engine differ beyond chance, in words: McNemar's exact test (1947), two-sided."""
+    keys = [("openvino", OURS), ("openvino", NNCF)]
+    if any(key not in engines for key in keys):
+        return ""
+    ours, theirs = (right_answers(task, *engines[key]) for key in keys)
+    a, b = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    chance = min(1.0, 2 * sum(comb(a + b, k) for k in range(min(a, b) + 1)) / 2 ** (a + b))
+    return (
+        f"Of {len(ours)} images, pydeploy's OpenVINO engine alone names {a} rightly and NNCF's alone {b}: a difference of this size or "
+        f"more comes up by chance with probability {chance:.2f}."
+    )
+
+
+def fashion_mnist(run: Path, threads: int, work: Path, notes: dict[str, str]) -> Iterable[Row]:
+    """The dense and the pruned network of a run, on its task's test set; `notes` gets a sentence for each."""
     config = load(run / "config.json")
     task, manifest = stages.open_task(config), load_manifest(config.quantize.calibration if config.quantize else Path())
     samples = list(stages.exact_batches(stages.calibration_batches(task, manifest), 1))
     for network, folder in (("dense", "04_dense"), ("pruned", "08_pruned")):
         engines = engines_of(run / folder / "model.onnx", samples, threads, work / network)
         label = f"{config.model.name} on {config.task.data}, {network}"
+        notes[label] = beside_nncf(task, engines)
         yield from rows_of(
             label, engines, lambda session: float(task.evaluate(session.run, batch_size=1)[task.metric]), samples[0]
         )
@@ -157,8 +188,8 @@ def resnet18(threads: int, work: Path) -> Iterable[Row]:
 HEAD = ["| runtime | engine | latency, ms (p10 to p90) | accuracy, % | change, points |", "|---|---|---|---|---|"]
 
 
-def page(rows: list[Row], threads: int, command: str) -> list[str]:
-    """The document: tables made of `rows`, what they were measured on, and how to read them."""
+def page(rows: list[Row], notes: dict[str, str], threads: int, command: str) -> list[str]:
+    """The document: tables made of `rows` with `notes` by network, what they were measured on, and how to read them."""
     target = open_backend("openvino", threads=threads).target()
     packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("onnxruntime", "openvino", "nncf")
                          if importlib.util.find_spec(name) is not None)  # fmt: skip
@@ -180,7 +211,7 @@ def page(rows: list[Row], threads: int, command: str) -> list[str]:
             text.append(
                 _line(row.backend, row.method, (t.median_us, t.p10_us, t.p90_us), t.disturbed, row.accuracy, before)
             )
-        text.append("")
+        text += ["", *([notes[network], ""] if notes.get(network) else [])]
     return text
 
 
@@ -231,11 +262,12 @@ def main() -> None:
     parser.add_argument("--mixed", type=Path, help="folder of a finished run whose mixed precision is shown")
     given = parser.parse_args()
     rows: list[Row] = []
+    notes: dict[str, str] = {}
     if given.run is not None:
-        rows += fashion_mnist(given.run, given.threads, given.work)
+        rows += fashion_mnist(given.run, given.threads, given.work, notes)
     if given.resnet18:
         rows += resnet18(given.threads, given.work / "resnet18")
-    text = page(rows, given.threads, "python bench/int8_report.py --run RUN --resnet18 --mixed RUN")
+    text = page(rows, notes, given.threads, "python bench/int8_report.py --run RUN --resnet18 --mixed RUN")
     write_text(given.out, "\n".join([*text, *(mixed_section(given.mixed) if given.mixed is not None else [])]))
     print(json.dumps([{**row.__dict__, "timing": row.timing.to_json()} for row in rows], indent=1))
 
