@@ -33,7 +33,17 @@ sys.path[:0] = [
 ENOUGH_S = 1.0
 LIMIT_S = 120
 """Torch-Pruning gets no further than this on a model: on maxvit_t its memory grows without an end."""
-LARGE = ("regnet_y_128gf", "vit_h_14", "vit_l_16", "vit_l_32", "densenet161", "densenet169", "densenet201")
+LARGE = (
+    "regnet_y_128gf",
+    "swin_v2_s",
+    "swin_v2_t",
+    "vit_h_14",
+    "vit_l_16",
+    "vit_l_32",
+    "densenet161",
+    "densenet169",
+    "densenet201",
+)
 """To build them or to run the other side takes longest, so they come last."""
 HEAD = """# How long the structure analysis takes
 

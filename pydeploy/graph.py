@@ -261,6 +261,14 @@ class Plan:
     def widths(self) -> dict[str, int]:
         return {name: len(channels) for name, channels in self.kept.items()}
 
+    @cached_property
+    def channels(self) -> dict[str, NDArray[np.int64]]:
+        """The kept channels as arrays, made once. Raises `Mismatch` for numbers beyond 64 bits."""
+        try:
+            return {name: np.fromiter(kept, np.int64, len(kept)) for name, kept in self.kept.items()}
+        except OverflowError:
+            raise Mismatch("the plan names a channel that needs more than 64 bits; solve again") from None
+
     def check(self, graph: Graph) -> None:
         """Raise `Mismatch` unless this plan is valid for `graph`."""
         if self.graph != graph.fingerprint:
@@ -268,7 +276,7 @@ class Plan:
                 f"the plan is for graph {self.graph}, the model's graph is {graph.fingerprint}{self._difference(graph)}: "
                 "trace the model that the plan was made for, or solve again"
             )
-        for name, channels in self.kept.items():
+        for name, channels in self.channels.items():
             group = graph.by_name.get(name)
             if group is None:
                 raise Mismatch(f"the plan names group '{name}', which the model lacks{nearest(name, graph.by_name)}")
@@ -310,7 +318,7 @@ class Plan:
         return parsed(path, cls.from_json)
 
 
-def _check_channels(group: Group, channels: Sequence[int]) -> None:
+def _check_channels(group: Group, channels: NDArray[np.int64]) -> None:
     if len(channels) == 0:
         raise Mismatch(
             f"the plan empties group '{group.name}': keep at least {group.min_width} of {group.width} channels"
@@ -319,8 +327,7 @@ def _check_channels(group: Group, channels: Sequence[int]) -> None:
         raise Mismatch(
             f"the plan keeps {len(channels)} channels of group '{group.name}', where {group.min_width} must stay"
         )
-    ascend = all(map(operator.lt, channels, channels[1:]))
-    if not ascend or channels[0] < 0 or channels[-1] >= group.width:
+    if not (channels[:-1] < channels[1:]).all() or channels[0] < 0 or channels[-1] >= group.width:
         raise Mismatch(
             f"group '{group.name}': kept channels must ascend, without repetition, within 0..{group.width - 1}"
         )

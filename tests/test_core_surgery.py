@@ -142,6 +142,17 @@ def slicings(draw):
     return widths, kept, sizes, slices
 
 
+def test_an_axis_that_is_one_group_keeps_its_channels_in_ascending_order():
+    whole, twice = _core.kept_entries(
+        np.array([6, 6]),
+        [np.array([4, 0, 4]), np.array([0, 1])],
+        np.array([6, 6]),
+        np.array([(0, 0, 0, 1, 1), (0, 1, 0, 1, 1), (1, 1, 0, 1, 1)]),
+    )
+    np.testing.assert_array_equal(whole, [0, 4])
+    np.testing.assert_array_equal(twice, [0])
+
+
 @given(slicings())
 @settings(max_examples=150, deadline=None)
 def test_kept_entries_equal_numpy_masks(case):

@@ -132,6 +132,8 @@ def test_graph_and_plan_round_trip(tmp_path) -> None:
         ({"stem.0": (3, 1)}, "must ascend"),
         ({"stem.0": (1, 1)}, "must ascend"),
         ({"stem.0": (0, 8)}, "within 0..7"),
+        ({"stem.0": (-1, 2)}, "within 0..7"),
+        ({"stem.0": (0, 2**64)}, "more than 64 bits"),
         ({"fc": (0,)}, "frozen: model output"),
     ],
 )

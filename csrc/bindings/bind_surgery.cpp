@@ -8,14 +8,15 @@ namespace deploy::bindings {
 namespace {
 
 GatherJob read_job(const py::array& array, const py::tuple& entries, std::size_t number) {
-    const std::string name = "job " + std::to_string(number);
     GatherJob job;
-    job.source = bytes_of(array, name + ": the array");
+    job.source = bytes_of(array, [&] { return "job " + std::to_string(number) + ": the array"; });
     job.item_bytes = static_cast<std::size_t>(array.itemsize());
     job.shape = shape_of(array);
     for (std::size_t dim = 0; dim < entries.size(); ++dim) {
         const py::object index = entries[dim];
-        const std::string what = name + ", dim " + std::to_string(dim) + ": the index";
+        const auto what = [&] {
+            return "job " + std::to_string(number) + ", dim " + std::to_string(dim) + ": the index";
+        };
         job.entries.push_back(index.is_none() ? Entries{} : Entries{list_of<std::int64_t>(index, what)});
     }
     return job;
@@ -23,15 +24,15 @@ GatherJob read_job(const py::array& array, const py::tuple& entries, std::size_t
 
 // The array and its list of entries. Read by hand, because pybind11's own message would print all arrays.
 std::pair<py::array, py::tuple> read_pair(py::handle argument, std::size_t number) {
-    const std::string name = "job " + std::to_string(number);
     if (!py::isinstance<py::sequence>(argument) || py::len(argument) != 2) {
-        throw py::type_error(name + " must be a pair (array, [one index or None for each dimension])");
+        throw py::type_error("job " + std::to_string(number) +
+                             " must be a pair (array, [one index or None for each dimension])");
     }
     const auto pair = py::reinterpret_borrow<py::sequence>(argument);
     const py::object array = pair[0];
     const py::object entries = pair[1];
     if (!py::isinstance<py::array>(array)) {
-        throw py::type_error(name + " holds no NumPy array in first place, but " +
+        throw py::type_error("job " + std::to_string(number) + " holds no NumPy array in first place, but " +
                              py::cast<std::string>(py::str(py::type::of(array))));
     }
     // A tuple of its own: another thread may change a list while the GIL is released.
@@ -65,7 +66,8 @@ py::list entries(const Array<std::int64_t>& widths, const py::sequence& kept, co
     std::vector<std::span<const std::int64_t>> channels;
     for (const py::handle item : kept) {
         owners.push_back(py::reinterpret_borrow<py::object>(item));
-        channels.push_back(list_of<std::int64_t>(item, "kept channels of group " + std::to_string(channels.size())));
+        channels.push_back(
+            list_of<std::int64_t>(item, [&] { return "kept channels of group " + std::to_string(channels.size()); }));
     }
     std::vector<AxisSlice> rows;
     for (py::ssize_t i = 0; i < slices.shape(0); ++i) {

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace deploy::bindings {
@@ -31,12 +32,22 @@ std::span<const T> span_of(const Array<T>& array) {
     return {array.data(), static_cast<std::size_t>(array.size())};
 }
 
+// What a message is about: text, or a function that makes it, so that thousands of arrays cost no text each.
+template <typename What>
+std::string text_of(const What& what) {
+    if constexpr (std::is_invocable_v<What>) {
+        return what();
+    } else {
+        return what;
+    }
+}
+
 // `object` as a one-dimensional span, for arrays inside lists, where noconvert() does not reach.
 // Valid while `object` lives. Throws py::type_error.
-template <typename T>
-std::span<const T> list_of(py::handle object, const std::string& what) {
+template <typename T, typename What>
+std::span<const T> list_of(py::handle object, const What& what) {
     if (!py::isinstance<Array<T>>(object) || py::reinterpret_borrow<py::array>(object).ndim() != 1) {
-        throw py::type_error(what + " must be a contiguous one-dimensional array of " +
+        throw py::type_error(text_of(what) + " must be a contiguous one-dimensional array of " +
                              py::cast<std::string>(py::str(py::dtype::of<T>())));
     }
     return span_of(py::reinterpret_borrow<Array<T>>(object));
@@ -47,12 +58,13 @@ inline std::vector<std::size_t> shape_of(const py::array& array) {
 }
 
 // The bytes of an array that holds plain values. Throws py::type_error or py::value_error.
-inline std::span<const std::byte> bytes_of(const py::array& array, const std::string& what) {
+template <typename What>
+std::span<const std::byte> bytes_of(const py::array& array, const What& what) {
     if (array.dtype().attr("hasobject").cast<bool>()) {
-        throw py::type_error(what + " holds Python objects; expected numbers");
+        throw py::type_error(text_of(what) + " holds Python objects; expected numbers");
     }
     if (!(array.flags() & py::array::c_style)) {
-        throw py::value_error(what + " must be C-contiguous; pass numpy.ascontiguousarray(...)");
+        throw py::value_error(text_of(what) + " must be C-contiguous; pass numpy.ascontiguousarray(...)");
     }
     return {static_cast<const std::byte*>(array.data()), static_cast<std::size_t>(array.nbytes())};
 }

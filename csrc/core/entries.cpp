@@ -8,8 +8,13 @@
 namespace deploy {
 namespace {
 
-// Channels of the group that are not kept, ascending.
-std::vector<std::int64_t> removed_channels(std::int64_t width, std::span<const std::int64_t> kept, std::size_t group) {
+// The channels of one group, both lists ascending.
+struct Channels {
+    std::vector<std::int64_t> kept;
+    std::vector<std::int64_t> removed;
+};
+
+Channels sorted_channels(std::int64_t width, std::span<const std::int64_t> kept, std::size_t group) {
     std::vector<bool> stays(static_cast<std::size_t>(std::max<std::int64_t>(width, 0)), false);
     for (const std::int64_t channel : kept) {
         if (channel < 0 || channel >= width) {
@@ -18,13 +23,11 @@ std::vector<std::int64_t> removed_channels(std::int64_t width, std::span<const s
         }
         stays[static_cast<std::size_t>(channel)] = true;
     }
-    std::vector<std::int64_t> removed;
+    Channels channels;
     for (std::int64_t channel = 0; channel < width; ++channel) {
-        if (!stays[static_cast<std::size_t>(channel)]) {
-            removed.push_back(channel);
-        }
+        (stays[static_cast<std::size_t>(channel)] ? channels.kept : channels.removed).push_back(channel);
     }
-    return removed;
+    return channels;
 }
 
 void check(const AxisSlice& slice, std::span<const std::int64_t> widths, std::span<const std::int64_t> axis_sizes,
@@ -45,6 +48,12 @@ void check(const AxisSlice& slice, std::span<const std::int64_t> widths, std::sp
     }
 }
 
+// Whether the entries of the axis are the channels of the slice's group, one by one.
+bool is_whole(const AxisSlice& slice, std::span<const std::int64_t> widths, std::span<const std::int64_t> axis_sizes) {
+    return slice.offset == 0 && slice.repeat == 1 && slice.step == 1 &&
+           widths[static_cast<std::size_t>(slice.group)] == axis_sizes[static_cast<std::size_t>(slice.axis)];
+}
+
 }  // namespace
 
 std::vector<std::vector<std::int64_t>> kept_entries(std::span<const std::int64_t> widths,
@@ -55,30 +64,36 @@ std::vector<std::vector<std::int64_t>> kept_entries(std::span<const std::int64_t
         throw std::invalid_argument("expected the kept channels of " + std::to_string(widths.size()) + " groups, got " +
                                     std::to_string(kept.size()));
     }
-    std::vector<std::vector<std::int64_t>> removed;
+    std::vector<Channels> channels;
     for (std::size_t group = 0; group < widths.size(); ++group) {
-        removed.push_back(removed_channels(widths[group], kept[group], group));
+        channels.push_back(sorted_channels(widths[group], kept[group], group));
     }
-    std::vector<std::vector<std::uint8_t>> stays;  // bytes: bits are slow to fill
-    for (const std::int64_t size : axis_sizes) {
-        stays.emplace_back(static_cast<std::size_t>(std::max<std::int64_t>(size, 0)), std::uint8_t{1});
-    }
+    std::vector<std::vector<std::size_t>> of_axis(axis_sizes.size());  // numbers of each axis's slices
     for (std::size_t i = 0; i < slices.size(); ++i) {
         check(slices[i], widths, axis_sizes, i);
-        std::vector<std::uint8_t>& axis = stays[static_cast<std::size_t>(slices[i].axis)];
-        for (const std::int64_t channel : removed[static_cast<std::size_t>(slices[i].group)]) {
-            const std::int64_t first = slices[i].offset + channel * slices[i].step;
-            std::fill_n(axis.begin() + first, slices[i].repeat, std::uint8_t{0});
-        }
+        of_axis[static_cast<std::size_t>(slices[i].axis)].push_back(i);
     }
     std::vector<std::vector<std::int64_t>> result;
-    for (const std::vector<std::uint8_t>& axis : stays) {
+    std::vector<std::uint8_t> stays;  // bytes: bits are slow to fill
+    for (std::size_t axis = 0; axis < axis_sizes.size(); ++axis) {
+        const std::vector<std::size_t>& numbers = of_axis[axis];
+        if (numbers.size() == 1 && is_whole(slices[numbers[0]], widths, axis_sizes)) {
+            result.push_back(channels[static_cast<std::size_t>(slices[numbers[0]].group)].kept);
+            continue;
+        }
+        stays.assign(static_cast<std::size_t>(std::max<std::int64_t>(axis_sizes[axis], 0)), std::uint8_t{1});
+        for (const std::size_t number : numbers) {
+            const AxisSlice& slice = slices[number];
+            for (const std::int64_t channel : channels[static_cast<std::size_t>(slice.group)].removed) {
+                std::fill_n(stays.begin() + slice.offset + channel * slice.step, slice.repeat, std::uint8_t{0});
+            }
+        }
         // Every entry is written and counts if it stays: which ones do is random, and a branch would be mispredicted.
-        std::vector<std::int64_t>& entries = result.emplace_back(axis.size());
+        std::vector<std::int64_t>& entries = result.emplace_back(stays.size());
         std::size_t count = 0;
-        for (std::size_t entry = 0; entry < axis.size(); ++entry) {
+        for (std::size_t entry = 0; entry < stays.size(); ++entry) {
             entries[count] = static_cast<std::int64_t>(entry);
-            count += axis[entry];
+            count += stays[entry];
         }
         entries.resize(count);
     }

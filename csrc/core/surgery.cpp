@@ -1,5 +1,10 @@
 #include "core/surgery.hpp"
 
+#ifdef __linux__
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -14,6 +19,10 @@ namespace {
 
 // Bytes that make a task worth its hand-over to a thread.
 constexpr std::size_t task_bytes = std::size_t{256} << 10;
+// Two threads that first touch the same huge page both clear it; tasks of its size keep them apart.
+constexpr std::size_t huge_page_bytes = std::size_t{2} << 20;
+// Tasks per thread, so that threads end together.
+constexpr std::size_t tasks_per_thread = 8;
 // Blocks of at least this size are copied one by one, so that threads can share the work of one array.
 constexpr std::size_t whole_block_bytes = 1024;
 // Runs of this mean length are worth calls of memcpy; shorter ones are moved by code made for their size.
@@ -128,8 +137,15 @@ Rows make_rows(const GatherJob& job, std::byte* target) {
 // A constant size lets the compiler replace the call of memcpy by a few moves.
 template <std::size_t Bytes>
 void copy_blocks(const std::byte* source, std::byte* target, std::span<const std::uint32_t> blocks) {
-    for (const std::uint32_t block : blocks) {
-        std::memcpy(target, source + block, Bytes);
+    std::size_t i = 0;
+    for (; i + 4 <= blocks.size(); i += 4) {
+        for (std::size_t k = 0; k < 4; ++k) {
+            std::memcpy(target + k * Bytes, source + blocks[i + k], Bytes);
+        }
+        target += 4 * Bytes;
+    }
+    for (; i < blocks.size(); ++i) {
+        std::memcpy(target, source + blocks[i], Bytes);
         target += Bytes;
     }
 }
@@ -194,25 +210,36 @@ void copy_rows(const Task& task) {
     }
 }
 
+// New memory is cleared page by page when it is first written, which takes as long as the copying; larger pages
+// take less. Only advice: a system that refuses it does without.
+void advise_huge_pages([[maybe_unused]] std::span<std::byte> target) {
+#ifdef MADV_HUGEPAGE
+    const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+    const auto first = reinterpret_cast<std::uintptr_t>(target.data());
+    const std::uintptr_t begin = first / page * page;
+    madvise(reinterpret_cast<void*>(begin), first + target.size() - begin, MADV_HUGEPAGE);
+#endif
+}
+
 }  // namespace
 
 std::vector<std::size_t> gathered_shape(const GatherJob& job, std::size_t number) {
-    const std::string name = "job " + std::to_string(number) + ": ";
+    const auto name = [&] { return "job " + std::to_string(number) + ": "; };
     if (job.shape.size() > max_gather_rank) {
-        throw std::invalid_argument(name + "at most 8 dimensions, not " + std::to_string(job.shape.size()));
+        throw std::invalid_argument(name() + "at most 8 dimensions, not " + std::to_string(job.shape.size()));
     }
     if (job.item_bytes != 1 && job.item_bytes != 2 && job.item_bytes != 4 && job.item_bytes != 8 &&
         job.item_bytes != 16) {
-        throw std::invalid_argument(name + "items must have 1, 2, 4, 8 or 16 bytes, not " +
+        throw std::invalid_argument(name() + "items must have 1, 2, 4, 8 or 16 bytes, not " +
                                     std::to_string(job.item_bytes));
     }
     if (job.entries.size() != job.shape.size()) {
-        throw std::invalid_argument(name + "expected one index (or None) for each of " +
+        throw std::invalid_argument(name() + "expected one index (or None) for each of " +
                                     std::to_string(job.shape.size()) + " dimensions, got " +
                                     std::to_string(job.entries.size()));
     }
     if (job.source.size() != product(job.shape) * job.item_bytes) {
-        throw std::invalid_argument(name + "the array's length contradicts its shape");
+        throw std::invalid_argument(name() + "the array's length contradicts its shape");
     }
     std::vector<std::size_t> result;
     for (std::size_t dim = 0; dim < job.shape.size(); ++dim) {
@@ -244,16 +271,23 @@ void gather_many(std::span<const GatherJob> jobs, std::span<const std::span<std:
             throw std::invalid_argument("job " + std::to_string(i) + ": the target's length contradicts the cut shape");
         }
     }
+    std::size_t total_bytes = 0;
+    for (const std::span<std::byte> target : targets) {
+        total_bytes += target.size();
+    }
+    const std::size_t least_bytes =
+        std::clamp(total_bytes / (static_cast<std::size_t>(threads) * tasks_per_thread), task_bytes, huge_page_bytes);
     std::vector<Rows> all(jobs.size());
     std::vector<Task> tasks;
-    std::size_t total_bytes = 0;
     for (std::size_t i = 0; i < jobs.size(); ++i) {
         if (targets[i].empty()) {
             continue;
         }
-        total_bytes += targets[i].size();
+        if (targets[i].size() >= huge_page_bytes / 2) {  // smaller ones hardly ever fill one, even beside others
+            advise_huge_pages(targets[i]);
+        }
         all[i] = make_rows(jobs[i], targets[i].data());
-        const std::size_t step = std::max<std::size_t>(1, task_bytes / all[i].row_bytes);
+        const std::size_t step = std::max<std::size_t>(1, least_bytes / all[i].row_bytes);
         for (std::size_t row = 0; row < all[i].count; row += step) {
             tasks.push_back({&all[i], row, std::min(row + step, all[i].count)});
         }

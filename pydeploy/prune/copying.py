@@ -35,13 +35,16 @@ def copied(module: nn.Module, memo: Memo) -> nn.Module:
     twin: nn.Module = kind.__new__(kind)
     memo[id(module)] = twin
     state = twin.__dict__
-    for name, value in module.__dict__.items():
+    state.update(module.__dict__)
+    state.pop("_compiled_call_impl", None)  # torch.compile's result belongs to the original; deepcopy drops it, too
+    for name, value in state.items():
         # Numbers and empty tables of hooks, nearly all that there is, without a call.
-        if type(value) in _ATOMS:
-            state[name] = value
-        elif type(value) in _TABLES and not value:
-            state[name] = memo[id(value)] = type(value)()
-        elif name != "_compiled_call_impl":  # torch.compile's result belongs to the original; deepcopy drops it, too
+        table = type(value)
+        if table in _ATOMS:
+            continue
+        if table in _TABLES and not value:
+            state[name] = memo[id(value)] = table()
+        else:
             state[name] = _copy(value, memo)
     return twin
 
@@ -72,10 +75,14 @@ def _copy(value: Any, memo: Memo) -> Any:
         # A batch norm's counter; not a view whose storage others share.
         twin = memo[id(value)] = value.detach().clone().requires_grad_(value.requires_grad)
         return twin
+    if kind is list:
+        items = memo[id(value)] = []
+        items.extend(item if type(item) in _ATOMS else _copy(item, memo) for item in value)
+        return items
     if kind in (dict, OrderedDict):
         twin = memo[id(value)] = kind()
         for key, item in value.items():
-            known = memo.get(id(item))
-            twin[_copy(key, memo)] = _copy(item, memo) if known is None else known
+            new = item if type(item) in _ATOMS else memo.get(id(item))
+            twin[_copy(key, memo)] = _copy(item, memo) if new is None else new
         return twin
     return copy.deepcopy(value, memo)

@@ -18,18 +18,18 @@ Kept = Mapping[str, list[NDArray[np.int64] | None]]
 def kept_entries(graph: Graph, plan: Plan) -> Kept:
     """Entries of every tensor that survive `plan`, ascending; tensors that stay whole are not named."""
     axes: dict[tuple[str, int], int] = {}
-    slices: list[tuple[int, int, int, int, int]] = []
+    slices: list[int] = []  # five numbers each
     widths: list[int] = []
     channels: list[NDArray[np.int64]] = []
-    for name, kept in plan.kept.items():
+    for name, kept in plan.channels.items():
         group = graph.by_name[name]
         if len(kept) == group.width:
             continue
         for piece in group.slices:
             axis = axes.setdefault((piece.param, piece.dim), len(axes))
-            slices.append((len(widths), axis, piece.offset, piece.repeat, piece.step))
+            slices += len(widths), axis, piece.offset, piece.repeat, piece.step
         widths.append(group.width)
-        channels.append(np.asarray(kept, dtype=np.int64))
+        channels.append(kept)
     sizes = [graph.params[param][dim] for param, dim in axes]
     found = _core.kept_entries(_integers(widths), channels, _integers(sizes), _integers(slices).reshape(-1, 5))
     result: dict[str, list[NDArray[np.int64] | None]] = {}

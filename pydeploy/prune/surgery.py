@@ -41,7 +41,7 @@ def _tensors(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
     for name, shape in graph.params.items():
         if name in tensors:
             check_dense(name, tensors[name])
-        if name not in tensors or tuple(tensors[name].shape) != shape:
+        if name not in tensors or tensors[name].shape != shape:
             found = f"shape {list(tensors[name].shape)}" if name in tensors else "nothing"
             raise Mismatch(
                 f"the graph has '{name}' with shape {list(shape)}, the model has {found}; trace this model again"

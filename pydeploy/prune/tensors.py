@@ -54,9 +54,10 @@ def unpacked(source: Tensor, array: NDArray[Any], order: Order | None = None) ->
         tensor = tensor.permute(tuple(order.index(dim) for dim in range(len(order))))
     if not source.is_cpu:
         tensor = tensor.to(source.device)
-    if type(source) is Tensor:  # asking isinstance(..., nn.Parameter) runs Python code of torch's
-        return tensor
-    return nn.Parameter(tensor, requires_grad=source.requires_grad) if isinstance(source, nn.Parameter) else tensor
+    kind = type(source)  # asking isinstance(..., nn.Parameter) runs Python code of torch's
+    if kind is nn.Parameter or (kind is not Tensor and isinstance(source, nn.Parameter)):
+        return nn.Parameter(tensor, requires_grad=source.requires_grad)
+    return tensor
 
 
 def as_floats(tensor: Tensor) -> NDArray[Any]:
