@@ -51,27 +51,29 @@ def augment_by(settings: Mapping[str, Any]) -> Augment:
 def augment(
     images: Tensor, chosen: NDArray[np.int64], settings: Augment, *, epoch: int, seed: int, rng: np.random.Generator
 ) -> Tensor:
-    """The `chosen` images, augmented: ``(len(chosen), C, H, W)`` uint8 from `images` ``(N, C, H, W)`` uint8.
-
-    Shift, flip and padding are one gather: a row and a column index per output pixel.
-    """
+    """The `chosen` images, augmented: ``(len(chosen), C, H, W)`` uint8 from `images` ``(N, C, H, W)`` uint8."""
     height, width, n = images.shape[2], images.shape[3], len(chosen)
-    shift = rng.integers(-settings.pad, settings.pad + 1, (2, n, 1))
-    rows = np.arange(height) + shift[0]
-    columns = np.where(
-        _mirrored(chosen, settings.flip, epoch, seed, rng)[:, None], np.arange(width)[::-1], np.arange(width)
-    )
-    columns = columns + shift[1]
-    outside = _outside(rows, height)[:, :, None] | _outside(columns, width)[:, None, :]
+    picked = images[torch.from_numpy(chosen)]
+    if settings.pad:
+        picked = _shifted(picked, rng.integers(-settings.pad, settings.pad + 1, (2, n, 1)))
+    if settings.flip != "none":
+        mirrored = torch.from_numpy(_mirrored(chosen, settings.flip, epoch, seed, rng))
+        picked = torch.where(mirrored[:, None, None, None], picked.flip(3), picked)
     if settings.cutout:
-        outside |= (
-            _square(rng, n, height, settings.cutout)[:, :, None] & _square(rng, n, width, settings.cutout)[:, None, :]
-        )
+        rows, columns = (_square(rng, n, size, settings.cutout) for size in (height, width))
+        picked = picked.masked_fill(torch.from_numpy(rows[:, :, None] & columns[:, None, :])[:, None], 0)
+    return picked
+
+
+def _shifted(images: Tensor, shift: NDArray[np.int64]) -> Tensor:
+    """Each image moved by its ``shift[:, n]`` rows and columns, zeros moving in: one gather for the whole batch."""
+    n, channels, height, width = images.shape
+    rows, columns = np.arange(height) + shift[0], np.arange(width) + shift[1]
+    outside = _outside(rows, height)[:, :, None] | _outside(columns, width)[:, None, :]
     flat = np.clip(rows, 0, height - 1)[:, :, None] * width + np.clip(columns, 0, width - 1)[:, None, :]
-    source = images[torch.from_numpy(chosen)].flatten(2)
-    index = torch.from_numpy(flat.reshape(n, 1, -1)).expand(-1, source.shape[1], -1)
-    picked = source.gather(2, index).view(n, source.shape[1], height, width)
-    return picked.masked_fill(torch.from_numpy(outside[:, None]), 0)
+    index = torch.from_numpy(flat.reshape(n, 1, -1)).expand(-1, channels, -1)
+    moved = images.flatten(2).gather(2, index).view(n, channels, height, width)
+    return moved.masked_fill(torch.from_numpy(outside[:, None]), 0)
 
 
 def _mirrored(
@@ -79,11 +81,9 @@ def _mirrored(
 ) -> NDArray[np.bool_]:
     if flip == "random":
         return rng.random(len(chosen)) < 0.5
-    if flip == "alternate":
-        # One coin per image, the same in every epoch: a hash instead of a table (Knuth's multiplicative constant).
-        coin = ((chosen + seed) * 2654435761 >> 16) & 1
-        return np.asarray((coin + epoch) % 2 == 1)
-    return np.zeros(len(chosen), dtype=np.bool_)
+    # One coin per image, the same in every epoch: a hash instead of a table (Knuth's multiplicative constant).
+    coin = ((chosen + seed) * 2654435761 >> 16) & 1
+    return np.asarray((coin + epoch) % 2 == 1)
 
 
 def _outside(index: NDArray[np.int64], size: int) -> NDArray[np.bool_]:
