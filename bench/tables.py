@@ -2,6 +2,7 @@
 
     python bench/tables.py --work runs/tables                                   # everything that is not there yet
     python bench/tables.py --work runs/tables --only resnet18/openvino:bf16 --step verify --minutes 8
+    python bench/tables.py --work runs/tables --step judge                      # predict again what was measured
     python bench/tables.py --work runs/tables --step none                       # only write the page
 
 Every part of every step is kept in the work folder and not repeated, so the whole can be run in windows; after
@@ -15,7 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,17 @@ def run_verify(case: Case, graph: Graph) -> None:
         case.write("verify", data)
 
 
+def run_judge(case: Case, graph: Graph) -> None:
+    """The present code's predictions for the plans that were measured; nothing is measured."""
+    if data := case.read("verify"):
+        table = Table.open(case.here / "table.sqlite")
+        stored = [Pair(**pair) for pair in data["pairs"]]
+        pairs = [replace(pair, predicted_us=table.predict_us(graph, pair.widths)) for pair in stored]
+        case.write(
+            "verify", {**data, **judged(graph, table, pairs, data["isolated_dense_us"], data["seconds"]).to_json()}
+        )
+
+
 class Bench:
     """Plans built and measured in units of the table's dense network."""
 
@@ -270,7 +282,7 @@ def run_rules(case: Case, bench: Bench) -> None:
 
 
 RUN: dict[str, Callable[[Case, Graph], None]] = {
-    "measure": run_measure, "verify": run_verify,
+    "measure": run_measure, "verify": run_verify, "judge": run_judge,
     "budgets": partial(with_bench, run_budgets), "rules": partial(with_bench, run_rules),
 }  # fmt: skip
 
@@ -361,7 +373,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for tables and results")
     parser.add_argument("--out", type=Path, default=Path("docs/tables.md"))
     parser.add_argument("--only", help="MODEL/TARGET")
-    parser.add_argument("--step", choices=[*STEPS, "all", "none"], default="all")
+    parser.add_argument("--step", choices=[*RUN, "all", "none"], default="all")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no further part after so long")
     asked = parser.parse_args()
     names = [tuple(asked.only.split("/"))] if asked.only else [(m, t) for m in MODELS for t in TARGETS]

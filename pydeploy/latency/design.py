@@ -3,12 +3,16 @@
 * Rows of the orthogonal array OA(p^2, p+1, p, 2), p prime, hold every pair of levels of any two of its
   columns exactly once (Bose 1938; Rao 1947). A column is a colour: groups that meet in an operator get
   different colours, so p^2 plans hold all their pairs however many groups the model has.
+* Each group has its own order of levels (the array stays orthogonal), so every plan mixes narrow and wide layers, as
+  plans under a budget do. With one order for all, narrow layers were only ever seen in narrow networks, where all
+  weights stay in the caches.
 * A layer that reads three or more groups (concat) also sees every *pair* of levels, not every triple: its
   input is a sum of widths, and sums between two measured ones are interpolated.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -62,12 +66,13 @@ def probe_plans(graph: Graph, grid: Grid, limit: int | None = None) -> list[dict
 
 
 def _levels_to_widths(graph: Graph, grid: Grid, colours: Mapping[str, int], levels: tuple[int, ...]) -> tuple[int, ...]:
-    # Level 0 is dense. A group with fewer than p widths maps several levels to one, evenly: still onto all of them.
+    # A group with fewer than p widths maps several levels to one, evenly: still onto all of them.
     prime = len(levels) - 1
     widths = []
     for group in graph.prunable:
-        values = sorted(grid[group.name], reverse=True)
-        widths.append(values[levels[colours[group.name]] * len(values) // prime])
+        values = sorted(grid[group.name])
+        order = random.Random(group.name).sample(range(prime), prime)  # noqa: S311 (an order, not a secret)
+        widths.append(values[order[levels[colours[group.name]]] * len(values) // prime])
     return tuple(widths)
 
 

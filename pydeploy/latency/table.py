@@ -4,36 +4,29 @@
   extrapolated and nothing defaults to zero.
 * A layer's latency is the median over its sample sets' medians; sets taken under other load count only where there
   are no others.
-* A runtime's counters may tell too little or too much of each layer, and layers are read at another moment than their
-  network is timed: each network's layers are scaled to add up to what it took, less an offset. That is what networks of
-  a graph take beyond their layers: the median in relative terms about a line whose slope is learned per graph.
+* Each network's layers are scaled to add up to what it took, less an offset per graph (`latency.fit`).
 * Reading sees the file as it was at opening or at this object's last write, so one search sees one table.
 """
 
 from __future__ import annotations
 
 import json
-from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from itertools import accumulate, combinations, product
+from itertools import product
 from pathlib import Path
 from statistics import mean, median
 
 from pydeploy.errors import MissingTiming
 from pydeploy.graph import Graph, OpKey, Widths
-from pydeploy.latency import exchange, store
+from pydeploy.latency import exchange, fit, store
+from pydeploy.latency.fit import Line
 from pydeploy.latency.interpolation import Known, Lookup
 from pydeploy.latency.store import Network, Origin, Padded, Sample
 from pydeploy.timing import Padding, Profile, Target, Timing, median_interval
 from pydeploy.version import __version__
-
-FEW = 9
-"""Fewer networks of a graph than this do not tell a slope."""
-BELIEVABLE = 1.5
-"""A slope beyond this factor is taken for a mistake, and so is a network that lies as far from its graph's line."""
 
 
 def origin(source: str, probe: str, reference_us: float = 0.0) -> Origin:
@@ -202,7 +195,8 @@ class Table:
 
     def slope(self, graph: Graph) -> float:
         """By how much a network gets slower for each microsecond that its layers' counters rise."""
-        return self._now.slopes.get(graph.fingerprint, 1.0)
+        line = self._now.lines.get(graph.fingerprint)
+        return 1.0 if line is None else line.slope
 
     def layers_us(self, graph: Graph, widths: Widths) -> float:
         """Sum of all layers at `widths`, without the overhead."""
@@ -221,7 +215,7 @@ class Table:
                     f"is unknown; run: {self._command}"
                 )
             calm = [probe for probe in probes if not probe.whole.disturbed] or probes
-            self._overheads[graph.fingerprint] = _offset(
+            self._overheads[graph.fingerprint] = fit.offset(
                 [(self.layers_us(graph, json.loads(probe.widths)), probe.whole.median_us) for probe in calm], 1.0
             )
         return self._overheads[graph.fingerprint]
@@ -263,7 +257,8 @@ class Table:
         self.target.require(profile.target, "the profile")
         full = {**graph.widths, **widths}
         counted_us = sum(timing.median_us for timing in profile.layers.values())
-        factor = _factor(counted_us, profile.whole.median_us, self.overhead_us(graph), self.slope(graph))
+        line = Line(self.slope(graph), self.overhead_us(graph))
+        factor = line.factor(counted_us, profile.whole.median_us)
         measured: dict[OpKey, list[Timing]] = defaultdict(list)
         for op in graph.ops:
             if op.name in profile.layers:
@@ -303,64 +298,19 @@ class _Read:
     samples: Sequence[Sample]
     networks: Sequence[Network]
     known: Known
-    slopes: Mapping[str, float]
+    lines: Mapping[str, Line]
     """By graph fingerprint."""
 
 
 def _read(path: Path, corrections: dict[OpKey, Lookup]) -> _Read:
     samples, networks = store.read(path)
     sets: dict[OpKey, list[Timing]] = defaultdict(list)
-    slopes = _slopes(networks)
-    factors = _factors(networks, slopes)
+    lines = fit.lines(samples, networks)
+    factors = fit.factors(networks, lines)
     for sample in samples:
         sets[sample.key].append(sample.timing.scaled(factors.get(sample.origin.probe, 1.0)))
     known = {key: _summary(timings) for key, timings in sets.items()} | corrections
-    return _Read(samples, networks, Known(known), slopes)
-
-
-def _slopes(networks: Sequence[Network]) -> dict[str, float]:
-    """Median slope over all pairs of a graph's networks (Theil 1950, Sen 1968), which outliers do not move.
-
-    Pairs of nearly equal sums say nothing; 1 where there are few networks or the slope is not believable.
-    """
-    found = {}
-    for graph in {network.graph for network in networks}:
-        mine = [n for n in networks if n.graph == graph and not n.whole.disturbed]
-        points = [(n.layers_us, n.whole.median_us) for n in mine]
-        if len(points) < FEW:
-            continue
-        widest = 0.1 * max(x for x, _ in points)
-        pairs = [(one, other) for one, other in combinations(points, 2) if abs(one[0] - other[0]) > widest]
-        slope = median((b[1] - a[1]) / (b[0] - a[0]) for a, b in pairs) if pairs else 1.0
-        found[graph] = slope if 1 / BELIEVABLE < slope < BELIEVABLE else 1.0
-    return found
-
-
-def _factors(networks: Sequence[Network], slopes: Mapping[str, float]) -> dict[str, float]:
-    """By probe: what scales its layers so that they add up to the whole network less the graph's offset."""
-    found = {}
-    for graph in {network.graph for network in networks}:
-        mine, slope = [n for n in networks if n.graph == graph], slopes.get(graph, 1.0)
-        calm = [n for n in mine if not n.whole.disturbed] or mine
-        offset_us = _offset([(n.layers_us, n.whole.median_us) for n in calm], slope)
-        for n in mine:
-            found[n.origin.probe] = _factor(n.layers_us, n.whole.median_us, offset_us, slope)
-    return found
-
-
-def _factor(layers_us: float, whole_us: float, offset_us: float, slope: float) -> float:
-    factor = (whole_us - offset_us) / layers_us if layers_us > 0 else slope
-    return factor if slope / BELIEVABLE < factor < slope * BELIEVABLE else slope
-
-
-def _offset(points: Sequence[tuple[float, float]], slope: float) -> float:
-    """What networks take beyond ``slope * layers``, from their (layers, whole): the least sum of relative errors.
-
-    So large networks, whose noise may be as large as a small network, do not decide about it.
-    """
-    rests = sorted((whole - slope * layers, 1 / whole) for layers, whole in points)
-    weights = list(accumulate(weight for _, weight in rests))
-    return rests[bisect_left(weights, weights[-1] / 2)][0]
+    return _Read(samples, networks, Known(known), lines)
 
 
 def _summary(timings: Sequence[Timing]) -> Lookup:
