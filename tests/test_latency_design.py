@@ -80,11 +80,11 @@ def test_frozen_groups_are_not_probed() -> None:
     assert len(plans) == 4
 
 
-def test_seven_widths_need_at_most_49_plans_in_a_deep_residual_net() -> None:
+def test_seven_widths_need_the_dense_plan_and_49_in_a_deep_residual_net() -> None:
     names = [f"b{i}" for i in range(20)]
     meetings = [pair for name in names for pair in (("trunk", name), (name, "trunk"))]
     graph = graph_of({"trunk": 64, **dict.fromkeys(names, 64)}, meetings)
-    assert len(probe_plans(graph, grid(graph))) == 49
+    assert len(probe_plans(graph, grid(graph))) == 1 + 7 * 7
 
 
 def test_limit_takes_the_most_informative_plans_and_tells_what_is_left() -> None:
@@ -109,3 +109,13 @@ def test_concat_keys_are_sums_not_products() -> None:
 def test_nonsense_is_refused(bad: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         grid(graph_of({"g": 8}, []), **bad)
+
+
+def test_every_plan_mixes_narrow_and_wide_groups() -> None:
+    names = [f"g{i}" for i in range(12)]
+    graph = graph_of(dict.fromkeys(names, 64), [*zip(names, names[1:], strict=False)])
+    plans = probe_plans(graph, grid(graph))
+    assert len(plans) == 7 * 7 + 1
+    totals = [sum(plan.values()) for plan in plans[1:]]
+    assert min(totals) > 0.4 * max(totals)  # where groups of a colour share their level, they go from 96 to 768
+    assert all(min(plan.values()) < 32 < max(plan.values()) for plan in plans[1:])
