@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from pydeploy.aim import Tried, next_aim
+from pydeploy.aim import Tried, next_aim, raised_aims
 from pydeploy.backends.base import Backend, open_backend
 from pydeploy.baselines import fit_budget, global_threshold, halp, uniform
 from pydeploy.errors import DeployError, Infeasible
@@ -229,9 +229,13 @@ def closed_loop(bench: Bench, scores: dict[str, np.ndarray], share: float) -> li
     plans: list[dict[str, int]] = []
     for number in range(ROUNDS):
         began = time.monotonic()
-        plan = solve(bench.graph, scores, known, budget_us=next_aim(TARGET, tried) * limit_us)
+        aims = [next_aim(TARGET, tried), *(raised_aims(TARGET, tried[-1]) if tried else [])]
+        for aim in aims:
+            plan = solve(bench.graph, scores, known, budget_us=aim * limit_us)
+            if plan.widths not in plans:
+                break
         solved_s = time.monotonic() - began
-        if any(plan.widths == widths for widths in plans):
+        if plan.widths in plans:
             break  # the best within the budget was built already
         plans.append(plan.widths)
         measured, disturbed = bench.profile(f"budget{share}-{number}", plan.widths)

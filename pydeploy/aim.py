@@ -21,6 +21,9 @@ BRACKET_AFTER = 3
 MARGIN = 0.1
 """A bracketed aim stays this share of the bracket away from its ends."""
 
+RAISE, RAISES = 1.03, 12
+"""Steps by which the aim is raised, and how many at most: beyond 40 % too much a table should be measured again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tried:
@@ -51,3 +54,14 @@ def next_aim(target: float, tried: Sequence[Tried]) -> float:
             return low.predicted + (high.predicted - low.predicted) * min(1 - MARGIN, max(MARGIN, part))
     power = SHARE if met or len(tried) == 1 else 1.0
     return float(target / max(1.0, tried[-1].measured / tried[-1].predicted) ** power)
+
+
+def raised_aims(target: float, last: Tried) -> list[float]:
+    """What to aim at, in this order, where the corrected table proposes a plan again that left some of the budget unused.
+
+    If that plan was faster than predicted, the table overprices layers that no round has tried, nobody knows by how
+    much: the least aim that gives a new plan is worth a round.
+    """
+    if not last.met or last.measured >= last.predicted:
+        return []
+    return [target * RAISE**step for step in range(1, RAISES + 1)]

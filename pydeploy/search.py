@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from pydeploy.aim import Tried, next_aim
+from pydeploy.aim import Tried, next_aim, raised_aims
 from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import Engine
 from pydeploy.errors import DataError, Infeasible
 from pydeploy.files import read_json, write_json
 from pydeploy.graph import Graph, Plan, Scores
 from pydeploy.latency.table import Table
-from pydeploy.solve import solve
+from pydeploy.solve import pareto_front, solve
 from pydeploy.stages import (
     Job,
     build_engine,
@@ -83,19 +83,25 @@ def search(job: Job, at: Artefacts, budget: Budget, here: Path, planner: Planner
     """Plan, cut, build, measure, correct the table, and again, until a measured engine meets the budget closely.
 
     Good enough is a plan between `SLACK` below the budget (twice the config's headroom, where that is more) and the
-    budget. Finished rounds are read back from `here`, so a killed search goes on where it stopped. Raises `Infeasible`
-    when no round met the budget.
+    budget. Finished rounds are read back from `here`, so a killed search goes on where it stopped. A budget below the
+    smallest plan of the table is refused only after that plan was built and measured: narrow networks are often faster
+    than their layers beside wide ones. Raises `Infeasible` when no round met the budget.
     """
     bench = _Bench(job, at, budget)
     table = bench.table
     slack = max(SLACK, 2 * job.config.prune.headroom)  # the headroom is the middle of what is good enough
     rounds: list[RoundResult] = []
+    refusal: Infeasible | None = None
     for number in range(1, job.config.prune.rounds + 1):
         place = here / f"round{number}.json"
         if place.is_file():
             result = _read_round(place)
         else:
-            plan = _next_plan(bench, planner, table, rounds)
+            try:
+                plan = _next_plan(bench, planner, table, rounds)
+            except Infeasible as error:
+                refusal = error
+                plan = _smallest_plan(bench) if planner is solve and not rounds else None
             if plan is None:
                 break
             result = _try(bench, plan, here / f"round{number}")
@@ -107,12 +113,22 @@ def search(job: Job, at: Artefacts, budget: Budget, here: Path, planner: Planner
             break
         table = table.corrected(bench.graph, result.plan.widths, bench.at_table_speed(result))
     if not any(result.met for result in rounds):
-        closest = min(result.measured_us / result.limit_us for result in rounds) - 1
-        raise Infeasible(
-            f"no plan met the budget in {len(rounds)} rounds; the closest was {closest:.1%} too slow: "
-            "raise prune.rounds, prune.headroom or the budget"
-        )
+        raise _missed(rounds, refusal)
     return rounds
+
+
+def _missed(rounds: Sequence[RoundResult], refusal: Infeasible | None) -> Infeasible:
+    """Why no round met the budget, and what to do."""
+    if not rounds:
+        return refusal or Infeasible("no plan was tried: raise prune.rounds")
+    closest = min(rounds, key=lambda result: result.tried.measured)
+    if refusal is not None:
+        return Infeasible(f"{refusal}. The closest engine that was built takes {closest.measured_us:.6g} us, "
+                          f"{closest.tried.measured - 1:.1%} above the budget")  # fmt: skip
+    return Infeasible(
+        f"no plan met the budget in {len(rounds)} rounds; the closest was {closest.tried.measured - 1:.1%} too slow: "
+        "raise prune.rounds, prune.headroom or the budget"
+    )
 
 
 class _Bench:
@@ -175,17 +191,23 @@ def best_plan(job: Job, at: Artefacts, budget: Budget, here: Path, rounds: Seque
 
 
 def _next_plan(bench: _Bench, planner: Planner, table: Table, rounds: Sequence[RoundResult]) -> Plan | None:
-    """The best plan by what is known now; None when it was tried already or nothing fits any more."""
+    """The best plan by what is known now; None when it was tried already. Raises `Infeasible` when nothing fits."""
     settings = bench.job.config.prune
-    aim = next_aim(1 - settings.headroom, [result.tried for result in rounds])
-    try:
+    target, tried = 1 - settings.headroom, [result.tried for result in rounds]
+    aims = [next_aim(target, tried)]
+    if tried:
+        aims += raised_aims(target, tried[-1])
+    for aim in aims:
         plan = planner(bench.graph, bench.scores, table, budget_us=aim * bench.budget.of(bench.table_dense_us),
                        min_width=settings.min_width)  # fmt: skip
-    except Infeasible:
-        if not rounds:
-            raise
-        return None
-    return None if any(plan.kept == result.plan.kept for result in rounds) else plan
+        if not any(plan.kept == result.plan.kept for result in rounds):
+            return plan
+    return None
+
+
+def _smallest_plan(bench: _Bench) -> Plan:
+    """The cheapest plan by the table as it was measured."""
+    return pareto_front(bench.graph, bench.scores, bench.table, points=2, min_width=bench.job.config.prune.min_width)[0]
 
 
 def _try(bench: _Bench, plan: Plan, here: Path) -> RoundResult:

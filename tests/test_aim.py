@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pydeploy.aim import BRACKET_AFTER, Tried, next_aim
+from pydeploy.aim import BRACKET_AFTER, Tried, next_aim, raised_aims
 from pydeploy.graph import Extent, Graph, Group, Op, OpKey, Widths
 from pydeploy.solve import predict_us, solve
 
@@ -26,6 +26,14 @@ def test_a_part_of_the_surprise_comes_off_after_one_round_all_of_it_after_two_mi
     assert next_aim(TARGET, [Tried(1.0, 1.21)]) == pytest.approx(TARGET / 1.1)
     assert next_aim(TARGET, [Tried(1.0, 1.3), Tried(0.9, 1.08)]) == pytest.approx(TARGET / 1.2)
     assert next_aim(TARGET, [Tried(1.0, 1.3), Tried(0.8, 0.968)]) == pytest.approx(TARGET / 1.1)
+
+
+def test_the_aim_is_raised_after_a_plan_that_was_faster_than_predicted() -> None:
+    aims = raised_aims(TARGET, Tried(0.96, 0.8))
+    assert aims[0] == pytest.approx(1.03 * TARGET)
+    assert aims == sorted(aims)
+    assert raised_aims(TARGET, Tried(0.8, 0.9)) == []  # slower than predicted: nothing is overpriced
+    assert raised_aims(TARGET, Tried(1.2, 1.1)) == []  # above the budget
 
 
 def test_the_bracket_is_that_of_the_closest_rounds() -> None:

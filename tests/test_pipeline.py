@@ -21,12 +21,12 @@ from pydeploy.candidates import PLANNERS, wanted
 from pydeploy.config import Config, parse
 from pydeploy.errors import BackendUnavailable, ConfigError, DataError, Infeasible, Mismatch
 from pydeploy.gains import other_target
-from pydeploy.graph import Graph, Plan
+from pydeploy.graph import Graph, OpKey, Plan
 from pydeploy.latency.measure import measure
 from pydeploy.latency.table import Table
 from pydeploy.pipeline import open_job, run
 from pydeploy.report import Report
-from pydeploy.search import Budget, best_plan, search
+from pydeploy.search import Budget, best_plan, read_rounds, search
 from pydeploy.stages import model_of
 from pydeploy.timing import Target
 from quiet import Quiet
@@ -369,6 +369,33 @@ def test_a_flattering_table_is_overcome_in_three_rounds(measured: Path, tmp_path
     assert plan in [r.plan for r in rounds if r.met]
 
 
+@pytest.mark.parametrize("share", [0.4, 0.5])
+def test_where_the_table_overprices_the_budget_is_used_further(measured: Path, tmp_path: Path, share: float) -> None:
+    """Corrected by a plan that was too fast, the table proposes it again; more expensive ones are then tried."""
+    dense = _dense_layers(measured)
+    out = _rescaled(measured, tmp_path / "run", lambda key: 1.0 if key in dense else 1.5)
+    job, at = open_job(settings(), Quiet()), Artefacts(out)
+    first, *more = search(job, at, Budget(share=share), out / "06_search")
+    assert first.tried.measured < 0.9
+    assert first.tried.measured + 0.04 < max(result.tried.measured for result in more if result.met)
+
+
+def test_a_budget_below_the_table_is_refused_only_after_a_measurement(measured: Path, tmp_path: Path) -> None:
+    """The table holds a part of all layers' time for overhead: the smallest network is faster than it says."""
+    out = _rescaled(measured, tmp_path / "run", lambda _: 0.7)
+    job, at = open_job(settings(), Quiet()), Artefacts(out)
+    with pytest.raises(Infeasible, match=r"below the smallest plan.* The closest engine that was built takes"):
+        search(job, at, Budget(share=0.01), out / "06_search")
+    (smallest,) = read_rounds(out / "06_search")
+    real = smallest.measured_us / smallest.limit_us * 0.01
+    assert smallest.predicted_us > 1.2 * smallest.measured_us
+    shutil.rmtree(out / "06_search")
+    (out / "06_search").mkdir()
+    rounds = search(job, at, Budget(share=1.05 * real), out / "06_search")
+    assert rounds[0].plan == smallest.plan
+    assert rounds[0].met
+
+
 @pytest.mark.parametrize("method", ["halp", "global-threshold"])
 def test_other_rules_take_the_same_loop(measured: Path, tmp_path: Path, method: str) -> None:
     out = _flattered(measured, tmp_path / "run", 0.05, seed=0)
@@ -436,12 +463,22 @@ def test_further_points_are_those_of_the_config() -> None:
 
 
 def _flattered(measured: Path, out: Path, flattery: float, seed: int) -> Path:
-    shutil.copytree(measured, out)
     rng = np.random.default_rng(seed)
+    return _rescaled(measured, out, lambda _: 1 - flattery * rng.random())
+
+
+def _dense_layers(measured: Path) -> set[OpKey]:
+    graph = Graph.load(Artefacts(measured).graph)
+    return {op.key(graph.widths) for op in graph.ops}
+
+
+def _rescaled(measured: Path, out: Path, factor: Callable[[OpKey], float]) -> Path:
+    """A copy of the run with a wrong table: every time of a layer times the `factor` of its key."""
+    shutil.copytree(measured, out)
     with sqlite3.connect(out / "05_table" / "table.sqlite") as base:
         for (key,) in base.execute("SELECT DISTINCT key FROM samples").fetchall():
-            factor = 1 - flattery * rng.random()
-            base.execute("UPDATE samples SET median_us = median_us * ? WHERE key = ?", (factor, key))
+            change = factor(OpKey.from_list(json.loads(key)))
+            base.execute("UPDATE samples SET median_us = median_us * ? WHERE key = ?", (change, key))
     base.close()
     (out / "06_search").mkdir()
     return out
