@@ -119,8 +119,8 @@ def search(job: Job, at: Artefacts, budget: Budget, here: Path, planner: Planner
 
 def _missed(rounds: Sequence[RoundResult], refusal: Infeasible | None) -> Infeasible:
     """Why no round met the budget, and what to do."""
-    if not rounds:
-        return refusal or Infeasible("no plan was tried: raise prune.rounds")
+    if refusal is not None and not rounds:
+        return refusal
     closest = min(rounds, key=lambda result: result.tried.measured)
     if refusal is not None:
         return Infeasible(f"{refusal}. The closest engine that was built takes {closest.measured_us:.6g} us, "

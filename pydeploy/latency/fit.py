@@ -40,7 +40,7 @@ class Line:
 
 def lines(samples: Sequence[Sample], networks: Sequence[Network]) -> dict[str, Line]:
     """By graph fingerprint; disturbed networks count only where there are no others."""
-    return {graph: _line(samples, _calm([n for n in networks if n.graph == graph]))
+    return {graph: _line(samples, calm([n for n in networks if n.graph == graph]))
             for graph in {network.graph for network in networks}}  # fmt: skip
 
 
@@ -58,7 +58,8 @@ def offset(points: Iterable[tuple[float, float]], slope: float) -> float:
     return _weighted_median([whole - slope * layers for layers, whole in points], [1 / whole for _, whole in points])
 
 
-def _calm(networks: Sequence[Network]) -> Sequence[Network]:
+def calm(networks: Sequence[Network]) -> Sequence[Network]:
+    """Those that nothing disturbed; all of them where there are none."""
     return [network for network in networks if not network.whole.disturbed] or networks
 
 

@@ -214,9 +214,12 @@ class Table:
                     f"{self.path} holds no network of graph {graph.fingerprint}, so what it costs beyond its layers "
                     f"is unknown; run: {self._command}"
                 )
-            calm = [probe for probe in probes if not probe.whole.disturbed] or probes
             self._overheads[graph.fingerprint] = fit.offset(
-                [(self.layers_us(graph, json.loads(probe.widths)), probe.whole.median_us) for probe in calm], 1.0
+                [
+                    (self.layers_us(graph, json.loads(probe.widths)), probe.whole.median_us)
+                    for probe in fit.calm(probes)
+                ],
+                1.0,
             )
         return self._overheads[graph.fingerprint]
 

@@ -113,11 +113,12 @@ def _check_convertible(model: onnx.ModelProto, path: Path) -> None:
 def _float_model(source: Loaded, dtype: str, path: Path) -> onnx.ModelProto:
     """A copy to edit: normalised where it is a float model, and of an opset that has the type."""
     quantised = any(node.op_type in _PAIRS for node in source.model.graph.node)
-    if not quantised:
-        exported = gs.export_onnx(prepare(source).cleanup(remove_unused_graph_inputs=False))
-        exported.ir_version = source.model.ir_version
-        exported.metadata_props.extend(source.model.metadata_props)
-    model = source.whole() if quantised else exported
+    if quantised:
+        model = source.whole()
+    else:
+        model = gs.export_onnx(prepare(source).cleanup(remove_unused_graph_inputs=False))
+        model.ir_version = source.model.ir_version
+        model.metadata_props.extend(source.model.metadata_props)
     wanted = 22 if dtype == "bfloat16" else 19 if quantised else 13
     if opset_of(model) < wanted:
         try:
