@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import logging
 import os
@@ -860,6 +861,17 @@ def test_the_checkup_names_what_is_there(world: World, monkeypatch: pytest.Monke
     assert found["bindings"].startswith(f"TensorRT {world.surface.version}, precision ")
     assert ("by flags" in found["bindings"]) == (not typed_by_default(world))
     assert "not found" in found["trtexec"]
+
+
+def test_a_pycuda_without_metadata_is_there_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine where it was compiled in place."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+
+    def lost(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", lost)
+    assert checkup()["pycuda"] == "pycuda is there"
 
 
 def test_the_checkup_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,7 +181,12 @@ def test_processes_under_torchrun_share_one_model_and_split_the_batches(tmp_path
     path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     for resumed in (0, 2):
-        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": path,
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        }  # no GPU for each
         subprocess.run([*command, str(tmp_path / "train.py"), str(tmp_path)], env=environment, check=True, timeout=300)
         ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
         assert ranks[0]["weights"] == ranks[1]["weights"]

@@ -1,10 +1,11 @@
 #include "core/scaling.hpp"
 
 #include <algorithm>
+#include <array>
+#include <charconv>
 #include <cmath>
 #include <limits>
 #include <set>
-#include <sstream>
 #include <stdexcept>
 
 namespace deploy {
@@ -89,10 +90,12 @@ void check_values(std::span<const std::vector<double>> values) {
 }  // namespace
 
 std::string text(double number) {
-    std::ostringstream stream;
-    stream.precision(10);
-    stream << number;
-    return stream.str();
+    // Not through a stream: where a compiler links libstdc++ statically and PyTorch brings the shared one along,
+    // streams find no facet for numbers and print nothing or crash.
+    std::array<char, 32> buffer{};
+    const auto written =
+        std::to_chars(buffer.data(), buffer.data() + buffer.size(), number, std::chars_format::general, 10);
+    return {buffer.data(), written.ptr};
 }
 
 double largest_magnitude(std::span<const double> numbers) {

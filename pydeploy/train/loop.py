@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -90,12 +91,24 @@ def fit(
         history = [EpochRecord(**row) for row in checkpoint.restore(path, run.student, run.optimizer, identity)]
     resumed = len(history)
     for epoch in range(resumed, settings.epochs):
-        history.append(run.epoch(epoch, progress))
+        with _repeatable():
+            history.append(run.epoch(epoch, progress))
         _require_finite(run.student, f"after epoch {epoch}")
         if accelerator.is_main_process:
             checkpoint.save(path, run.student, run.optimizer, identity, [asdict(record) for record in history])
         accelerator.wait_for_everyone()
     return FitResult(run.finished(), tuple(history), resumed, run.bf16)
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """On a GPU, only convolutions that add in the same order every time: a resumed run must end as an undisturbed one."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
 
 
 class _Run:

@@ -39,7 +39,10 @@ def _bindings() -> str:
 def _pycuda() -> str:
     if not _installed("pycuda"):
         return "missing: pip install pycuda (pip compiles it: needs a C++ compiler and the CUDA toolkit's headers, nvcc on the PATH)"
-    return f"pycuda {importlib.metadata.version('pycuda')}"
+    try:
+        return f"pycuda {importlib.metadata.version('pycuda')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "pycuda is there"  # copied or built in place, without metadata
 
 
 def _graphs() -> str:
