@@ -15,15 +15,17 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
+from tables_page import MODELS, SLACK, STEPS, TARGETS, page
 
-from pydeploy.aim import Tried, next_aim, raised_aims
+from pydeploy.aim import Tried, proposals
 from pydeploy.backends.base import Backend, open_backend
 from pydeploy.baselines import fit_budget, global_threshold, halp, uniform
 from pydeploy.errors import DeployError, Infeasible
@@ -35,17 +37,15 @@ from pydeploy.latency.measure import Lab, Probe, build, layer_timings, measure, 
 from pydeploy.latency.table import Table
 from pydeploy.latency.verify import Pair, judged, verify
 from pydeploy.solve import pareto_front, solve
-from pydeploy.timing import Profile
+from pydeploy.timing import Profile, Timing
 
-MODELS = ("resnet18", "resnet50", "mobilenet_v2")
-TARGETS = ("openvino:bf16", "openvino:int8", "onnxruntime:fp32")
 INPUT = (1, 3, 224, 224)
-STEPS = ("measure", "verify", "budgets", "rules")
+
 PARTS, PLANS = 3, 10
 """Parts of the verification and plans in each; isolated layers are timed for the first part's plans."""
 ROUNDS = 3
-SLACK = 0.03
 TARGET = 0.985  # the middle of [budget - 3 %, budget]
+BUILDS = 3
 JOINT = 6
 """Joint plans that other rules' plans are compared with, for budgets from the fastest to the slowest of those."""
 
@@ -173,22 +173,30 @@ class Bench:
         self.case, self.graph, self.table, self.lab = case, graph, table, lab
         self.dense_us = _dense_us(graph, table)
 
-    def profile(self, name: str, widths: Widths) -> tuple[Profile, bool]:
-        """The plan's network and its layers, and whether the computer was disturbed."""
-        with sessions(self.lab, {name: build(self.lab, Probe(name, widths))}) as running:
-            whole, layers = timed(self.lab, running)[name], layer_timings(self.lab, running)[name]
-        scaled = {op: timing.scaled(self.factor) for op, timing in layers.items()}
-        return Profile(self.table.target, whole.scaled(self.factor), scaled), whole.disturbed
+    def profiles(self, name: str, plans: Sequence[Widths]) -> list[tuple[Profile, bool]]:
+        """Each plan's network and its layers, and whether the computer was disturbed."""
+        names = [f"{name}-{i}" for i in range(len(plans))]
+        engines = {one: build(self.lab, Probe(one, widths)) for one, widths in zip(names, plans, strict=True)}
+        with sessions(self.lab, engines) as running:
+            wholes, layers = timed(self.lab, running), layer_timings(self.lab, running)
+        factor, target = self.factor, self.table.target
+        return [(Profile(target, wholes[one].scaled(factor), {op: t.scaled(factor) for op, t in layers[one].items()}),
+                 wholes[one].disturbed) for one in names]  # fmt: skip
 
     def measure(self, plans: dict[str, Plan]) -> dict[str, dict[str, Any]]:
-        """All plans in turns."""
+        """All plans in turns, each as the median of `BUILDS` builds: two builds of one plan differ by a percent or two."""
+        found: dict[str, list[Timing]] = {name: [] for name in plans}
         names = {name: f"plan{i}" for i, name in enumerate(plans)}
-        engines = {names[name]: build(self.lab, Probe(names[name], plan.widths)) for name, plan in plans.items()}
-        with sessions(self.lab, engines) as running:
-            timings = timed(self.lab, running)
-        times = {name: timings[names[name]] for name in plans}
-        return {name: {"score": plan.score, "predicted_us": plan.latency_us, "disturbed": times[name].disturbed,
-                       "measured_us": times[name].median_us * self.factor} for name, plan in plans.items()}  # fmt: skip
+        for number in range(BUILDS):
+            engines = {names[name]: build(self.lab, Probe(f"{names[name]}-{number}", plan.widths))
+                       for name, plan in plans.items()}  # fmt: skip
+            with sessions(self.lab, engines) as running:
+                timings = timed(self.lab, running)
+            for name in plans:
+                found[name].append(timings[names[name]].scaled(self.factor))
+        return {name: {"score": plan.score, "predicted_us": plan.latency_us,
+                       "disturbed": all(one.disturbed for one in found[name]),
+                       "measured_us": median(one.median_us for one in found[name])} for name, plan in plans.items()}  # fmt: skip
 
     @property
     def factor(self) -> float:
@@ -215,38 +223,40 @@ def run_budgets(case: Case, bench: Bench) -> None:
         solve(bench.graph, scores, bench.table, budget_us=1.0)
     except Infeasible as error:
         plan = pareto_front(bench.graph, scores, bench.table, points=2)[0]
-        measured, disturbed = bench.profile("smallest", plan.widths)
+        ((measured, disturbed),) = bench.profiles("smallest", [plan.widths])
         data["smallest"] = {"said": str(error), "predicted_us": plan.latency_us, "disturbed": disturbed,
                             "measured_us": measured.whole.median_us}  # fmt: skip
     case.write("budgets", {**data, "complete": True})
 
 
-def closed_loop(bench: Bench, scores: dict[str, np.ndarray], share: float) -> list[dict[str, Any]]:
-    """Rounds as `pydeploy.search` makes them, without torch."""
+def closed_loop(bench: Bench, scores: dict[str, np.ndarray], share: float) -> list[list[dict[str, Any]]]:
+    """Rounds as `pydeploy.search` makes them, without torch; each is the list of its plans."""
     limit_us, known = share * bench.dense_us, bench.table
-    rounds: list[dict[str, Any]] = []
-    tried: list[Tried] = []
-    plans: list[dict[str, int]] = []
-    for number in range(ROUNDS):
+    rounds: list[list[dict[str, Any]]] = []
+    plans: list[Plan] = []
+    while len(rounds) < ROUNDS and not any(1 - SLACK <= one["measured"] <= 1 for tried in rounds for one in tried):
         began = time.monotonic()
-        aims = [next_aim(TARGET, tried), *(raised_aims(TARGET, tried[-1]) if tried else [])]
-        for aim in aims:
-            plan = solve(bench.graph, scores, known, budget_us=aim * limit_us)
-            if plan.widths not in plans:
-                break
-        solved_s = time.monotonic() - began
-        if plan.widths in plans:
+        make = partial(_solved, bench, scores, known, limit_us)
+        tried = [[Tried(one["predicted"], one["measured"]) for one in found] for found in rounds]
+        new = proposals(make, TARGET, tried, plans)
+        if not new:
             break  # the best within the budget was built already
-        plans.append(plan.widths)
-        measured, disturbed = bench.profile(f"budget{share}-{number}", plan.widths)
-        tried.append(Tried(plan.latency_us / limit_us, measured.whole.median_us / limit_us))
-        rounds.append({"predicted": tried[-1].predicted, "measured": tried[-1].measured, "score": plan.score,
-                       "gap": plan.gap, "disturbed": disturbed, "solve_s": solved_s})  # fmt: skip
-        bench.case.say(f"{share}: {rounds[-1]}")
-        if 1 - SLACK <= tried[-1].measured <= 1:
-            break
-        known = known.corrected(bench.graph, plan.widths, measured)
+        plans += new
+        solved_s = time.monotonic() - began
+        measured = bench.profiles(f"budget{share}-{len(rounds)}", [plan.widths for plan in new])
+        rounds.append([
+            {"predicted": plan.latency_us / limit_us, "measured": found.whole.median_us / limit_us, "score": plan.score,
+             "gap": plan.gap, "disturbed": disturbed, "solve_s": solved_s}
+            for plan, (found, disturbed) in zip(new, measured, strict=True)
+        ])  # fmt: skip
+        bench.case.say(f"{share}: {[(round(one['predicted'], 3), round(one['measured'], 3)) for one in rounds[-1]]}")
+        for plan, (found, _) in zip(new, measured, strict=True):
+            known = known.corrected(bench.graph, plan.widths, found)
     return rounds
+
+
+def _solved(bench: Bench, scores: dict[str, np.ndarray], known: Table, limit_us: float, share: float) -> Plan:
+    return solve(bench.graph, scores, known, budget_us=share * limit_us)
 
 
 def run_rules(case: Case, bench: Bench) -> None:
@@ -289,89 +299,6 @@ RUN: dict[str, Callable[[Case, Graph], None]] = {
     "measure": run_measure, "verify": run_verify, "judge": run_judge,
     "budgets": partial(with_bench, run_budgets), "rules": partial(with_bench, run_rules),
 }  # fmt: skip
-
-
-def page(work: Path) -> str:
-    """The Markdown page from whatever results are there."""
-    lines = ["# Latency tables: how well they predict", "",
-             ("Written by `python bench/tables.py`; 224 x 224, batch 1, random weights, all cores. A pair or a step that "
-             "was not run says so. Errors are of whole networks: n random plans that the table was not made from; *floor* "
-             "is the difference between two builds of one plan in the same run; *isolated* is a table of one-layer "
-             "networks scaled to the dense network, *MACs* a line through the table's own networks."), "",
-             ("Of the rounds for a budget *yes* says that one lies within [-3 %, 0] of it, *met* that one lies below, but none "
-             "so close."), "",
-             ("The other rules' plans are made for the middle budget by the same table, built and measured; then joint plans "
-             "are, for budgets from the fastest to the slowest of them. *Joint, as fast* is the kept score of those at the "
-             "rule's measured latency, interpolated; scores are L1 norms, as shares of the dense network's. Seconds are those "
-             "of making the plan."), ""]  # fmt: skip
-    for model in MODELS:
-        for target in TARGETS:
-            lines += [f"## {model}, {target}", "", *_section(Case(model, target, work, 0.0)), ""]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _section(case: Case) -> list[str]:
-    made, checked, budgets, rules = (case.read(step) for step in STEPS)
-    lines = _made(made) if made.get("complete") else ["The table was not measured."]
-    lines += ["", *(_checked(checked) if checked else ["The prediction was not verified."])]
-    lines += [line for result in (made, checked) if result.get("note") for line in ("", result["note"])]
-    lines += ["", *(_budgets(budgets) if budgets else ["Budgets were not tried."])]
-    return [*lines, "", *(_rules(rules) if rules else ["Other rules were not compared."])]
-
-
-def _made(made: dict[str, Any]) -> list[str]:
-    return [(f"{made['target']}. {made['networks']} networks, {made['keys']} layers in {made['seconds'] / 60:.1f} minutes; "
-             f"dense {made['dense_us'] / 1e3:.2f} ms; median interval of a network +-{made['interval']:.1%}; "
-             f"{made['disturbed']} networks flagged as disturbed.")]  # fmt: skip
-
-
-def _checked(checked: dict[str, Any]) -> list[str]:
-    named = {"this table": checked, "floor": checked["floor"], "isolated": checked["isolated"], "MACs": checked["macs"]}
-    flagged = sum(pair["disturbed"] for pair in checked["pairs"])
-    return [
-        "| prediction by | median error | 95th percentile | rank correlation | n |",
-        "|---|---|---|---|---|",
-        *(f"| {name} | {e['median_error']:.2%} | {e['p95_error']:.2%} | {e['spearman']:.3f} | {e['n']} |"
-          for name, e in named.items() if e),
-        "",
-        f"{flagged} of the {checked['n']} plans were measured while the computer was disturbed; they are counted.",
-    ]  # fmt: skip
-
-
-def _budgets(data: dict[str, Any]) -> list[str]:
-    lines = ["| budget | rounds | measured / budget, round by round | within [-3 %, 0] |", "|---|---|---|---|"]
-    for share, rounds in data["budgets"].items():
-        ratios = ", ".join(f"{one['measured']:.3f}" for one in rounds)
-        met = any(1 - SLACK <= one["measured"] <= 1 for one in rounds)
-        said = "yes" if met else "met" if any(one["measured"] <= 1 for one in rounds) else "no"
-        lines.append(f"| {float(share):.0%} of dense | {len(rounds)} | {ratios} | {said} |")
-    if smallest := data.get("smallest"):
-        lines += ["", (f"A budget of 1 us is refused: \"{smallest['said']}\". That plan, built: measured "
-                  f"{smallest['measured_us']:.0f} us.")]  # fmt: skip
-    return lines
-
-
-def _rules(data: dict[str, Any]) -> list[str]:
-    dense_us, total = data["dense_us"], data["total"]
-    joint = sorted((one["measured_us"], one["score"]) for one in [data["plans"]["joint"], *data["joint"].values()])
-    lines = ["| rule | predicted / dense | measured / dense | kept score | joint, as fast | difference | seconds |",
-             "|---|---|---|---|---|---|---|"]  # fmt: skip
-    for name, one in data["plans"].items():
-        cells = [
-            name,
-            f"{one['predicted_us'] / dense_us:.3f}",
-            f"{one['measured_us'] / dense_us:.3f}",
-            f"{one['score'] / total:.2%}",
-        ]
-        if name == "joint":
-            cells += ["", ""]
-        elif one["measured_us"] < joint[0][0]:
-            cells += ["not measured", ""]
-        else:
-            best = float(np.interp(one["measured_us"], *zip(*joint, strict=True)))
-            cells += [f"{best / total:.2%}", f"{(best - one['score']) / total * 100:+.2f} points"]
-        lines.append("| " + " | ".join([*cells, f"{one['seconds']:.2f}"]) + " |")
-    return [*lines, *(f"\n{name} has no plan within the budget." for name in data["missed"])]
 
 
 def main() -> None:

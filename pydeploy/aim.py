@@ -2,12 +2,16 @@
 
 A table that is corrected by a round is right for the layers that the round tried. The solver then prefers others that
 the table still flatters: it seeks out errors in one direction, so corrections alone approach the budget from above.
+Two builds of one plan differ by a percent or two besides. A round that follows a miss therefore builds three plans.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from pydeploy.errors import Infeasible
+from pydeploy.graph import Plan
 
 SHARE = 0.5
 """Power of the last round's surprise that is taken off the aim after the first round.
@@ -21,13 +25,19 @@ BRACKET_AFTER = 3
 MARGIN = 0.1
 """A bracketed aim stays this share of the bracket away from its ends."""
 
+SPREAD = 0.02
+"""How far the second and the third plan of a round are aimed above and below the first.
+
+In the simulation above, of 24 tables each, a plan within 3 % below the budget is found for 24, 18 and 14 with layers too
+fast by up to 10, 25 and 50 %; with one plan a round for 21, 6 and 5.
+"""
 RAISE, RAISES = 1.03, 12
 """Steps by which the aim is raised, and how many at most: beyond 40 % too much a table should be measured again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """One round: what the table of that round predicted and what was measured, both as shares of the budget."""
+    """One plan: what the table of its round predicted and what was measured, both as shares of the budget."""
 
     predicted: float
     measured: float
@@ -54,6 +64,42 @@ def next_aim(target: float, tried: Sequence[Tried]) -> float:
             return low.predicted + (high.predicted - low.predicted) * min(1 - MARGIN, max(MARGIN, part))
     power = SHARE if met or len(tried) == 1 else 1.0
     return float(target / max(1.0, tried[-1].measured / tried[-1].predicted) ** power)
+
+
+def proposals(
+    make: Callable[[float], Plan], target: float, rounds: Sequence[Sequence[Tried]], tried: Sequence[Plan]
+) -> list[Plan]:
+    """The plans to build next: one in the first round, up to three in the others; empty when nothing new is left to try.
+
+    `make` solves for a share of the budget; `rounds` are all plans tried so far, round by round, and `tried` the same
+    plans. Raises `Infeasible` when no plan fits.
+    """
+    nearest = [min(plans, key=lambda one: abs(one.measured - target)) for plans in rounds]
+    aim = next_aim(target, nearest)
+    found: list[Plan] = []
+    refusals: list[Infeasible] = []
+    wanted = [aim, aim * (1 + SPREAD), aim * (1 - SPREAD)] if rounds else [aim]
+    for share in wanted:
+        try:
+            plan = make(share)
+        except Infeasible as error:
+            refusals.append(error)
+            continue
+        if not _among(plan, [*tried, *found]):
+            found.append(plan)
+    if len(refusals) == len(wanted):
+        raise refusals[0]
+    if found:
+        return found
+    for share in raised_aims(target, nearest[-1]) if nearest else ():
+        plan = make(share)
+        if not _among(plan, tried):
+            return [plan]
+    return []
+
+
+def _among(plan: Plan, others: Sequence[Plan]) -> bool:
+    return any(plan.kept == other.kept for other in others)
 
 
 def raised_aims(target: float, last: Tried) -> list[float]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from pydeploy.aim import Tried, next_aim, raised_aims
+from pydeploy.aim import Tried, proposals
 from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import Engine
 from pydeploy.errors import DataError, Infeasible
@@ -51,12 +51,14 @@ class Budget:
 
 @dataclass(frozen=True)
 class RoundResult:
-    """One pass of solve, cut, build and measure.
+    """One plan of a round, cut, built and measured; `name` is that of its folder.
 
     `speed` is how long the dense engine took in the same rounds of measuring over what the table says of it (1 for an
     absolute budget); `predicted_us` is the table's prediction at that speed, `limit_us` the budget.
     """
 
+    number: int
+    name: str
     plan: Plan
     predicted_us: float
     measured_us: float
@@ -82,6 +84,7 @@ class Planner(Protocol):
 def search(job: Job, at: Artefacts, budget: Budget, here: Path, planner: Planner = solve) -> list[RoundResult]:
     """Plan, cut, build, measure, correct the table, and again, until a measured engine meets the budget closely.
 
+    Returns every plan that was tried: one in the first round, up to three in each of the others (`aim.proposals`).
     Good enough is a plan between `SLACK` below the budget (twice the config's headroom, where that is more) and the
     budget. Finished rounds are read back from `here`, so a killed search goes on where it stopped. A budget below the
     smallest plan of the table is refused only after that plan was built and measured: narrow networks are often faster
@@ -90,43 +93,46 @@ def search(job: Job, at: Artefacts, budget: Budget, here: Path, planner: Planner
     bench = _Bench(job, at, budget)
     table = bench.table
     slack = max(SLACK, 2 * job.config.prune.headroom)  # the headroom is the middle of what is good enough
-    rounds: list[RoundResult] = []
+    rounds: list[list[RoundResult]] = []
     refusal: Infeasible | None = None
     for number in range(1, job.config.prune.rounds + 1):
         place = here / f"round{number}.json"
         if place.is_file():
-            result = _read_round(place)
+            results = _read_round(place)
         else:
             try:
-                plan = _next_plan(bench, planner, table, rounds)
+                plans = _next_plans(bench, planner, table, rounds)
             except Infeasible as error:
                 refusal = error
-                plan = _smallest_plan(bench) if planner is solve and not rounds else None
-            if plan is None:
+                plans = [_smallest_plan(bench)] if planner is solve and not rounds else []
+            if not plans:
                 break
-            result = _try(bench, plan, here / f"round{number}")
-            _write_round(place, result)
-        rounds.append(result)
-        job.console.say(f"round {number}: predicted {result.predicted_us:.0f} us, measured {result.measured_us:.0f} us, "
-                        f"budget {result.limit_us:.0f} us: {'met' if result.met else 'missed'}")  # fmt: skip
-        if 1 - slack <= result.tried.measured <= 1:
+            results = _try(bench, plans, here, number)
+            _write_round(place, results)
+        rounds.append(results)
+        for result in results:
+            job.console.say(f"round {number}: predicted {result.predicted_us:.0f} us, measured {result.measured_us:.0f} us, "
+                            f"budget {result.limit_us:.0f} us: {'met' if result.met else 'missed'}")  # fmt: skip
+        if any(1 - slack <= result.tried.measured <= 1 for result in results):
             break
-        table = table.corrected(bench.graph, result.plan.widths, bench.at_table_speed(result))
-    if not any(result.met for result in rounds):
-        raise _missed(rounds, refusal)
-    return rounds
+        for result in results:
+            table = table.corrected(bench.graph, result.plan.widths, bench.at_table_speed(result))
+    tried = [result for results in rounds for result in results]
+    if not any(result.met for result in tried):
+        raise _missed(tried, refusal)
+    return tried
 
 
-def _missed(rounds: Sequence[RoundResult], refusal: Infeasible | None) -> Infeasible:
-    """Why no round met the budget, and what to do."""
-    if refusal is not None and not rounds:
+def _missed(tried: Sequence[RoundResult], refusal: Infeasible | None) -> Infeasible:
+    """Why no plan met the budget, and what to do."""
+    if refusal is not None and not tried:
         return refusal
-    closest = min(rounds, key=lambda result: result.tried.measured)
+    closest = min(tried, key=lambda result: result.tried.measured)
     if refusal is not None:
         return Infeasible(f"{refusal}. The closest engine that was built takes {closest.measured_us:.6g} us, "
                           f"{closest.tried.measured - 1:.1%} above the budget")  # fmt: skip
     return Infeasible(
-        f"no plan met the budget in {len(rounds)} rounds; the closest was {closest.tried.measured - 1:.1%} too slow: "
+        f"no plan met the budget in {tried[-1].number} rounds; the closest was {closest.tried.measured - 1:.1%} too slow: "
         "raise prune.rounds, prune.headroom or the budget"
     )
 
@@ -172,37 +178,34 @@ def level_us(job: Job, at: Artefacts) -> float | None:
     return Table.open(at.table, job.backend.target()).reference_us(Graph.load(at.graph))
 
 
-def best_plan(job: Job, at: Artefacts, budget: Budget, here: Path, rounds: Sequence[RoundResult]) -> Plan:
-    """Among the rounds that met the budget, the plan that keeps the highest score and meets it once more.
+def best_plan(job: Job, at: Artefacts, budget: Budget, here: Path, tried: Sequence[RoundResult]) -> Plan:
+    """Among the plans that met the budget, the one that keeps the highest score and meets it once more.
 
     A single measurement can flatter a plan, so where several met it, all of them are measured again, in turns with the
     dense engine; when none meets the budget then, the one nearest to it is taken.
     """
-    met = {str(number): result for number, result in enumerate(rounds, start=1) if result.met}
+    met = {result.name: result for result in tried if result.met}
     if len(met) == 1:
         return next(iter(met.values())).plan
-    engines = {number: (job.backend, Engine.load(here / f"round{number}" / "model.engine")) for number in met}
+    engines = {name: (job.backend, Engine.load(here / name / "model.engine")) for name in met}
     bench = {"dense": (job.backend, Engine.load(at.dense / "model.engine")), **engines}
     times = measure_at_level(bench, level_us(job, at))
     limit_us = budget.of(times["dense"].median_us)
-    shares = {number: times[number].median_us / limit_us for number in engines}
-    confirmed = [number for number in met if shares[number] <= 1.0] or [min(met, key=lambda number: shares[number])]
-    return met[max(confirmed, key=lambda number: met[number].plan.score)].plan
+    shares = {name: times[name].median_us / limit_us for name in engines}
+    confirmed = [name for name in met if shares[name] <= 1.0] or [min(met, key=lambda name: shares[name])]
+    return met[max(confirmed, key=lambda name: met[name].plan.score)].plan
 
 
-def _next_plan(bench: _Bench, planner: Planner, table: Table, rounds: Sequence[RoundResult]) -> Plan | None:
-    """The best plan by what is known now; None when it was tried already. Raises `Infeasible` when nothing fits."""
+def _next_plans(bench: _Bench, planner: Planner, table: Table, rounds: Sequence[Sequence[RoundResult]]) -> list[Plan]:
+    """The best plans by what is known now; none when all were tried already. Raises `Infeasible` when nothing fits."""
     settings = bench.job.config.prune
-    target, tried = 1 - settings.headroom, [result.tried for result in rounds]
-    aims = [next_aim(target, tried)]
-    if tried:
-        aims += raised_aims(target, tried[-1])
-    for aim in aims:
-        plan = planner(bench.graph, bench.scores, table, budget_us=aim * bench.budget.of(bench.table_dense_us),
+
+    def make(share: float) -> Plan:
+        return planner(bench.graph, bench.scores, table, budget_us=share * bench.budget.of(bench.table_dense_us),
                        min_width=settings.min_width)  # fmt: skip
-        if not any(plan.kept == result.plan.kept for result in rounds):
-            return plan
-    return None
+
+    return proposals(make, 1 - settings.headroom, [[result.tried for result in results] for results in rounds],
+                     [result.plan for results in rounds for result in results])  # fmt: skip
 
 
 def _smallest_plan(bench: _Bench) -> Plan:
@@ -210,21 +213,26 @@ def _smallest_plan(bench: _Bench) -> Plan:
     return pareto_front(bench.graph, bench.scores, bench.table, points=2, min_width=bench.job.config.prune.min_width)[0]
 
 
-def _try(bench: _Bench, plan: Plan, here: Path) -> RoundResult:
-    """Cut to `plan`, build, and measure beside the dense engine."""
+def _try(bench: _Bench, plans: Sequence[Plan], here: Path, number: int) -> list[RoundResult]:
+    """Cut to each plan, build, and measure beside the dense engine."""
     from pydeploy.prune.surgery import apply
 
-    here.mkdir(parents=True, exist_ok=True)
-    backend = bench.job.backend
-    engine = build_engine(bench.job, apply(bench.model, bench.graph, plan), here)
-    times = measure_at_level({"dense": (backend, bench.dense), "plan": (backend, engine)}, bench.level_us)
-    whole, dense_us = times["plan"], times["dense"].median_us
-    inside = layer_profile(bench.job, engine, bench.graph)
-    layers = _slowed(inside, whole.median_us / inside.whole.median_us).layers
+    backend, engines = bench.job.backend, {}
+    for plan, letter in zip(plans, ("", "b", "c"), strict=False):
+        place = here / f"round{number}{letter}"
+        place.mkdir(parents=True, exist_ok=True)
+        engines[place.name] = build_engine(bench.job, apply(bench.model, bench.graph, plan), place)
+    running = {name: (backend, engine) for name, engine in {"dense": bench.dense, **engines}.items()}
+    times = measure_at_level(running, bench.level_us)
+    dense_us = times["dense"].median_us
     speed = 1.0 if bench.budget.share is None else dense_us / bench.table_dense_us
-    limit_us = bench.budget.of(dense_us)
-    profile = replace(inside, whole=whole, layers=layers)
-    return RoundResult(plan, plan.latency_us * speed, whole.median_us, limit_us, speed, profile)
+    results = []
+    for plan, (name, engine) in zip(plans, engines.items(), strict=True):
+        whole, inside = times[name], layer_profile(bench.job, engine, bench.graph)
+        layers = _slowed(inside, whole.median_us / inside.whole.median_us).layers
+        results.append(RoundResult(number, name, plan, plan.latency_us * speed, whole.median_us, bench.budget.of(dense_us),
+                                   speed, replace(inside, whole=whole, layers=layers)))  # fmt: skip
+    return results
 
 
 def _slowed(profile: Profile, factor: float) -> Profile:
@@ -234,20 +242,22 @@ def _slowed(profile: Profile, factor: float) -> Profile:
 
 
 def read_rounds(here: Path) -> list[RoundResult]:
-    """The finished rounds of a search, in order."""
+    """The plans of a search's finished rounds, in order."""
     numbered = sorted(here.glob("round*.json"), key=lambda path: int(path.stem.removeprefix("round")))
-    return [_read_round(path) for path in numbered]
+    return [result for path in numbered for result in _read_round(path)]
 
 
-def _write_round(path: Path, result: RoundResult) -> None:
-    write_json(path, {"plan": result.plan.to_json(), "predicted_us": result.predicted_us, "measured_us": result.measured_us,
-                      "limit_us": result.limit_us, "speed": result.speed, "profile": result.profile.to_json()})  # fmt: skip
+def _write_round(path: Path, results: Sequence[RoundResult]) -> None:
+    plans = [{"number": one.number, "name": one.name, "plan": one.plan.to_json(), "predicted_us": one.predicted_us,
+              "measured_us": one.measured_us, "limit_us": one.limit_us, "speed": one.speed,
+              "profile": one.profile.to_json()} for one in results]  # fmt: skip
+    write_json(path, {"plans": plans})
 
 
-def _read_round(path: Path) -> RoundResult:
+def _read_round(path: Path) -> list[RoundResult]:
     data = read_json(path)
     try:
-        return RoundResult(Plan.from_json(data["plan"]), data["predicted_us"], data["measured_us"], data["limit_us"], data["speed"],
-                           Profile.from_json(data["profile"]))  # fmt: skip
+        return [RoundResult(one["number"], one["name"], Plan.from_json(one["plan"]), one["predicted_us"], one["measured_us"],
+                            one["limit_us"], one["speed"], Profile.from_json(one["profile"])) for one in data["plans"]]  # fmt: skip
     except (KeyError, TypeError) as error:
         raise DataError(f"{path} is not a finished round ({error!r}); delete it and run again with --resume") from None

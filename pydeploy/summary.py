@@ -87,8 +87,8 @@ def _report(job: Job, at: Artefacts, seconds: dict[str, float], command: str) ->
         met=models.pruned.latency_us.median <= budget_us, models=models,
         recommendation=recommend(models, limit_points=max(0.0, round(config.compare.limit - lost, 6)), measured=target.measured),
         candidates=tuple(_candidate(at, point, results[point.slug]) for point in candidates.wanted(config)),
-        rounds=tuple(Round(predicted_us=r.predicted_us, measured_us=r.measured_us, met=r.met, widths=r.plan.widths)
-                     for r in read_rounds(at.search)),
+        rounds=tuple(Round(number=r.number, predicted_us=r.predicted_us, measured_us=r.measured_us, met=r.met,
+                           widths=r.plan.widths) for r in read_rounds(at.search)),
         layers=_layers(graph, plan, timings["layers"]), groups=_groups(graph, plan), table=_table(at), seconds=seconds,
         total_seconds=sum(seconds.values()), warnings=(*_of_int8(job, models.dense, lost), *_warnings(job, times, target.measured)),
     )  # fmt: skip

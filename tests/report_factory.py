@@ -113,7 +113,7 @@ def sample(**changes: Any) -> Report:
         ),
         "rounds": (
             Round(predicted_us=549.8, measured_us=588.3, met=False, widths={"a": 20, "b": 44}),
-            Round(predicted_us=550.1, measured_us=531.7, met=True, widths={"a": 20, "b": 40}),
+            Round(number=2, predicted_us=550.1, measured_us=531.7, met=True, widths={"a": 20, "b": 40}),
         ),
         "layers": layers(),
         "groups": (

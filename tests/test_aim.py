@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pydeploy.aim import BRACKET_AFTER, Tried, next_aim, raised_aims
-from pydeploy.graph import Extent, Graph, Group, Op, OpKey, Widths
+from pydeploy.aim import BRACKET_AFTER, SPREAD, Tried, next_aim, proposals, raised_aims
+from pydeploy.errors import Infeasible
+from pydeploy.graph import Extent, Graph, Group, Op, OpKey, Plan, Widths
 from pydeploy.solve import predict_us, solve
 
 TARGET = 0.985
@@ -65,6 +66,46 @@ def test_corrections_get_their_chance_before_the_bracket() -> None:
     assert next_aim(TARGET, tried) == TARGET
 
 
+def plan_for(share: float) -> Plan:
+    """A solver whose plans follow the budget in steps of a hundredth; nothing fits below a half."""
+    if share < 0.5:
+        raise Infeasible(f"{share} is too little")
+    return Plan({"a": tuple(range(int(share * 100)))}, "")
+
+
+def test_the_first_round_has_one_plan_the_others_three_around_the_aim() -> None:
+    assert proposals(plan_for, TARGET, [], []) == [plan_for(TARGET)]
+    first = plan_for(TARGET)
+    assert proposals(plan_for, TARGET, [[Tried(0.985, 1.2)]], [first]) == [
+        plan_for(aim * side) for aim in [next_aim(TARGET, [Tried(0.985, 1.2)])] for side in (1, 1 + SPREAD, 1 - SPREAD)
+    ]
+
+
+def test_the_next_aim_follows_the_plan_that_came_nearest() -> None:
+    rounds = [[Tried(0.985, 1.2)], [Tried(0.9, 1.05), Tried(0.92, 1.15), Tried(0.88, 1.02)]]
+    tried = [plan_for(one.predicted) for plans in rounds for one in plans]
+    aim = next_aim(TARGET, [rounds[0][0], rounds[1][2]])
+    assert proposals(plan_for, TARGET, rounds, tried)[0] == plan_for(aim)
+
+
+def test_no_plan_is_proposed_twice_and_what_does_not_fit_is_left_out() -> None:
+    rounds = [[Tried(0.985, 0.96)]]
+    assert plan_for(TARGET) not in proposals(plan_for, TARGET, rounds, [plan_for(TARGET)])
+    tight = [[Tried(0.6, 1.0)]]
+    with pytest.raises(Infeasible, match="too little"):
+        proposals(lambda share: plan_for(share - 0.8), TARGET, tight, [])
+    assert len(proposals(lambda share: plan_for(share - 0.26), TARGET, tight, [])) == 2
+
+
+def test_where_all_were_tried_the_aim_is_raised_or_nothing_is_left() -> None:
+    def coarse(share: float) -> Plan:
+        return Plan({"a": tuple(range(int(share * 4)))}, "")
+
+    tried = [coarse(TARGET), coarse(TARGET * (1 + SPREAD))]
+    assert proposals(coarse, TARGET, [[Tried(0.985, 0.8)]], tried) == [coarse(1.25)]
+    assert proposals(coarse, TARGET, [[Tried(0.8, 0.9)]], tried) == []
+
+
 GROUPS = 10
 GRAPH = Graph(
     tuple(Group(f"g{i}", 64, ()) for i in range(GROUPS)),
@@ -102,16 +143,30 @@ class Flattering:
         return Flattering(self.most, self.seed, {**self.corrected, **{key: self.truth_us(key) for key in keys}})
 
 
-def closed_loop(table: Flattering, aim_of: Callable[[float, Sequence[Tried]], float]) -> list[Tried]:
-    """Three rounds for half of the dense latency; scores fall from channel to channel."""
+def closed_loop(table: Flattering, aim_of: Callable[[float, Sequence[Tried]], float] | None) -> list[Tried]:
+    """Three rounds for half of the dense latency; scores fall from channel to channel. `proposals` unless `aim_of`."""
     scores = {group.name: np.linspace(2, 1, group.width, dtype=np.float32) for group in GRAPH.groups}
     limit_us = 0.5 * sum(table.truth_us(op.key(GRAPH.widths)) for op in GRAPH.ops)
-    tried: list[Tried] = []
-    while len(tried) < 3 and not (tried and 0.97 <= tried[-1].measured <= 1.0):
-        plan = solve(GRAPH, scores, table, budget_us=aim_of(TARGET, tried) * limit_us)
-        table = table.learned(plan.widths)
-        tried.append(Tried(plan.latency_us / limit_us, predict_us(GRAPH, plan.widths, table) / limit_us))
-    return tried
+    rounds: list[list[Tried]] = []
+    plans: list[Plan] = []
+    while len(rounds) < 3 and not any(0.97 <= one.measured <= 1.0 for tried in rounds for one in tried):
+        known = table
+
+        def make(share: float, known: Flattering = known) -> Plan:
+            return solve(GRAPH, scores, known, budget_us=share * limit_us)
+
+        new = (
+            proposals(make, TARGET, rounds, plans)
+            if aim_of is None
+            else [make(aim_of(TARGET, rounds[-1] if rounds else []))]
+        )
+        plans += new
+        for plan in new:
+            table = table.learned(plan.widths)
+        rounds.append(
+            [Tried(plan.latency_us / limit_us, predict_us(GRAPH, plan.widths, table) / limit_us) for plan in new]
+        )
+    return [one for tried in rounds for one in tried]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -120,5 +175,5 @@ def test_a_flattering_table_is_overcome_in_three_rounds(most: float, seed: int) 
     """Correcting the layers that were tried is not enough: the solver finds other flattered ones in every round."""
     stubborn = closed_loop(Flattering(most, seed), lambda target, tried: target)
     assert not any(one.met for one in stubborn)
-    used = [one.measured for one in closed_loop(Flattering(most, seed), next_aim) if one.met]
-    assert max(used) >= 0.94
+    used = [one.measured for one in closed_loop(Flattering(most, seed), None) if one.met]
+    assert max(used) >= (0.97 if most == 0.1 else 0.95)

@@ -1,8 +1,10 @@
 """How far a table's predictions are from whole networks that it was not made from.
 
-Random plans are built and measured in turns with the dense network, as the table's own probes were. Beside the error of
-the prediction stand, from the same run: the floor (the difference between two builds of one plan), a table of isolated
-layers, scaled so that it is right for the dense network, and a line over multiply-accumulates through the table's networks.
+Random plans are built twice and measured in turns with the dense network, as the table's own probes were, and with some
+of these probes: where those take longer or shorter than when the table was made, so does everything, and it is taken off.
+Beside the error of the prediction stand, from the same run: the floor (the difference between the two builds), a table of
+isolated layers, scaled so that it is right for the dense network, and a line over multiply-accumulates through the table's
+networks.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,9 @@ from pydeploy.pace import TOLERANCE
 from pydeploy.timing import Timing
 
 TRIES = 1000
+ANCHORS = 5
+"""Networks of the table that are measured again. A build's luck moves one network by a percent or two, and a busy processor
+slows large networks more than small ones: one network, the dense one above all, would not tell how fast the computer is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +48,12 @@ class Errors:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One plan: what was predicted and what was measured, both builds; `interval` is of the first build's median."""
+    """One plan: what was predicted and what was measured, the mean of both builds; `interval` is the first build's."""
 
     widths: dict[str, int]
     predicted_us: float
     measured_us: float
-    again_us: float
+    builds_us: tuple[float, float]
     interval: float
     disturbed: bool
     isolated_us: float | None
@@ -146,15 +151,13 @@ def verify(
         ) as lab,
         store.turn(table.path),
     ):
-        times = _measure(lab, chosen, progress)
+        times = _measure(lab, chosen, _anchors(graph, table, seed), table.reference_us(graph), progress)
         lone = isolated_us(graph, [{}, *chosen], backend, lab.folder, lab.pace) if isolated else None
-    known = table.reference_us(graph)
     alone = [None if lone is None else _sum(graph, plan, lone) for plan in [{}, *chosen]]
     pairs = tuple(
-        Pair(plan, us, first.median_us / speed, second.median_us / speed, first.interval,
-             first.disturbed or abs(speed - 1) > TOLERANCE, lonely, graph.macs(plan))
-        for plan, us, (first, second, level), lonely in zip(chosen, predicted, times, alone[1:], strict=True)
-        for speed in [level / known if known else 1.0]
+        Pair(plan, us, (first.median_us + second.median_us) / 2, (first.median_us, second.median_us), first.interval,
+             first.disturbed or second.disturbed, lonely, graph.macs(plan))
+        for plan, us, (first, second), lonely in zip(chosen, predicted, times, alone[1:], strict=True)
     )  # fmt: skip
     return judged(graph, table, pairs, alone[0], time.monotonic() - began)
 
@@ -168,7 +171,7 @@ def judged(
             for pair in pairs if pair.isolated_us is not None and isolated_dense_us]  # fmt: skip
     return Verification(
         errors([pair.predicted_us for pair in pairs], measured),
-        errors([pair.again_us for pair in pairs], measured),
+        errors([pair.builds_us[1] for pair in pairs], [pair.builds_us[0] for pair in pairs]),
         errors(*zip(*lone, strict=True)) if lone else None,
         errors(_line_through(graph, table, [pair.macs for pair in pairs]), measured),
         tuple(pairs), dense_us, isolated_dense_us, seconds,
@@ -188,19 +191,47 @@ def _sum(graph: Graph, plan: Widths, layers: Mapping[OpKey, float]) -> float:
     return sum(layers[op.key(full)] for op in graph.ops)
 
 
+def _anchors(graph: Graph, table: Table, seed: int) -> list[tuple[dict[str, int], float]]:
+    """Some of the networks that the table was made from, and what they took; the dense one is timed all the time."""
+    level_us = table.reference_us(graph)
+    known: dict[str, float] = {network.widths: network.whole.median_us for network in table.networks(graph)
+                               if not network.whole.disturbed and network.origin.reference_us == level_us}  # fmt: skip
+    plans = [widths for widths in sorted(known) if {**graph.widths, **json.loads(widths)} != dict(graph.widths)]
+    chosen = random.Random(seed).sample(plans, min(ANCHORS, len(plans)))  # noqa: S311 (a sample, not a secret)
+    return [(json.loads(widths), known[widths]) for widths in chosen]
+
+
 def _measure(
-    lab: Lab, plans: Sequence[Widths], progress: Callable[[int, int], None] | None
-) -> list[tuple[Timing, Timing, float]]:
-    """Both builds of every plan, timed in the same chunk of turns, and the level that they were scaled to."""
-    found: list[tuple[Timing, Timing, float]] = []
-    size = CHUNK // 2
-    for start in range(0, len(plans), size):
-        names = [f"verify{start + i}" for i in range(len(plans[start : start + size]))]
-        engines = {f"{name}-{build_}": build(lab, Probe(f"{name}-{build_}", plan))
-                   for name, plan in zip(names, plans[start : start + size], strict=True) for build_ in "ab"}  # fmt: skip
-        with sessions(lab, engines) as running:
-            timings = timed(lab, running)
-        found += [(timings[f"{name}-a"], timings[f"{name}-b"], lab.pace.level_us) for name in names]
-        if progress is not None:
-            progress(len(found), len(plans))
+    lab: Lab, plans: Sequence[Widths], anchors: Sequence[tuple[Widths, float]], known_us: float | None,
+    progress: Callable[[int, int], None] | None,
+) -> list[tuple[Timing, Timing]]:  # fmt: skip
+    """Both builds of every plan, timed in the same chunk of turns, as at the time when the table was made.
+
+    `known_us` is what the dense network took then: it counts where the table holds no other network.
+    """
+    found: list[tuple[Timing, Timing]] = []
+    size = (CHUNK - len(anchors)) // 2
+    then = {f"anchor{i}": us for i, (_, us) in enumerate(anchors)}
+    with sessions(
+        lab, {name: build(lab, Probe(name, widths)) for name, (widths, _) in zip(then, anchors, strict=True)}
+    ) as old:
+        for start in range(0, len(plans), size):
+            names = [f"verify{start + i}" for i in range(len(plans[start : start + size]))]
+            engines = {f"{name}-{build_}": build(lab, Probe(f"{name}-{build_}", plan))
+                       for name, plan in zip(names, plans[start : start + size], strict=True) for build_ in "ab"}  # fmt: skip
+            with sessions(lab, engines) as running:
+                timings = timed(lab, {**old, **running})
+            dense = known_us / lab.pace.level_us if known_us else 1.0
+            factor = float(np.median([us / timings[name].median_us for name, us in then.items()] or [dense]))
+            moved = abs(1 / factor - 1) > TOLERANCE
+            found += [
+                (_then(timings[f"{name}-a"], factor, moved), _then(timings[f"{name}-b"], factor, moved))
+                for name in names
+            ]
+            if progress is not None:
+                progress(len(found), len(plans))
     return found
+
+
+def _then(timing: Timing, factor: float, moved: bool) -> Timing:
+    return replace(timing.scaled(factor), disturbed=timing.disturbed or moved)

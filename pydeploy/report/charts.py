@@ -165,13 +165,13 @@ def _labelled(
 
 
 def rounds(report: Report) -> Drawing | None:
-    """Predicted (ring) against measured (dot) latency, one row per round, with the prediction error."""
+    """Predicted (ring) against measured (dot) latency, one row per plan, with the prediction error."""
     if not report.rounds:
         return None
     height = 92 + 34 * len(report.rounds)
-    told = "; ".join(f"round {i}: predicted {r.predicted_us / 1000:.3f}, measured {r.measured_us / 1000:.3f} ms"
-                     for i, r in enumerate(report.rounds, 1))  # fmt: skip
-    chart = svg.drawing("rounds", "Predicted against measured latency", f"One row per round. {told}.", WIDTH, height)
+    told = "; ".join(f"round {r.number}: predicted {r.predicted_us / 1000:.3f}, measured {r.measured_us / 1000:.3f} ms"
+                     for r in report.rounds)  # fmt: skip
+    chart = svg.drawing("rounds", "Predicted against measured latency", f"One row per plan. {told}.", WIDTH, height)
     frame = Box(84, 44, WIDTH - 150, height - 46)
     values = [v / 1000 for r in report.rounds for v in (r.predicted_us, r.measured_us)] + [report.budget_us / 1000]
     pad = max(0.12 * (max(values) - min(values)), 0.02 * max(values))
@@ -186,7 +186,7 @@ def rounds(report: Report) -> Drawing | None:
     svg.text(chart.root, WIDTH - 16, frame.top - 8, "prediction error", "muted", "end")
     for index, item in enumerate(report.rounds):
         y = frame.top + 34 * (index + 0.5)
-        svg.text(chart.root, frame.left - 14, y + 4.5, f"round {index + 1}", "ink", "end")
+        svg.text(chart.root, frame.left - 14, y + 4.5, f"round {item.number}", "ink", "end")
         ends = across.at(item.predicted_us / 1000), across.at(item.measured_us / 1000)
         svg.line(chart.root, ends[0], y, ends[1], y, "line-pruned")
         # The ring is larger, so that it stays visible around a dot at the same place.

@@ -115,8 +115,9 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CHECKED)
 class Round:
-    """One pass of solve, build and measure."""
+    """One plan that was built and measured; the first round has one, the others have up to three."""
 
+    number: Annotated[int, Field(ge=1)] = 1
     predicted_us: Annotated[float, Field(gt=0)]
     measured_us: Annotated[float, Field(gt=0)]
     met: bool

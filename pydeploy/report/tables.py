@@ -98,14 +98,14 @@ def measured_points(report: Report) -> Grid:
 
 
 def rounds(report: Report) -> Grid:
-    """Prediction and measurement of every round."""
+    """Prediction and measurement of every plan of every round."""
     values = [v for r in report.rounds for v in (r.predicted_us, r.measured_us)]
     places = ms_places(*values) if values else 3
     rows = []
-    for index, item in enumerate(report.rounds, 1):
+    for item in report.rounds:
         kept = NONE if item.widths is None else f"{sum(item.widths.values())}"
         times = milliseconds(item.predicted_us, places), milliseconds(item.measured_us, places)
-        rows.append((f"{index}", *times, f"{100 * item.error:+.1f} %", "yes" if item.met else "no", kept))
+        rows.append((f"{item.number}", *times, f"{100 * item.error:+.1f} %", "yes" if item.met else "no", kept))
     how = "measured" if report.target.measured else "analytic, not measured"
     return _grid(["round>", "predicted, ms>", f"{how}, ms>", "error>", "budget met", "channels kept>"], rows)
 

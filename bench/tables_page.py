@@ -1,0 +1,106 @@
+"""The Markdown page of `tables.py`, from the folders that it filled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MODELS = ("resnet18", "resnet50", "mobilenet_v2")
+TARGETS = ("openvino:bf16", "openvino:int8", "onnxruntime:fp32")
+STEPS = ("measure", "verify", "budgets", "rules")
+SLACK = 0.03
+
+
+def page(work: Path) -> str:
+    """The Markdown page from whatever results are there."""
+    lines = ["# Latency tables: how well they predict", "",
+             ("Written by `python bench/tables.py`; 224 x 224, batch 1, random weights, all cores. A pair or a step that "
+             "was not run says so. Errors are of whole networks: n random plans that the table was not made from, each the mean of "
+             "two builds, measured with some of the table's own networks, which tell how fast the computer is; *floor* is the "
+             "difference between the two builds; *isolated* is a table of one-layer "
+             "networks scaled to the dense network, *MACs* a line through the table's own networks."), "",
+             ("A round builds one plan at first, then up to three. *Yes* says that a plan lies within [-3 %, 0] of the budget, "
+             "*met* that one lies below, but none so close."), "",
+             ("The other rules' plans are made for the middle budget by the same table, built and measured; then joint plans "
+             "are, for budgets from the fastest to the slowest of them. A latency here is the median of several builds. *Joint, "
+             "as fast* is what joint plans keep at the rule's measured latency: a parabola through their scores over the "
+             "logarithm of what they take; scores are L1 norms, as shares of the dense network's. Seconds are those "
+             "of making the plan."), ""]  # fmt: skip
+    for model in MODELS:
+        for target in TARGETS:
+            lines += [f"## {model}, {target}", "", *_section(work / model / target.replace(":", "-")), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _section(folder: Path) -> list[str]:
+    made, checked, budgets, rules = (_read(folder / f"{step}.json") for step in STEPS)
+    lines = _made(made) if made.get("complete") else ["The table was not measured."]
+    lines += ["", *(_checked(checked) if checked else ["The prediction was not verified."])]
+    lines += [line for result in (made, checked) if result.get("note") for line in ("", result["note"])]
+    lines += ["", *(_budgets(budgets) if budgets else ["Budgets were not tried."])]
+    return [*lines, "", *(_rules(rules) if rules else ["Other rules were not compared."])]
+
+
+def _made(made: dict[str, Any]) -> list[str]:
+    return [(f"{made['target']}. {made['networks']} networks, {made['keys']} layers in {made['seconds'] / 60:.1f} minutes; "
+             f"dense {made['dense_us'] / 1e3:.2f} ms; median interval of a network +-{made['interval']:.1%}; "
+             f"{made['disturbed']} networks flagged as disturbed.")]  # fmt: skip
+
+
+def _checked(checked: dict[str, Any]) -> list[str]:
+    named = {"this table": checked, "floor": checked["floor"], "isolated": checked["isolated"], "MACs": checked["macs"]}
+    flagged = sum(pair["disturbed"] for pair in checked["pairs"])
+    return [
+        "| prediction by | median error | 95th percentile | rank correlation | n |",
+        "|---|---|---|---|---|",
+        *(f"| {name} | {e['median_error']:.2%} | {e['p95_error']:.2%} | {e['spearman']:.3f} | {e['n']} |"
+          for name, e in named.items() if e),
+        "",
+        f"{flagged} of the {checked['n']} plans were measured while the computer was disturbed; they are counted.",
+    ]  # fmt: skip
+
+
+def _budgets(data: dict[str, Any]) -> list[str]:
+    lines = ["| budget | rounds | measured / budget, round by round | within [-3 %, 0] |", "|---|---|---|---|"]
+    for share, rounds in data["budgets"].items():
+        ratios = "; ".join(", ".join(f"{one['measured']:.3f}" for one in plans) for plans in rounds)
+        measured = [one["measured"] for plans in rounds for one in plans]
+        met = any(1 - SLACK <= one <= 1 for one in measured)
+        said = "yes" if met else "met" if any(one <= 1 for one in measured) else "no"
+        lines.append(f"| {float(share):.0%} of dense | {len(rounds)} | {ratios} | {said} |")
+    if smallest := data.get("smallest"):
+        lines += ["", (f"A budget of 1 us is refused: \"{smallest['said']}\". That plan, built: measured "
+                  f"{smallest['measured_us']:.0f} us.")]  # fmt: skip
+    return lines
+
+
+def _rules(data: dict[str, Any]) -> list[str]:
+    dense_us, total = data["dense_us"], data["total"]
+    joint = [data["plans"]["joint"], *data["joint"].values()]
+    times = [one["measured_us"] for one in joint]
+    front = np.poly1d(np.polyfit(np.log(times), [one["score"] for one in joint], 2))
+    lines = ["| rule | predicted / dense | measured / dense | kept score | joint, as fast | difference | seconds |",
+             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    for name, one in data["plans"].items():
+        cells = [
+            name,
+            f"{one['predicted_us'] / dense_us:.3f}",
+            f"{one['measured_us'] / dense_us:.3f}",
+            f"{one['score'] / total:.2%}",
+        ]
+        if name == "joint":
+            cells += ["", ""]
+        elif not min(times) <= one["measured_us"] <= max(times):
+            cells += ["not measured", ""]
+        else:
+            best = float(front(np.log(one["measured_us"])))
+            cells += [f"{best / total:.2%}", f"{(best - one['score']) / total * 100:+.2f} points"]
+        lines.append("| " + " | ".join([*cells, f"{one['seconds']:.2f}"]) + " |")
+    return [*lines, *(f"\n{name} has no plan within the budget." for name in data["missed"])]
