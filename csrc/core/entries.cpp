@@ -8,13 +8,7 @@
 namespace deploy {
 namespace {
 
-// The channels of one group, both lists ascending.
-struct Channels {
-    std::vector<std::int64_t> kept;
-    std::vector<std::int64_t> removed;
-};
-
-Channels sorted_channels(std::int64_t width, std::span<const std::int64_t> kept, std::size_t group) {
+std::vector<std::int64_t> removed_channels(std::int64_t width, std::span<const std::int64_t> kept, std::size_t group) {
     std::vector<bool> stays(static_cast<std::size_t>(std::max<std::int64_t>(width, 0)), false);
     for (const std::int64_t channel : kept) {
         if (channel < 0 || channel >= width) {
@@ -23,11 +17,13 @@ Channels sorted_channels(std::int64_t width, std::span<const std::int64_t> kept,
         }
         stays[static_cast<std::size_t>(channel)] = true;
     }
-    Channels channels;
+    std::vector<std::int64_t> removed;
     for (std::int64_t channel = 0; channel < width; ++channel) {
-        (stays[static_cast<std::size_t>(channel)] ? channels.kept : channels.removed).push_back(channel);
+        if (!stays[static_cast<std::size_t>(channel)]) {
+            removed.push_back(channel);
+        }
     }
-    return channels;
+    return removed;
 }
 
 void check(const AxisSlice& slice, std::span<const std::int64_t> widths, std::span<const std::int64_t> axis_sizes,
@@ -48,12 +44,6 @@ void check(const AxisSlice& slice, std::span<const std::int64_t> widths, std::sp
     }
 }
 
-// Whether the entries of the axis are the channels of the slice's group, one by one.
-bool is_whole(const AxisSlice& slice, std::span<const std::int64_t> widths, std::span<const std::int64_t> axis_sizes) {
-    return slice.offset == 0 && slice.repeat == 1 && slice.step == 1 &&
-           widths[static_cast<std::size_t>(slice.group)] == axis_sizes[static_cast<std::size_t>(slice.axis)];
-}
-
 }  // namespace
 
 std::vector<std::vector<std::int64_t>> kept_entries(std::span<const std::int64_t> widths,
@@ -64,9 +54,9 @@ std::vector<std::vector<std::int64_t>> kept_entries(std::span<const std::int64_t
         throw std::invalid_argument("expected the kept channels of " + std::to_string(widths.size()) + " groups, got " +
                                     std::to_string(kept.size()));
     }
-    std::vector<Channels> channels;
+    std::vector<std::vector<std::int64_t>> removed;
     for (std::size_t group = 0; group < widths.size(); ++group) {
-        channels.push_back(sorted_channels(widths[group], kept[group], group));
+        removed.push_back(removed_channels(widths[group], kept[group], group));
     }
     std::vector<std::vector<std::size_t>> of_axis(axis_sizes.size());  // numbers of each axis's slices
     for (std::size_t i = 0; i < slices.size(); ++i) {
@@ -76,15 +66,10 @@ std::vector<std::vector<std::int64_t>> kept_entries(std::span<const std::int64_t
     std::vector<std::vector<std::int64_t>> result;
     std::vector<std::uint8_t> stays;  // bytes: bits are slow to fill
     for (std::size_t axis = 0; axis < axis_sizes.size(); ++axis) {
-        const std::vector<std::size_t>& numbers = of_axis[axis];
-        if (numbers.size() == 1 && is_whole(slices[numbers[0]], widths, axis_sizes)) {
-            result.push_back(channels[static_cast<std::size_t>(slices[numbers[0]].group)].kept);
-            continue;
-        }
         stays.assign(static_cast<std::size_t>(std::max<std::int64_t>(axis_sizes[axis], 0)), std::uint8_t{1});
-        for (const std::size_t number : numbers) {
+        for (const std::size_t number : of_axis[axis]) {
             const AxisSlice& slice = slices[number];
-            for (const std::int64_t channel : channels[static_cast<std::size_t>(slice.group)].removed) {
+            for (const std::int64_t channel : removed[static_cast<std::size_t>(slice.group)]) {
                 std::fill_n(stays.begin() + slice.offset + channel * slice.step, slice.repeat, std::uint8_t{0});
             }
         }

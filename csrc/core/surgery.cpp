@@ -89,9 +89,16 @@ std::vector<Run> merge_runs(std::span<const std::size_t> offsets, std::size_t bl
 
 // What each row copies from its last cut dimension, whose entries are `block` bytes apart.
 void fill_row(Rows& rows, const GatherJob& job, std::size_t dim, std::size_t block) {
-    rows.runs = merge_runs(byte_offsets(job, dim, block), block);
-    rows.row_bytes = entry_count(job, dim) * block;
-    if (rows.row_bytes / rows.runs.size() >= long_run_bytes || job.shape[dim] * block > UINT32_MAX) {
+    const std::vector<std::size_t> offsets = byte_offsets(job, dim, block);
+    const bool small = job.shape[dim] * block <= UINT32_MAX;
+    rows.row_bytes = offsets.size() * block;
+    if (dim == 0 && small) {  // the only row: to find its runs takes longer than they save
+        rows.block_bytes = block;
+        rows.blocks.assign(offsets.begin(), offsets.end());
+        return;
+    }
+    rows.runs = merge_runs(offsets, block);
+    if (!small || rows.row_bytes / rows.runs.size() >= long_run_bytes) {
         return;
     }
     // A flattened channel is a run of entries: the largest block that all runs consist of.

@@ -17,6 +17,7 @@ Kept = Mapping[str, list[NDArray[np.int64] | None]]
 
 def kept_entries(graph: Graph, plan: Plan) -> Kept:
     """Entries of every tensor that survive `plan`, ascending; tensors that stay whole are not named."""
+    found: dict[tuple[str, int], NDArray[np.int64]] = {}
     axes: dict[tuple[str, int], int] = {}
     slices: list[int] = []  # five numbers each
     widths: list[int] = []
@@ -26,14 +27,19 @@ def kept_entries(graph: Graph, plan: Plan) -> Kept:
         if len(kept) == group.width:
             continue
         for piece in group.slices:
-            axis = axes.setdefault((piece.param, piece.dim), len(axes))
+            place = (piece.param, piece.dim)
+            if piece.offset == 0 and group.width == graph.params[piece.param][piece.dim]:
+                found[place] = kept  # the axis is the group: no entry belongs to two channels
+                continue
+            axis = axes.setdefault(place, len(axes))
             slices += len(widths), axis, piece.offset, piece.repeat, piece.step
         widths.append(group.width)
         channels.append(kept)
     sizes = [graph.params[param][dim] for param, dim in axes]
-    found = _core.kept_entries(_integers(widths), channels, _integers(sizes), _integers(slices).reshape(-1, 5))
+    rows = _integers(slices).reshape(-1, 5)
+    found |= zip(axes, _core.kept_entries(_integers(widths), channels, _integers(sizes), rows), strict=True)
     result: dict[str, list[NDArray[np.int64] | None]] = {}
-    for (param, dim), entries in zip(axes, found, strict=True):
+    for (param, dim), entries in found.items():
         result.setdefault(param, [None] * len(graph.params[param]))[dim] = entries
     return result
 
