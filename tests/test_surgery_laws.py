@@ -108,6 +108,13 @@ def test_a_copy_is_what_deepcopy_makes() -> None:
     assert (twin.calls, model.calls) == (2, 0), "the hook is bound to the copy"
     pointers = {t.data_ptr() for t in model.state_dict().values()}
     assert not pointers & {t.data_ptr() for t in twin.state_dict().values()}
+    tables = {
+        id(value)
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, (dict, set, list))
+    }
+    assert not tables & {id(value) for module in twin.modules() for value in vars(module).values()}
 
 
 def test_a_class_that_copies_itself_is_asked() -> None:

@@ -29,24 +29,33 @@ def _updater(kind: type[nn.Module]) -> Callable[[Any, Any], None] | None:
 
 
 def _convolution(before: Any, after: Any) -> None:
-    shape = after.weight.shape
-    if shape == before.weight.shape:
+    shape, dense = after.weight.shape, before.weight.shape
+    if shape == dense:
         return
-    ours, theirs = (1, 0) if after.transposed else (0, 1)  # weight axes of output and input channels
-    if 1 < before.groups == before.in_channels:
-        after.groups = shape[0] * before.groups // before.weight.shape[0]
-    after.out_channels = shape[ours] * (after.groups if ours else 1)
-    after.in_channels = shape[theirs] * (after.groups if theirs else 1)
+    groups = before.groups
+    if 1 < groups == before.in_channels:
+        groups = shape[0] * groups // dense[0]
+    if before.transposed:
+        _set(after, groups=groups, in_channels=shape[0], out_channels=shape[1] * groups)
+    else:
+        _set(after, groups=groups, in_channels=shape[1] * groups, out_channels=shape[0])
+
+
+def _set(module: nn.Module, **numbers: int) -> None:
+    """Set plain numbers; torch's `__setattr__` first looks for each among parameters, buffers and submodules."""
+    vars(module).update(numbers)
 
 
 def _linear(_before: Any, after: Any) -> None:
-    after.out_features, after.in_features = after.weight.shape
+    rows, columns = after.weight.shape
+    _set(after, out_features=rows, in_features=columns)
 
 
 def _batch_norm(_before: Any, after: Any) -> None:
-    known = after.weight if after.weight is not None else after.running_mean
+    weight = after.weight
+    known = weight if weight is not None else after.running_mean
     if known is not None:
-        after.num_features = known.shape[0]
+        _set(after, num_features=known.shape[0])
 
 
 def _group_norm(before: Any, after: Any) -> None:

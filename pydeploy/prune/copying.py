@@ -20,7 +20,9 @@ Memo = dict[int, Any]
 
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type, range, slice, FunctionType,
                     BuiltinFunctionType, torch.dtype, torch.device, torch.memory_format, torch.Size})  # fmt: skip
-_TABLES = frozenset({dict, OrderedDict, set, list})
+_TABLES = frozenset({dict, OrderedDict, set})
+_OWN_TABLES = frozenset(vars(nn.Module()))
+"""Hooks, parameters, submodules: torch makes these tables for each module, so no other object refers to them."""
 _CUSTOM = ("__reduce__", "__reduce_ex__", "__getstate__")
 
 
@@ -34,16 +36,16 @@ def copied(module: nn.Module, memo: Memo) -> nn.Module:
         return copy.deepcopy(module, memo)
     twin: nn.Module = kind.__new__(kind)
     memo[id(module)] = twin
-    state = twin.__dict__
-    state.update(module.__dict__)
+    state = module.__dict__.copy()
+    object.__setattr__(twin, "__dict__", state)  # torch's own `__setattr__` takes longer
     state.pop("_compiled_call_impl", None)  # torch.compile's result belongs to the original; deepcopy drops it, too
     for name, value in state.items():
-        # Numbers and empty tables of hooks, nearly all that there is, without a call.
-        table = type(value)
-        if table in _ATOMS:
+        # Numbers, their tuples and empty tables of hooks, nearly all that there is, without a call.
+        sort = type(value)
+        if sort in _ATOMS or (sort is tuple and _ATOMS.issuperset(map(type, value))):
             continue
-        if table in _TABLES and not value:
-            state[name] = memo[id(value)] = table()
+        if sort in _TABLES and not value and name in _OWN_TABLES:
+            state[name] = sort()
         else:
             state[name] = _copy(value, memo)
     return twin
@@ -67,22 +69,26 @@ def _copy(value: Any, memo: Memo) -> Any:
     known = memo.get(id(value))
     if known is not None:
         return known
+    if kind is dict or kind is OrderedDict:
+        twin = memo[id(value)] = kind()
+        for key, item in value.items():
+            twin[key if type(key) is str else _copy(key, memo)] = _copy(item, memo)
+        return twin
     if isinstance(value, nn.Module):
         return copied(value, memo)
-    if kind is tuple and all(type(item) in _ATOMS for item in value):
+    if kind is tuple and _ATOMS.issuperset(map(type, value)):
         return value
-    if kind is Tensor and value.dim() == 0 and value.is_leaf and value.untyped_storage().nbytes() == value.itemsize:
+    if (
+        kind is Tensor
+        and value.dim() == 0
+        and not value.requires_grad
+        and value.untyped_storage().nbytes() == value.itemsize
+    ):
         # A batch norm's counter; not a view whose storage others share.
-        twin = memo[id(value)] = value.detach().clone().requires_grad_(value.requires_grad)
+        twin = memo[id(value)] = value.clone()
         return twin
     if kind is list:
         items = memo[id(value)] = []
-        items.extend(item if type(item) in _ATOMS else _copy(item, memo) for item in value)
+        items.extend(_copy(item, memo) for item in value)
         return items
-    if kind in (dict, OrderedDict):
-        twin = memo[id(value)] = kind()
-        for key, item in value.items():
-            new = item if type(item) in _ATOMS else memo.get(id(item))
-            twin[_copy(key, memo)] = _copy(item, memo) if new is None else new
-        return twin
     return copy.deepcopy(value, memo)

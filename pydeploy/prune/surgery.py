@@ -39,10 +39,11 @@ def apply(model: nn.Module, graph: Graph, plan: Plan, *, means: Means | None = N
 def _tensors(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
     tensors = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     for name, shape in graph.params.items():
-        if name in tensors:
-            check_dense(name, tensors[name])
-        if name not in tensors or tensors[name].shape != shape:
-            found = f"shape {list(tensors[name].shape)}" if name in tensors else "nothing"
+        tensor = tensors.get(name)
+        if tensor is not None:
+            check_dense(name, tensor)
+        if tensor is None or tensor.shape != shape:
+            found = f"shape {list(tensor.shape)}" if tensor is not None else "nothing"
             raise Mismatch(
                 f"the graph has '{name}' with shape {list(shape)}, the model has {found}; trace this model again"
             )
@@ -50,12 +51,12 @@ def _tensors(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
 
 
 def _gathered(tensors: Mapping[str, Tensor], kept: Kept, threads: int) -> dict[str, Tensor]:
-    arrays = {name: packed(tensors[name]) for name in kept}
-    cut = _core.gather_many(
-        [(array, [kept[name][dim] for dim in order]) for name, (array, order) in arrays.items()], threads
-    )
+    arrays = [packed(tensors[name]) for name in kept]
+    jobs = [(array, entries if order is None else [entries[dim] for dim in order])
+            for (array, order), entries in zip(arrays, kept.values(), strict=True)]  # fmt: skip
+    cut = _core.gather_many(jobs, threads)
     return {name: unpacked(tensors[name], array, order)
-            for (name, (_, order)), array in zip(arrays.items(), cut, strict=True)}  # fmt: skip
+            for name, (_, order), array in zip(kept, arrays, cut, strict=True)}  # fmt: skip
 
 
 def replaced(model: nn.Module, tensors: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> nn.Module:

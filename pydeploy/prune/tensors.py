@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -30,27 +31,26 @@ def check_dense(name: str, tensor: Tensor) -> None:
             )
 
 
-def packed(tensor: Tensor) -> tuple[NDArray[Any], Order]:
+def packed(tensor: Tensor) -> tuple[NDArray[Any], Order | None]:
     """The tensor's values as a C-contiguous array, without a copy where its memory has no gaps, and their order.
 
-    bfloat16 comes as its bits, because NumPy lacks it.
+    The order is None where it is the tensor's own. bfloat16 comes as its bits, because NumPy lacks it.
     """
-    plain = tensor.detach() if tensor.is_cpu else tensor.detach().cpu()
-    order = tuple(range(plain.dim()))
-    if not plain.is_contiguous():
-        strided = tuple(sorted(order, key=lambda dim: plain.stride()[dim], reverse=True))
-        order = strided if plain.permute(strided).is_contiguous() else order
-        plain = plain.permute(order).contiguous()
-    array: NDArray[Any] = (plain.view(torch.int16) if plain.dtype == torch.bfloat16 else plain).numpy()
-    return array, order
+    bits = tensor.view(torch.int16) if tensor.dtype is torch.bfloat16 else tensor
+    array: NDArray[Any] = bits.numpy(force=True)
+    if array.flags.c_contiguous:
+        return array, None
+    strided = tuple(sorted(range(array.ndim), key=lambda dim: array.strides[dim], reverse=True))
+    turned = array.transpose(strided)
+    return (turned, strided) if turned.flags.c_contiguous else (np.ascontiguousarray(array), None)
 
 
 def unpacked(source: Tensor, array: NDArray[Any], order: Order | None = None) -> Tensor:
     """`array` as a tensor with the dtype, device and gradient flag of `source`."""
     tensor = torch.from_numpy(array)
-    if source.dtype == torch.bfloat16:
+    if source.dtype is torch.bfloat16:
         tensor = tensor.view(torch.bfloat16)
-    if order is not None and order != tuple(range(len(order))):
+    if order is not None:
         tensor = tensor.permute(tuple(order.index(dim) for dim in range(len(order))))
     if not source.is_cpu:
         tensor = tensor.to(source.device)
