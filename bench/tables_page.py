@@ -17,7 +17,7 @@ SLACK = 0.03
 def page(work: Path) -> str:
     """The Markdown page from whatever results are there."""
     lines = ["# Latency tables: how well they predict", "",
-             ("Written by `python bench/tables.py`; 224 x 224, batch 1, random weights, all cores. A pair or a step that "
+             ("Written by `python bench/tables.py`; 224 x 224, batch 1, random weights. A pair or a step that "
              "was not run says so. Errors are of whole networks: n random plans that the table was not made from, each the mean of "
              "two builds, measured with some of the table's own networks, which tell how fast the computer is; *floor* is the "
              "difference between the two builds; *isolated* is a table of one-layer "
@@ -29,6 +29,7 @@ def page(work: Path) -> str:
              "as fast* is what joint plans keep at the rule's measured latency: a parabola through their scores over the "
              "logarithm of what they take; scores are L1 norms, as shares of the dense network's. Seconds are those "
              "of making the plan."), ""]  # fmt: skip
+    lines += [*_summary(work), ""]
     for model in MODELS:
         for target in TARGETS:
             lines += [f"## {model}, {target}", "", *_section(work / model / target.replace(":", "-")), ""]
@@ -39,13 +40,44 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
+def _summary(work: Path) -> list[str]:
+    """One row a pair; empty cells where a step was not run."""
+    lines = ["| | median error | 95th percentile | rank correlation | budgets met within 3 % | met | joint over HALP |",
+             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    for model in MODELS:
+        for target in TARGETS:
+            folder = work / model / target.replace(":", "-")
+            checked, budgets, rules = (_read(folder / f"{step}.json") for step in STEPS[1:])
+            cells = (
+                [f"{checked['median_error']:.2%}", f"{checked['p95_error']:.2%}", f"{checked['spearman']:.3f}"]
+                if checked
+                else [""] * 3
+            )
+            said = [_verdict(rounds) for rounds in budgets.get("budgets", {}).values()]
+            cells += (
+                [f"{said.count('yes')} of {len(said)}", f"{len(said) - said.count('no')} of {len(said)}"]
+                if said
+                else ["", ""]
+            )
+            ahead = _ahead(rules, rules["plans"]["HALP"]) if rules else None
+            cells.append("" if ahead is None else f"{ahead / rules['total'] * 100:+.2f} points")
+            lines.append(f"| {model}, {target} | {' | '.join(cells)} |")
+    return lines
+
+
 def _section(folder: Path) -> list[str]:
     made, checked, budgets, rules = (_read(folder / f"{step}.json") for step in STEPS)
-    lines = _made(made) if made.get("complete") else ["The table was not measured."]
-    lines += ["", *(_checked(checked) if checked else ["The prediction was not verified."])]
-    lines += [line for result in (made, checked) if result.get("note") for line in ("", result["note"])]
-    lines += ["", *(_budgets(budgets) if budgets else ["Budgets were not tried."])]
-    return [*lines, "", *(_rules(rules) if rules else ["Other rules were not compared."])]
+    lines: list[str] = []
+    for data, told, otherwise in (
+        (made if made.get("complete") else {}, _made, "The table was not measured."),
+        (checked, _checked, "The prediction was not verified."),
+        (budgets, _budgets, "Budgets were not tried."),
+        (rules, _rules, "Other rules were not compared."),
+    ):
+        lines += ["", *(told(data) if data else [otherwise])]
+        if note := data.get("note"):
+            lines += ["", note]
+    return lines[1:]
 
 
 def _made(made: dict[str, Any]) -> list[str]:
@@ -71,21 +103,32 @@ def _budgets(data: dict[str, Any]) -> list[str]:
     lines = ["| budget | rounds | measured / budget, round by round | within [-3 %, 0] |", "|---|---|---|---|"]
     for share, rounds in data["budgets"].items():
         ratios = "; ".join(", ".join(f"{one['measured']:.3f}" for one in plans) for plans in rounds)
-        measured = [one["measured"] for plans in rounds for one in plans]
-        met = any(1 - SLACK <= one <= 1 for one in measured)
-        said = "yes" if met else "met" if any(one <= 1 for one in measured) else "no"
-        lines.append(f"| {float(share):.0%} of dense | {len(rounds)} | {ratios} | {said} |")
+        lines.append(f"| {float(share):.0%} of dense | {len(rounds)} | {ratios} | {_verdict(rounds)} |")
     if smallest := data.get("smallest"):
         lines += ["", (f"A budget of 1 us is refused: \"{smallest['said']}\". That plan, built: measured "
                   f"{smallest['measured_us']:.0f} us.")]  # fmt: skip
     return lines
 
 
-def _rules(data: dict[str, Any]) -> list[str]:
-    dense_us, total = data["dense_us"], data["total"]
+def _verdict(rounds: list[list[dict[str, Any]]]) -> str:
+    measured = [one["measured"] for plans in rounds for one in plans]
+    if any(1 - SLACK <= one <= 1 for one in measured):
+        return "yes"
+    return "met" if any(one <= 1 for one in measured) else "no"
+
+
+def _ahead(data: dict[str, Any], plan: dict[str, Any]) -> float | None:
+    """What joint plans as fast as `plan` keep beyond it; None where none was measured near its latency."""
     joint = [data["plans"]["joint"], *data["joint"].values()]
     times = [one["measured_us"] for one in joint]
+    if not min(times) <= plan["measured_us"] <= max(times):
+        return None
     front = np.poly1d(np.polyfit(np.log(times), [one["score"] for one in joint], 2))
+    return float(front(np.log(plan["measured_us"]))) - plan["score"]
+
+
+def _rules(data: dict[str, Any]) -> list[str]:
+    dense_us, total = data["dense_us"], data["total"]
     lines = ["| rule | predicted / dense | measured / dense | kept score | joint, as fast | difference | seconds |",
              "|---|---|---|---|---|---|---|"]  # fmt: skip
     for name, one in data["plans"].items():
@@ -97,10 +140,9 @@ def _rules(data: dict[str, Any]) -> list[str]:
         ]
         if name == "joint":
             cells += ["", ""]
-        elif not min(times) <= one["measured_us"] <= max(times):
+        elif (ahead := _ahead(data, one)) is None:
             cells += ["not measured", ""]
         else:
-            best = float(front(np.log(one["measured_us"])))
-            cells += [f"{best / total:.2%}", f"{(best - one['score']) / total * 100:+.2f} points"]
+            cells += [f"{(one['score'] + ahead) / total:.2%}", f"{ahead / total * 100:+.2f} points"]
         lines.append("| " + " | ".join([*cells, f"{one['seconds']:.2f}"]) + " |")
     return [*lines, *(f"\n{name} has no plan within the budget." for name in data["missed"])]
