@@ -12,6 +12,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "core/compress.hpp"
 #include "core/threads.hpp"
 
 namespace deploy {
@@ -40,6 +41,7 @@ struct Rows {
     std::vector<std::vector<std::size_t>> outer;  // byte offsets per outer dimension
     std::vector<std::uint32_t> blocks;            // byte offsets of blocks of equal size; else `runs`
     std::size_t block_bytes = 0;
+    Masks masks;  // the same as `blocks`, where that is faster
     std::vector<Run> runs;
     std::size_t row_bytes = 0;
     std::size_t count = 1;
@@ -111,6 +113,9 @@ void fill_row(Rows& rows, const GatherJob& job, std::size_t dim, std::size_t blo
         }
     }
     rows.runs.clear();
+    if (rows.block_bytes == 4) {
+        rows.masks = compress_masks(rows.blocks);
+    }
 }
 
 Rows make_rows(const GatherJob& job, std::byte* target) {
@@ -159,6 +164,9 @@ void copy_blocks(const std::byte* source, std::byte* target, std::span<const std
 
 // Single items, 1x1 to 7x7 kernels and flattened maps of 2- and 4-byte floats are what networks consist of.
 void copy_row(const Rows& rows, const std::byte* source, std::byte* target) {
+    if (!rows.masks.empty()) {
+        return compress_row(rows.masks, source, target);
+    }
     switch (rows.block_bytes) {
         case 1:
             return copy_blocks<1>(source, target, rows.blocks);
