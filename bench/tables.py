@@ -12,7 +12,6 @@ Every part of every step is kept in the work folder and not repeated, so the who
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from tables_page import MODELS, SLACK, STEPS, TARGETS, page
+from tables_page import MODELS, SLACK, STEPS, TARGETS, page, read
 
 from pydeploy.aim import Tried, proposals
 from pydeploy.backends.base import Backend, open_backend
@@ -40,7 +39,6 @@ from pydeploy.solve import pareto_front, solve
 from pydeploy.timing import Profile, Timing
 
 INPUT = (1, 3, 224, 224)
-
 PARTS, PLANS = 3, 10
 """Parts of the verification and plans in each; isolated layers are timed for the first part's plans."""
 ROUNDS = 3
@@ -78,8 +76,7 @@ class Case:
         return 0.7, 0.5, 0.35
 
     def read(self, step: str) -> dict[str, Any]:
-        path = self.here / f"{step}.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return read(self.here / f"{step}.json")
 
     def write(self, step: str, data: dict[str, Any]) -> None:
         write_json(self.here / f"{step}.json", data)

@@ -36,7 +36,8 @@ def page(work: Path) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """What a step found; empty where it was not run."""
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
@@ -47,7 +48,7 @@ def _summary(work: Path) -> list[str]:
     for model in MODELS:
         for target in TARGETS:
             folder = work / model / target.replace(":", "-")
-            checked, budgets, rules = (_read(folder / f"{step}.json") for step in STEPS[1:])
+            checked, budgets, rules = (read(folder / f"{step}.json") for step in STEPS[1:])
             cells = (
                 [f"{checked['median_error']:.2%}", f"{checked['p95_error']:.2%}", f"{checked['spearman']:.3f}"]
                 if checked
@@ -66,7 +67,7 @@ def _summary(work: Path) -> list[str]:
 
 
 def _section(folder: Path) -> list[str]:
-    made, checked, budgets, rules = (_read(folder / f"{step}.json") for step in STEPS)
+    made, checked, budgets, rules = (read(folder / f"{step}.json") for step in STEPS)
     lines: list[str] = []
     for data, told, otherwise in (
         (made if made.get("complete") else {}, _made, "The table was not measured."),

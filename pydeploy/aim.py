@@ -2,7 +2,7 @@
 
 A table that is corrected by a round is right for the layers that the round tried. The solver then prefers others that
 the table still flatters: it seeks out errors in one direction, so corrections alone approach the budget from above.
-Two builds of one plan differ by a percent or two besides. A round that follows a miss therefore builds three plans.
+Two builds of one plan differ by a percent or two besides. Every round after the first therefore builds up to three plans.
 """
 
 from __future__ import annotations

@@ -69,11 +69,6 @@ std::size_t portable(std::span<const float> values, Scale scale, std::uint32_t h
     return kept;
 }
 
-bool has_avx512() {
-    static const bool found = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("popcnt");
-    return found;
-}
-
 // The extremes of `ordered` values, sixteen at a time; without it, x86 has no minimum of four integers in one
 // instruction.
 [[gnu::target("avx512f")]] void widen_avx512(std::span<const float> values, std::int32_t& low, std::int32_t& high) {

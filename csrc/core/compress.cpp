@@ -13,15 +13,6 @@ constexpr std::size_t lanes = 16;
 // Fewer of a mask's items than this on average, and copying them one by one is as fast.
 constexpr std::size_t worth = 2;
 
-bool has_avx512() {
-#ifdef PYDEPLOY_X86
-    static const bool found = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("popcnt");
-    return found;
-#else
-    return false;
-#endif
-}
-
 }  // namespace
 
 Masks compress_masks(std::span<const std::uint32_t> offsets) {

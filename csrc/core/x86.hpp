@@ -12,3 +12,16 @@
 #pragma GCC diagnostic pop
 #define PYDEPLOY_X86 1
 #endif
+
+namespace deploy {
+
+inline bool has_avx512() {
+#ifdef PYDEPLOY_X86
+    static const bool found = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("popcnt");
+    return found;
+#else
+    return false;
+#endif
+}
+
+}  // namespace deploy
