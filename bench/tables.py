@@ -14,9 +14,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,11 +27,11 @@ import numpy as np
 from tables_page import MODELS, SLACK, STEPS, TARGETS, page, read
 
 from pydeploy.aim import Tried, proposals
-from pydeploy.backends.base import Backend, open_backend
+from pydeploy.backends.base import Backend, Feeds, Session, open_backend
 from pydeploy.baselines import fit_budget, global_threshold, halp, uniform
 from pydeploy.errors import DeployError, Infeasible
 from pydeploy.files import write_json, write_text
-from pydeploy.graph import Graph, Plan, Widths
+from pydeploy.graph import Graph, Plan
 from pydeploy.latency import store
 from pydeploy.latency.design import grid
 from pydeploy.latency.measure import Lab, Probe, build, layer_timings, measure, opened, sessions, timed
@@ -170,15 +172,13 @@ class Bench:
         self.case, self.graph, self.table, self.lab = case, graph, table, lab
         self.dense_us = _dense_us(graph, table)
 
-    def profiles(self, name: str, plans: Sequence[Widths]) -> list[tuple[Profile, bool]]:
-        """Each plan's network and its layers, and whether the computer was disturbed."""
-        names = [f"{name}-{i}" for i in range(len(plans))]
-        engines = {one: build(self.lab, Probe(one, widths)) for one, widths in zip(names, plans, strict=True)}
-        with sessions(self.lab, engines) as running:
-            wholes, layers = timed(self.lab, running), layer_timings(self.lab, running)
-        factor, target = self.factor, self.table.target
-        return [(Profile(target, wholes[one].scaled(factor), {op: t.scaled(factor) for op, t in layers[one].items()}),
-                 wholes[one].disturbed) for one in names]  # fmt: skip
+    def profiles(
+        self, running: Mapping[str, tuple[Session, Feeds]], wholes: Mapping[str, Timing]
+    ) -> dict[str, Profile]:
+        """The layers of every network in `running`, within its time as a whole."""
+        layers, target, factor = layer_timings(self.lab, running), self.table.target, self.factor
+        return {name: Profile(target, wholes[name].scaled(factor), {op: t.scaled(factor) for op, t in layers[name].items()})
+                for name in running}  # fmt: skip
 
     def measure(self, plans: dict[str, Plan]) -> dict[str, dict[str, Any]]:
         """All plans in turns, each as the median of `BUILDS` builds: two builds of one plan differ by a percent or two."""
@@ -220,36 +220,50 @@ def run_budgets(case: Case, bench: Bench) -> None:
         solve(bench.graph, scores, bench.table, budget_us=1.0)
     except Infeasible as error:
         plan = pareto_front(bench.graph, scores, bench.table, points=2)[0]
-        ((measured, disturbed),) = bench.profiles("smallest", [plan.widths])
-        data["smallest"] = {"said": str(error), "predicted_us": plan.latency_us, "disturbed": disturbed,
-                            "measured_us": measured.whole.median_us}  # fmt: skip
+        built = bench.measure({"smallest": plan})["smallest"]
+        data["smallest"] = {"said": str(error), **built}
     case.write("budgets", {**data, "complete": True})
 
 
 def closed_loop(bench: Bench, scores: dict[str, np.ndarray], share: float) -> list[list[dict[str, Any]]]:
-    """Rounds as `pydeploy.search` makes them, without torch; each is the list of its plans."""
-    limit_us, known = share * bench.dense_us, bench.table
-    rounds: list[list[dict[str, Any]]] = []
-    plans: list[Plan] = []
-    while len(rounds) < ROUNDS and not any(1 - SLACK <= one["measured"] <= 1 for tried in rounds for one in tried):
-        began = time.monotonic()
-        make = partial(_solved, bench, scores, known, limit_us)
-        tried = [[Tried(one["predicted"], one["measured"]) for one in found] for found in rounds]
-        new = proposals(make, TARGET, tried, plans)
-        if not new:
-            break  # the best within the budget was built already
-        plans += new
-        solved_s = time.monotonic() - began
-        measured = bench.profiles(f"budget{share}-{len(rounds)}", [plan.widths for plan in new])
-        rounds.append([
-            {"predicted": plan.latency_us / limit_us, "measured": found.whole.median_us / limit_us, "score": plan.score,
-             "gap": plan.gap, "disturbed": disturbed, "solve_s": solved_s}
-            for plan, (found, disturbed) in zip(new, measured, strict=True)
-        ])  # fmt: skip
-        bench.case.say(f"{share}: {[(round(one['predicted'], 3), round(one['measured'], 3)) for one in rounds[-1]]}")
-        for plan, (found, _) in zip(new, measured, strict=True):
-            known = known.corrected(bench.graph, plan.widths, found)
+    """Rounds as `pydeploy.search` makes them, without torch; each is the list of all plans so far, as it measured them."""
+    limit_us, rounds = share * bench.dense_us, list[list[dict[str, Any]]]()
+    plans, inside = dict[str, Plan](), dict[str, Profile]()
+    with ExitStack() as stack:
+        running: dict[str, tuple[Session, Feeds]] = {}
+        while len(rounds) < ROUNDS and not any(1 - SLACK <= one["measured"] <= 1 for one in (rounds or [[]])[-1]):
+            began, known = time.monotonic(), _corrected(bench, plans, inside)
+            last = groupby(rounds[-1] if rounds else [], lambda one: one["round"])
+            tried = [[Tried(one["predicted"], one["measured"]) for one in found] for _, found in last]
+            new = proposals(partial(_solved, bench, scores, known, limit_us), TARGET, tried, list(plans.values()))
+            if not new:
+                break  # the best within the budget was built already
+            solved_s = time.monotonic() - began
+            fresh = {f"{len(rounds) + 1}{letter}": plan for letter, plan in zip(("", "b", "c"), new, strict=False)}
+            engines = {
+                name: build(bench.lab, Probe(f"budget{share}-{name}", one.widths)) for name, one in fresh.items()
+            }
+            opened_now = stack.enter_context(sessions(bench.lab, engines))
+            running |= opened_now
+            plans |= fresh
+            wholes = timed(bench.lab, running)
+            inside = {name: one.within(wholes[name].scaled(bench.factor)) for name, one in inside.items()}
+            inside |= bench.profiles(opened_now, wholes)
+            rounds.append([
+                {"name": name, "round": int(name[0]), "predicted": plan.latency_us / limit_us,
+                 "measured": inside[name].whole.median_us / limit_us, "score": plan.score, "gap": plan.gap,
+                 "disturbed": wholes[name].disturbed, "solve_s": solved_s} for name, plan in plans.items()
+            ])  # fmt: skip
+            told = [(round(one["predicted"], 3), round(one["measured"], 3)) for one in rounds[-1]]
+            bench.case.say(f"{share}: {told}")
     return rounds
+
+
+def _corrected(bench: Bench, plans: dict[str, Plan], inside: dict[str, Profile]) -> Table:
+    known = bench.table
+    for name, plan in plans.items():
+        known = known.corrected(bench.graph, plan.widths, inside[name])
+    return known
 
 
 def _solved(bench: Bench, scores: dict[str, np.ndarray], known: Table, limit_us: float, share: float) -> Plan:

@@ -6,7 +6,8 @@ No training happens here: latency does not depend on weight values.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
@@ -27,7 +28,7 @@ from pydeploy.stages import (
     prevailing_us,
     read_scores,
 )
-from pydeploy.timing import Profile
+from pydeploy.timing import Profile, Timing
 
 SLACK = 0.03
 """A plan at most this share below the budget is good enough; a slower, better one is looked for otherwise."""
@@ -84,40 +85,34 @@ class Planner(Protocol):
 def search(job: Job, at: Artefacts, budget: Budget, here: Path, planner: Planner = solve) -> list[RoundResult]:
     """Plan, cut, build, measure, correct the table, and again, until a measured engine meets the budget closely.
 
-    Returns every plan that was tried: one in the first round, up to three in each of the others (`aim.proposals`).
+    Returns every plan that was tried: one in the first round, up to three in each of the others (`aim.proposals`), each
+    as it was measured last: every round measures the earlier plans again beside its own, because a computer that is
+    shared runs large and small networks at other ratios in one minute than in the next.
     Good enough is a plan between `SLACK` below the budget (twice the config's headroom, where that is more) and the
     budget. Finished rounds are read back from `here`, so a killed search goes on where it stopped. A budget below the
     smallest plan of the table is refused only after that plan was built and measured: narrow networks are often faster
     than their layers beside wide ones. Raises `Infeasible` when no round met the budget.
     """
     bench = _Bench(job, at, budget)
-    table = bench.table
     slack = max(SLACK, 2 * job.config.prune.headroom)  # the headroom is the middle of what is good enough
-    rounds: list[list[RoundResult]] = []
+    tried = read_rounds(here)
     refusal: Infeasible | None = None
-    for number in range(1, job.config.prune.rounds + 1):
-        place = here / f"round{number}.json"
-        if place.is_file():
-            results = _read_round(place)
-        else:
-            try:
-                plans = _next_plans(bench, planner, table, rounds)
-            except Infeasible as error:
-                refusal = error
-                plans = [_smallest_plan(bench)] if planner is solve and not rounds else []
-            if not plans:
-                break
-            results = _try(bench, plans, here, number)
-            _write_round(place, results)
-        rounds.append(results)
-        for result in results:
-            job.console.say(f"round {number}: predicted {result.predicted_us:.0f} us, measured {result.measured_us:.0f} us, "
-                            f"budget {result.limit_us:.0f} us: {'met' if result.met else 'missed'}")  # fmt: skip
-        if any(1 - slack <= result.tried.measured <= 1 for result in results):
+    for number in range(tried[-1].number + 1 if tried else 1, job.config.prune.rounds + 1):
+        if any(1 - slack <= result.tried.measured <= 1 for result in tried):
             break
-        for result in results:
-            table = table.corrected(bench.graph, result.plan.widths, bench.at_table_speed(result))
-    tried = [result for results in rounds for result in results]
+        try:
+            plans = _next_plans(bench, planner, tried)
+        except Infeasible as error:
+            refusal = error
+            plans = [_smallest_plan(bench)] if planner is solve and not tried else []
+        if not plans:
+            break
+        tried = _try(bench, tried, plans, here, number)
+        _write_round(here / f"round{number}.json", tried)
+        for result in tried:
+            job.console.say(f"round {result.number}{', again' if result.number < number else ''}: predicted "
+                            f"{result.predicted_us:.0f} us, measured {result.measured_us:.0f} us, budget "
+                            f"{result.limit_us:.0f} us: {'met' if result.met else 'missed'}")  # fmt: skip
     if not any(result.met for result in tried):
         raise _missed(tried, refusal)
     return tried
@@ -160,7 +155,7 @@ class _Bench:
             self.job.console.say(f"the dense engine takes {now_us:.0f} us now, {self.level_us:.0f} us while the table was "
                                  "measured: layers are scaled by what its own layers take now")  # fmt: skip
             inside = layer_profile(self.job, self.dense, self.graph)
-            self.table = self.table.at_speed(self.graph, _slowed(inside, now_us / inside.whole.median_us))
+            self.table = self.table.at_speed(self.graph, inside.scaled(now_us / inside.whole.median_us))
             self.level_us = now_us
 
     def at_table_speed(self, result: RoundResult) -> Profile:
@@ -170,7 +165,7 @@ class _Bench:
         """
         if self.budget.share is None:
             return result.profile
-        return _slowed(result.profile, self.table_dense_us * self.budget.share / result.limit_us)
+        return result.profile.scaled(self.table_dense_us * self.budget.share / result.limit_us)
 
 
 def level_us(job: Job, at: Artefacts) -> float | None:
@@ -196,16 +191,18 @@ def best_plan(job: Job, at: Artefacts, budget: Budget, here: Path, tried: Sequen
     return met[max(confirmed, key=lambda name: met[name].plan.score)].plan
 
 
-def _next_plans(bench: _Bench, planner: Planner, table: Table, rounds: Sequence[Sequence[RoundResult]]) -> list[Plan]:
+def _next_plans(bench: _Bench, planner: Planner, tried: Sequence[RoundResult]) -> list[Plan]:
     """The best plans by what is known now; none when all were tried already. Raises `Infeasible` when nothing fits."""
-    settings = bench.job.config.prune
+    settings, table = bench.job.config.prune, bench.table
+    for result in tried:
+        table = table.corrected(bench.graph, result.plan.widths, bench.at_table_speed(result))
 
     def make(share: float) -> Plan:
         return planner(bench.graph, bench.scores, table, budget_us=share * bench.budget.of(bench.table_dense_us),
                        min_width=settings.min_width)  # fmt: skip
 
-    return proposals(make, 1 - settings.headroom, [[result.tried for result in results] for results in rounds],
-                     [result.plan for results in rounds for result in results])  # fmt: skip
+    rounds = [[result.tried for result in results] for _, results in groupby(tried, lambda result: result.number)]
+    return proposals(make, 1 - settings.headroom, rounds, [result.plan for result in tried])
 
 
 def _smallest_plan(bench: _Bench) -> Plan:
@@ -213,38 +210,43 @@ def _smallest_plan(bench: _Bench) -> Plan:
     return pareto_front(bench.graph, bench.scores, bench.table, points=2, min_width=bench.job.config.prune.min_width)[0]
 
 
-def _try(bench: _Bench, plans: Sequence[Plan], here: Path, number: int) -> list[RoundResult]:
-    """Cut to each plan, build, and measure beside the dense engine."""
+def _try(
+    bench: _Bench, tried: Sequence[RoundResult], plans: Sequence[Plan], here: Path, number: int
+) -> list[RoundResult]:
+    """Cut to each plan, build, and measure beside the dense engine and those tried before; all results, in order."""
     from pydeploy.prune.surgery import apply
 
-    backend, engines = bench.job.backend, {}
+    backend, engines = bench.job.backend, {one.name: Engine.load(here / one.name / "model.engine") for one in tried}
+    new: dict[str, Plan] = {}
     for plan, letter in zip(plans, ("", "b", "c"), strict=False):
         place = here / f"round{number}{letter}"
         place.mkdir(parents=True, exist_ok=True)
+        new[place.name] = plan
         engines[place.name] = build_engine(bench.job, apply(bench.model, bench.graph, plan), place)
     running = {name: (backend, engine) for name, engine in {"dense": bench.dense, **engines}.items()}
     times = measure_at_level(running, bench.level_us)
-    dense_us = times["dense"].median_us
+
+    def result(number: int, name: str, plan: Plan, inside: Profile) -> RoundResult:
+        return _result(bench, number, name, plan, inside, times[name], times["dense"].median_us)
+
+    again = [result(one.number, one.name, one.plan, one.profile) for one in tried]
+    inside = {name: layer_profile(bench.job, engines[name], bench.graph) for name in new}
+    return again + [result(number, name, plan, inside[name]) for name, plan in new.items()]
+
+
+def _result(
+    bench: _Bench, number: int, name: str, plan: Plan, inside: Profile, whole: Timing, dense_us: float
+) -> RoundResult:
+    """A plan whose engine takes `whole` where the dense one takes `dense_us`, and whose layers share it as in `inside`."""
     speed = 1.0 if bench.budget.share is None else dense_us / bench.table_dense_us
-    results = []
-    for plan, (name, engine) in zip(plans, engines.items(), strict=True):
-        whole, inside = times[name], layer_profile(bench.job, engine, bench.graph)
-        layers = _slowed(inside, whole.median_us / inside.whole.median_us).layers
-        results.append(RoundResult(number, name, plan, plan.latency_us * speed, whole.median_us, bench.budget.of(dense_us),
-                                   speed, replace(inside, whole=whole, layers=layers)))  # fmt: skip
-    return results
-
-
-def _slowed(profile: Profile, factor: float) -> Profile:
-    """The profile as it would be on a computer that takes `factor` times as long for everything."""
-    layers = {name: timing.scaled(factor) for name, timing in profile.layers.items()}
-    return replace(profile, whole=profile.whole.scaled(factor), layers=layers)
+    return RoundResult(number, name, plan, plan.latency_us * speed, whole.median_us, bench.budget.of(dense_us), speed,
+                       inside.within(whole))  # fmt: skip
 
 
 def read_rounds(here: Path) -> list[RoundResult]:
-    """The plans of a search's finished rounds, in order."""
+    """The plans of a search's finished rounds, in order, each as it was measured last."""
     numbered = sorted(here.glob("round*.json"), key=lambda path: int(path.stem.removeprefix("round")))
-    return [result for path in numbered for result in _read_round(path)]
+    return list({result.name: result for path in numbered for result in _read_round(path)}.values())
 
 
 def _write_round(path: Path, results: Sequence[RoundResult]) -> None:

@@ -152,6 +152,15 @@ class Profile:
     padding: Mapping[str, Padding] = field(default_factory=dict)
     """Of those `layers` whose formats the runtime tells (TensorRT)."""
 
+    def scaled(self, factor: float) -> Profile:
+        """The profile as it would be on a computer that takes `factor` times as long for everything."""
+        layers = {name: timing.scaled(factor) for name, timing in self.layers.items()}
+        return replace(self, whole=self.whole.scaled(factor), layers=layers)
+
+    def within(self, whole: Timing) -> Profile:
+        """The same layers, scaled to another measurement of the whole network."""
+        return replace(self.scaled(whole.median_us / self.whole.median_us), whole=whole)
+
     def to_json(self) -> dict[str, Any]:
         return {"schema": 1, "target": self.target.to_json(), "whole": self.whole.to_json(),
                 "layers": {name: t.to_json() for name, t in self.layers.items()},

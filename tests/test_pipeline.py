@@ -7,13 +7,16 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
 from pydeploy import pace, pipeline, precisions, stages
+from pydeploy import search as search_module
 from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import Engine, reopen
 from pydeploy.backends.null import Null
@@ -28,7 +31,7 @@ from pydeploy.pipeline import open_job, run
 from pydeploy.report import Report
 from pydeploy.search import Budget, best_plan, read_rounds, search
 from pydeploy.stages import model_of
-from pydeploy.timing import Target
+from pydeploy.timing import Target, Timing
 from quiet import Quiet
 
 ROOT = Path(__file__).parent.parent
@@ -367,6 +370,31 @@ def test_a_flattering_table_is_overcome_in_three_rounds(measured: Path, tmp_path
     assert max(used) > (0.85 if flattery < 0.5 else 0.7)
     plan = best_plan(job, at, Budget(share=0.6), out / "06_search", rounds)
     assert plan in [r.plan for r in rounds if r.met]
+
+
+def test_every_round_measures_the_earlier_plans_again(
+    measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the first round's minute, cut networks take 30 % longer beside the dense one than in any later minute."""
+    out = _flattered(measured, tmp_path / "run", 0.1, seed=0)
+    job, at = open_job(settings(), Quiet()), Artefacts(out)
+    measure, taken = search_module.measure_at_level, []
+
+    def shifting(engines: dict[str, Any], level_us: float | None) -> dict[str, Timing]:
+        taken.append(measure(engines, level_us))
+        factor = 1.3 if len(taken) == 1 else 1.0
+        return {name: timing if name == "dense" else timing.scaled(factor) for name, timing in taken[-1].items()}
+
+    monkeypatch.setattr(search_module, "measure_at_level", shifting)
+    first, *others = search(job, at, Budget(share=0.6), out / "06_search")
+    assert all(set(earlier) < set(later) for earlier, later in pairwise(taken))
+    assert (first.number, first.measured_us) == (1, taken[0]["round1"].median_us)
+    assert first.profile.whole.median_us == first.measured_us
+    assert any(0.85 < result.tried.measured <= 1 for result in [first, *others])
+    assert read_rounds(out / "06_search") == [first, *others]
+    rounds = len(taken)
+    assert search(job, at, Budget(share=0.6), out / "06_search") == [first, *others]
+    assert len(taken) == rounds  # finished: nothing is measured again
 
 
 @pytest.mark.parametrize("share", [0.4, 0.5])

@@ -31,7 +31,7 @@ from pydeploy.pace import TOLERANCE
 from pydeploy.timing import Timing
 
 TRIES = 1000
-ANCHORS = 5
+ANCHORS = 8
 """Networks of the table that are measured again. A build's luck moves one network by a percent or two, and a busy processor
 slows large networks more than small ones: one network, the dense one above all, would not tell how fast the computer is."""
 
@@ -131,7 +131,7 @@ def verify(
     plans: int = 30,
     seed: int = 0,
     isolated: bool = True,
-    rounds: int = 8,
+    rounds: int = 12,
     runs: int = 5,
     transform: Transform | None = None,
     workdir: Path | None = None,
