@@ -93,6 +93,13 @@ def test_headline_of_a_missed_budget_says_by_how_much() -> None:
     assert "Budget 0.430 ms: missed by 5.1 %, 0.452 ms measured" in headline(sample(budget_us=430.0, met=False))
 
 
+def test_headline_of_a_budget_that_only_a_further_engine_meets() -> None:
+    report = sample(budget_us=500.0, met=False)
+    assert "Budget 0.500 ms: missed by the pruned engine (0.532 ms), met by the quantized one, 0.452 ms" in headline(
+        report
+    )
+
+
 def test_headline_speaks_of_the_pruned_engine_where_dense_is_recommended() -> None:
     report = sample(models=models(pruned=model(540.0, 0.80), quantized=None))
     assert report.recommendation.model == "dense"
