@@ -232,7 +232,7 @@ def closed_loop(bench: Bench, scores: dict[str, np.ndarray], share: float) -> li
     with ExitStack() as stack:
         running: dict[str, tuple[Session, Feeds]] = {}
         while len(rounds) < ROUNDS and not any(1 - SLACK <= one["measured"] <= 1 for one in (rounds or [[]])[-1]):
-            began, known = time.monotonic(), _corrected(bench, plans, inside)
+            began, known = time.monotonic(), _corrected(bench, plans, inside, TARGET * limit_us)
             last = groupby(rounds[-1] if rounds else [], lambda one: one["round"])
             tried = [[Tried(one["predicted"], one["measured"]) for one in found] for _, found in last]
             new = proposals(partial(_solved, bench, scores, known, limit_us), TARGET, tried, list(plans.values()))
@@ -259,10 +259,10 @@ def closed_loop(bench: Bench, scores: dict[str, np.ndarray], share: float) -> li
     return rounds
 
 
-def _corrected(bench: Bench, plans: dict[str, Plan], inside: dict[str, Profile]) -> Table:
+def _corrected(bench: Bench, plans: dict[str, Plan], inside: dict[str, Profile], target_us: float) -> Table:
     known = bench.table
-    for name, plan in plans.items():
-        known = known.corrected(bench.graph, plan.widths, inside[name])
+    for name in sorted(plans, key=lambda name: -abs(inside[name].whole.median_us - target_us)):
+        known = known.corrected(bench.graph, plans[name].widths, inside[name])
     return known
 
 

@@ -194,7 +194,9 @@ def best_plan(job: Job, at: Artefacts, budget: Budget, here: Path, tried: Sequen
 def _next_plans(bench: _Bench, planner: Planner, tried: Sequence[RoundResult]) -> list[Plan]:
     """The best plans by what is known now; none when all were tried already. Raises `Infeasible` when nothing fits."""
     settings, table = bench.job.config.prune, bench.table
-    for result in tried:
+    target = 1 - settings.headroom
+    # The nearest plan corrects last: what it took is what the table says of it, and of the layers that it shares.
+    for result in sorted(tried, key=lambda result: -abs(result.tried.measured - target)):
         table = table.corrected(bench.graph, result.plan.widths, bench.at_table_speed(result))
 
     def make(share: float) -> Plan:
@@ -202,7 +204,7 @@ def _next_plans(bench: _Bench, planner: Planner, tried: Sequence[RoundResult]) -
                        min_width=settings.min_width)  # fmt: skip
 
     rounds = [[result.tried for result in results] for _, results in groupby(tried, lambda result: result.number)]
-    return proposals(make, 1 - settings.headroom, rounds, [result.plan for result in tried])
+    return proposals(make, target, rounds, [result.plan for result in tried])
 
 
 def _smallest_plan(bench: _Bench) -> Plan:
