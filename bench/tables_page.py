@@ -11,6 +11,8 @@ import numpy as np
 MODELS = ("resnet18", "resnet50", "mobilenet_v2")
 TARGETS = ("openvino:bf16", "openvino:int8", "onnxruntime:fp32")
 STEPS = ("measure", "verify", "budgets", "rules")
+BEYOND = 0.01
+"""How far beyond the fastest and the slowest joint plan a parabola through them is still believed."""
 SLACK = 0.03
 
 
@@ -125,7 +127,7 @@ def _ahead(data: dict[str, Any], plan: dict[str, Any]) -> float | None:
     """What joint plans as fast as `plan` keep beyond it; None where none was measured near its latency."""
     joint = [data["plans"]["joint"], *data["joint"].values()]
     times = [one["measured_us"] for one in joint]
-    if not min(times) <= plan["measured_us"] <= max(times):
+    if not (1 - BEYOND) * min(times) <= plan["measured_us"] <= (1 + BEYOND) * max(times):
         return None
     front = np.poly1d(np.polyfit(np.log(times), [one["score"] for one in joint], 2))
     return float(front(np.log(plan["measured_us"]))) - plan["score"]
