@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from tables_page import MODELS, SLACK, STEPS, TARGETS, page, read
 
-from pydeploy.aim import Tried, proposals
+from pydeploy.aim import Tried, finer, proposals
 from pydeploy.backends.base import Backend, Feeds, Session, open_backend
 from pydeploy.baselines import fit_budget, global_threshold, halp, uniform
 from pydeploy.errors import DeployError, Infeasible
@@ -232,10 +232,8 @@ def closed_loop(bench: Bench, scores: dict[str, np.ndarray], share: float) -> li
     with ExitStack() as stack:
         running: dict[str, tuple[Session, Feeds]] = {}
         while len(rounds) < ROUNDS and not any(1 - SLACK <= one["measured"] <= 1 for one in (rounds or [[]])[-1]):
-            began, known = time.monotonic(), _corrected(bench, plans, inside, TARGET * limit_us)
-            last = groupby(rounds[-1] if rounds else [], lambda one: one["round"])
-            tried = [[Tried(one["predicted"], one["measured"]) for one in found] for _, found in last]
-            new = proposals(partial(_solved, bench, scores, known, limit_us), TARGET, tried, list(plans.values()))
+            began = time.monotonic()
+            new = _next_plans(bench, scores, limit_us, rounds[-1] if rounds else [], plans, inside)
             if not new:
                 break  # the best within the budget was built already
             solved_s = time.monotonic() - began
@@ -259,15 +257,23 @@ def closed_loop(bench: Bench, scores: dict[str, np.ndarray], share: float) -> li
     return rounds
 
 
-def _corrected(bench: Bench, plans: dict[str, Plan], inside: dict[str, Profile], target_us: float) -> Table:
-    known = bench.table
-    for name in sorted(plans, key=lambda name: -abs(inside[name].whole.median_us - target_us)):
+def _next_plans(
+    bench: Bench, scores: dict[str, np.ndarray], limit_us: float, last: list[dict[str, Any]],
+    plans: dict[str, Plan], inside: dict[str, Profile],
+) -> list[Plan]:  # fmt: skip
+    known, widths = bench.table, bench.table.widths(bench.graph)
+    ranked = sorted(plans, key=lambda name: -abs(inside[name].whole.median_us - TARGET * limit_us))
+    for name in ranked:
         known = known.corrected(bench.graph, plans[name].widths, inside[name])
-    return known
+    if ranked:
+        widths = finer(widths, plans[ranked[-1]])
 
+    def make(share: float) -> Plan:
+        return solve(bench.graph, scores, known, budget_us=share * limit_us, widths=widths)
 
-def _solved(bench: Bench, scores: dict[str, np.ndarray], known: Table, limit_us: float, share: float) -> Plan:
-    return solve(bench.graph, scores, known, budget_us=share * limit_us)
+    rounds = groupby(last, lambda one: one["round"])
+    tried = [[Tried(one["predicted"], one["measured"]) for one in found] for _, found in rounds]
+    return proposals(make, TARGET, tried, list(plans.values()))
 
 
 def run_rules(case: Case, bench: Bench) -> None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
-from pydeploy.aim import Tried, proposals
+from pydeploy.aim import Tried, finer, proposals
 from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import Engine
 from pydeploy.errors import DataError, Infeasible
@@ -196,8 +197,10 @@ def _next_plans(bench: _Bench, planner: Planner, tried: Sequence[RoundResult]) -
     settings, table = bench.job.config.prune, bench.table
     target = 1 - settings.headroom
     # The nearest plan corrects last: what it took is what the table says of it, and of the layers that it shares.
-    for result in sorted(tried, key=lambda result: -abs(result.tried.measured - target)):
+    for result in (ranked := sorted(tried, key=lambda result: -abs(result.tried.measured - target))):
         table = table.corrected(bench.graph, result.plan.widths, bench.at_table_speed(result))
+    if planner is solve and ranked:
+        planner = partial(solve, widths=finer(bench.table.widths(bench.graph), ranked[-1].plan))
 
     def make(share: float) -> Plan:
         return planner(bench.graph, bench.scores, table, budget_us=share * bench.budget.of(bench.table_dense_us),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pydeploy.aim import BRACKET_AFTER, SPREAD, Tried, next_aim, proposals, raised_aims
+from pydeploy.aim import BRACKET_AFTER, FINER, SPREAD, Tried, finer, next_aim, proposals, raised_aims
 from pydeploy.errors import Infeasible
 from pydeploy.graph import Extent, Graph, Group, Op, OpKey, Plan, Widths
 from pydeploy.solve import predict_us, solve
@@ -104,6 +104,17 @@ def test_where_all_were_tried_the_aim_is_raised_or_nothing_is_left() -> None:
     tried = [coarse(TARGET), coarse(TARGET * (1 + SPREAD))]
     assert proposals(coarse, TARGET, [[Tried(0.985, 0.8)]], tried) == [coarse(1.25)]
     assert proposals(coarse, TARGET, [[Tried(0.8, 0.9)]], tried) == []
+
+
+def test_finer_widths_lie_around_what_a_plan_keeps() -> None:
+    widths = {"a": (8, 48, 88, 128), "b": (16, 32), "c": (64,), "d": (8, 320, 1001)}
+    kept = {"a": 48, "b": 16, "c": 64, "d": 320}
+    found = finer(widths, Plan({name: tuple(range(count)) for name, count in kept.items()}, ""))
+    assert found["a"] == (8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 128)
+    assert (found["b"], found["c"]) == ((16, 32), (64,))  # no multiple of their steps lies in between
+    assert set(widths["d"]) < set(found["d"])
+    assert all(width % 8 == 0 for width in found["d"][:-1])
+    assert len(found["d"]) <= 3 + 2 * (FINER - 1)
 
 
 GROUPS = 10
