@@ -228,10 +228,10 @@ def run_budgets(case: Case, bench: Bench) -> None:
 def closed_loop(bench: Bench, scores: dict[str, np.ndarray], share: float) -> list[list[dict[str, Any]]]:
     """Rounds as `pydeploy.search` makes them, without torch; each is the list of all plans so far, as it measured them."""
     limit_us, rounds = share * bench.dense_us, list[list[dict[str, Any]]]()
-    plans, inside = dict[str, Plan](), dict[str, Profile]()
+    plans, inside, readings = dict[str, Plan](), dict[str, Profile](), dict[str, list[float]]()
     with ExitStack() as stack:
         running: dict[str, tuple[Session, Feeds]] = {}
-        while len(rounds) < ROUNDS and not any(1 - SLACK <= one["measured"] <= 1 for one in (rounds or [[]])[-1]):
+        while len(rounds) < ROUNDS and not any(1 - SLACK <= one["typical"] <= 1 for one in (rounds or [[]])[-1]):
             began = time.monotonic()
             new = _next_plans(bench, scores, limit_us, rounds[-1] if rounds else [], plans, inside)
             if not new:
@@ -245,14 +245,21 @@ def closed_loop(bench: Bench, scores: dict[str, np.ndarray], share: float) -> li
             running |= opened_now
             plans |= fresh
             wholes = timed(bench.lab, running)
-            inside = {name: one.within(wholes[name].scaled(bench.factor)) for name, one in inside.items()}
+            for name in plans:
+                readings.setdefault(name, []).append(wholes[name].median_us * bench.factor / limit_us)
             inside |= bench.profiles(opened_now, wholes)
+            inside = {
+                name: one.scaled(median(readings[name]) * limit_us / one.whole.median_us)
+                for name, one in inside.items()
+            }
             rounds.append([
                 {"name": name, "round": int(name[0]), "predicted": plan.latency_us / limit_us,
-                 "measured": inside[name].whole.median_us / limit_us, "score": plan.score, "gap": plan.gap,
+                 "measured": readings[name][-1], "typical": median(readings[name]), "score": plan.score, "gap": plan.gap,
                  "disturbed": wholes[name].disturbed, "solve_s": solved_s} for name, plan in plans.items()
             ])  # fmt: skip
-            told = [(round(one["predicted"], 3), round(one["measured"], 3)) for one in rounds[-1]]
+            told = [
+                (round(one["predicted"], 3), round(one["measured"], 3), round(one["typical"], 3)) for one in rounds[-1]
+            ]
             bench.case.say(f"{share}: {told}")
     return rounds
 
@@ -272,7 +279,7 @@ def _next_plans(
         return solve(bench.graph, scores, known, budget_us=share * limit_us, widths=widths)
 
     rounds = groupby(last, lambda one: one["round"])
-    tried = [[Tried(one["predicted"], one["measured"]) for one in found] for _, found in rounds]
+    tried = [[Tried(one["predicted"], one["typical"]) for one in found] for _, found in rounds]
     return proposals(make, TARGET, tried, list(plans.values()))
 
 

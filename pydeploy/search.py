@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from statistics import median
 from typing import Protocol
 
 from pydeploy.aim import Tried, finer, proposals
@@ -53,10 +54,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class RoundResult:
-    """One plan of a round, cut, built and measured; `name` is that of its folder.
+    """One plan, cut, built and measured in its round and in every later one; `name` is that of its folder.
 
-    `speed` is how long the dense engine took in the same rounds of measuring over what the table says of it (1 for an
-    absolute budget); `predicted_us` is the table's prediction at that speed, `limit_us` the budget.
+    `readings` are what each round measured, as shares of the budget; their median is what the plan takes
+    (`measured_us`, where the budget is `limit_us`), and the profile is scaled to it. `speed` is how long the dense engine
+    took in the last round of measuring over what the table says of it (1 for an absolute budget); `predicted_us` is the
+    table's prediction at that speed.
     """
 
     number: int
@@ -66,6 +69,7 @@ class RoundResult:
     measured_us: float
     limit_us: float
     speed: float
+    readings: tuple[float, ...]
     profile: Profile
 
     @property
@@ -86,9 +90,9 @@ class Planner(Protocol):
 def search(job: Job, at: Artefacts, budget: Budget, here: Path, planner: Planner = solve) -> list[RoundResult]:
     """Plan, cut, build, measure, correct the table, and again, until a measured engine meets the budget closely.
 
-    Returns every plan that was tried: one in the first round, up to three in each of the others (`aim.proposals`), each
-    as it was measured last: every round measures the earlier plans again beside its own, because a computer that is
-    shared runs large and small networks at other ratios in one minute than in the next.
+    Returns every plan that was tried: one in the first round, up to three in each of the others (`aim.proposals`).
+    Every round measures the earlier plans again beside its own, and the median of what it was measured to take counts for
+    each: a computer that is shared runs large and small networks at other ratios in one minute than in the next.
     Good enough is a plan between `SLACK` below the budget (twice the config's headroom, where that is more) and the
     budget. Finished rounds are read back from `here`, so a killed search goes on where it stopped. A budget below the
     smallest plan of the table is refused only after that plan was built and measured: narrow networks are often faster
@@ -231,25 +235,29 @@ def _try(
     running = {name: (backend, engine) for name, engine in {"dense": bench.dense, **engines}.items()}
     times = measure_at_level(running, bench.level_us)
 
-    def result(number: int, name: str, plan: Plan, inside: Profile) -> RoundResult:
-        return _result(bench, number, name, plan, inside, times[name], times["dense"].median_us)
+    def result(number: int, name: str, plan: Plan, inside: Profile, readings: tuple[float, ...] = ()) -> RoundResult:
+        return _result(bench, number, name, plan, inside, readings, times[name], times["dense"].median_us)
 
-    again = [result(one.number, one.name, one.plan, one.profile) for one in tried]
+    again = [result(one.number, one.name, one.plan, one.profile, one.readings) for one in tried]
     inside = {name: layer_profile(bench.job, engines[name], bench.graph) for name in new}
     return again + [result(number, name, plan, inside[name]) for name, plan in new.items()]
 
 
 def _result(
-    bench: _Bench, number: int, name: str, plan: Plan, inside: Profile, whole: Timing, dense_us: float
-) -> RoundResult:
-    """A plan whose engine takes `whole` where the dense one takes `dense_us`, and whose layers share it as in `inside`."""
+    bench: _Bench, number: int, name: str, plan: Plan, inside: Profile, before: tuple[float, ...], whole: Timing,
+    dense_us: float,
+) -> RoundResult:  # fmt: skip
+    """A plan that took `before` in earlier rounds and `whole` in this one, in which the dense engine took `dense_us`."""
     speed = 1.0 if bench.budget.share is None else dense_us / bench.table_dense_us
-    return RoundResult(number, name, plan, plan.latency_us * speed, whole.median_us, bench.budget.of(dense_us), speed,
-                       inside.within(whole))  # fmt: skip
+    limit_us = bench.budget.of(dense_us)
+    readings = (*before, whole.median_us / limit_us)
+    typical = whole.scaled(median(readings) / readings[-1])
+    return RoundResult(number, name, plan, plan.latency_us * speed, typical.median_us, limit_us, speed, readings,
+                       inside.within(typical))  # fmt: skip
 
 
 def read_rounds(here: Path) -> list[RoundResult]:
-    """The plans of a search's finished rounds, in order, each as it was measured last."""
+    """The plans of a search's finished rounds, in order, each with what all rounds measured."""
     numbered = sorted(here.glob("round*.json"), key=lambda path: int(path.stem.removeprefix("round")))
     return list({result.name: result for path in numbered for result in _read_round(path)}.values())
 
@@ -257,7 +265,7 @@ def read_rounds(here: Path) -> list[RoundResult]:
 def _write_round(path: Path, results: Sequence[RoundResult]) -> None:
     plans = [{"number": one.number, "name": one.name, "plan": one.plan.to_json(), "predicted_us": one.predicted_us,
               "measured_us": one.measured_us, "limit_us": one.limit_us, "speed": one.speed,
-              "profile": one.profile.to_json()} for one in results]  # fmt: skip
+              "readings": one.readings, "profile": one.profile.to_json()} for one in results]  # fmt: skip
     write_json(path, {"plans": plans})
 
 
@@ -265,6 +273,7 @@ def _read_round(path: Path) -> list[RoundResult]:
     data = read_json(path)
     try:
         return [RoundResult(one["number"], one["name"], Plan.from_json(one["plan"]), one["predicted_us"], one["measured_us"],
-                            one["limit_us"], one["speed"], Profile.from_json(one["profile"])) for one in data["plans"]]  # fmt: skip
+                            one["limit_us"], one["speed"], tuple(one["readings"]), Profile.from_json(one["profile"]))
+                for one in data["plans"]]  # fmt: skip
     except (KeyError, TypeError) as error:
         raise DataError(f"{path} is not a finished round ({error!r}); delete it and run again with --resume") from None

@@ -388,8 +388,11 @@ def test_every_round_measures_the_earlier_plans_again(
     monkeypatch.setattr(search_module, "measure_at_level", shifting)
     first, *others = search(job, at, Budget(share=0.6), out / "06_search")
     assert all(set(earlier) < set(later) for earlier, later in pairwise(taken))
-    assert (first.number, first.measured_us) == (1, taken[0]["round1"].median_us)
-    assert first.profile.whole.median_us == first.measured_us
+    assert first.readings[0] == pytest.approx(1.3 * first.readings[-1])
+    assert [len(one.readings) for one in (first, *others)] == [len(taken) + 1 - one.number for one in (first, *others)]
+    for one in (first, *others):
+        assert one.tried.measured == pytest.approx(np.median(one.readings))
+        assert one.profile.whole.median_us == pytest.approx(one.measured_us)
     assert any(0.85 < result.tried.measured <= 1 for result in [first, *others])
     assert read_rounds(out / "06_search") == [first, *others]
     rounds = len(taken)
