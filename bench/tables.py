@@ -14,11 +14,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 from tables_page import MODELS, SLACK, STEPS, TARGETS, page, read
 
-from pydeploy.aim import Tried, finer, proposals
+from pydeploy.aim import Built, Tried, next_plans
 from pydeploy.backends.base import Backend, Feeds, Session, open_backend
 from pydeploy.baselines import fit_budget, global_threshold, halp, uniform
 from pydeploy.errors import DeployError, Infeasible
@@ -229,11 +228,17 @@ def closed_loop(bench: Bench, scores: dict[str, np.ndarray], share: float) -> li
     """Rounds as `pydeploy.search` makes them, without torch; each is the list of all plans so far, as it measured them."""
     limit_us, rounds = share * bench.dense_us, list[list[dict[str, Any]]]()
     plans, inside, readings = dict[str, Plan](), dict[str, Profile](), dict[str, list[float]]()
+
+    def rule(table: Table, widths: Mapping[str, Sequence[int]], part: float) -> Plan:
+        return solve(bench.graph, scores, table, budget_us=part * limit_us, widths=widths)
+
     with ExitStack() as stack:
         running: dict[str, tuple[Session, Feeds]] = {}
         while len(rounds) < ROUNDS and not any(1 - SLACK <= one["typical"] <= 1 for one in (rounds or [[]])[-1]):
             began = time.monotonic()
-            new = _next_plans(bench, scores, limit_us, rounds[-1] if rounds else [], plans, inside)
+            built = [Built(one["round"], plans[one["name"]], Tried(one["predicted"], one["typical"]), inside[one["name"]])
+                     for one in (rounds[-1] if rounds else [])]  # fmt: skip
+            new = next_plans(rule, bench.graph, bench.table, TARGET, built)
             if not new:
                 break  # the best within the budget was built already
             solved_s = time.monotonic() - began
@@ -262,25 +267,6 @@ def closed_loop(bench: Bench, scores: dict[str, np.ndarray], share: float) -> li
             ]
             bench.case.say(f"{share}: {told}")
     return rounds
-
-
-def _next_plans(
-    bench: Bench, scores: dict[str, np.ndarray], limit_us: float, last: list[dict[str, Any]],
-    plans: dict[str, Plan], inside: dict[str, Profile],
-) -> list[Plan]:  # fmt: skip
-    known, widths = bench.table, bench.table.widths(bench.graph)
-    ranked = sorted(plans, key=lambda name: -abs(inside[name].whole.median_us - TARGET * limit_us))
-    for name in ranked:
-        known = known.corrected(bench.graph, plans[name].widths, inside[name])
-    if ranked:
-        widths = finer(widths, plans[ranked[-1]])
-
-    def make(share: float) -> Plan:
-        return solve(bench.graph, scores, known, budget_us=share * limit_us, widths=widths)
-
-    rounds = groupby(last, lambda one: one["round"])
-    tried = [[Tried(one["predicted"], one["typical"]) for one in found] for _, found in rounds]
-    return proposals(make, TARGET, tried, list(plans.values()))
 
 
 def run_rules(case: Case, bench: Bench) -> None:

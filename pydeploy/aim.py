@@ -11,9 +11,13 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import Protocol, Self, TypeVar
 
 from pydeploy.errors import Infeasible
-from pydeploy.graph import Plan
+from pydeploy.graph import Graph, Plan, Widths
+from pydeploy.timing import Profile
 
 SHARE = 0.5
 """Power of the last round's surprise that is taken off the aim after the first round.
@@ -51,6 +55,53 @@ class Tried:
         return self.measured <= 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A plan that was built in round `number`, how near it came, and what it took at the table's speed."""
+
+    number: int
+    plan: Plan
+    tried: Tried
+    profile: Profile
+
+    def distance(self, target: float) -> float:
+        """How far the measured share of the budget is from `target`."""
+        return abs(self.tried.measured - target)
+
+
+class Correctable(Protocol):
+    """What is asked of a latency table."""
+
+    def widths(self, graph: Graph) -> dict[str, tuple[int, ...]]:
+        """Measured widths of each prunable group."""
+        ...
+
+    def corrected(self, graph: Graph, widths: Widths, profile: Profile) -> Self:
+        """The table in which the plan `widths` costs what `profile` says."""
+        ...
+
+
+AnyTable = TypeVar("AnyTable", bound=Correctable)
+Rule = Callable[[AnyTable, Mapping[str, Sequence[int]], float], Plan]
+"""Makes a plan from a table, the widths on offer and the share of the budget that it may take."""
+
+
+def next_plans(
+    rule: Rule[AnyTable], graph: Graph, table: AnyTable, target: float, built: Sequence[Built]
+) -> list[Plan]:
+    """What to build next, so that a plan is measured near `target` of the budget; see `proposals`.
+
+    The plan that came nearest corrects the table last: what it took is what the table says of it, and of the layers that
+    it shares. Around it, widths between the measured ones are on offer as well.
+    """
+    offered = table.widths(graph)
+    for one in (ranked := sorted(built, key=lambda one: -one.distance(target))):
+        table = table.corrected(graph, one.plan.widths, one.profile)
+    if ranked:
+        offered = finer(offered, ranked[-1].plan)
+    return proposals(partial(rule, table, offered), target, built)
+
+
 def next_aim(target: float, tried: Sequence[Tried]) -> float:
     """The share of the budget to solve for, so that the plan is measured near `target` of it.
 
@@ -70,16 +121,15 @@ def next_aim(target: float, tried: Sequence[Tried]) -> float:
     return float(target / max(1.0, tried[-1].measured / tried[-1].predicted) ** power)
 
 
-def proposals(
-    make: Callable[[float], Plan], target: float, rounds: Sequence[Sequence[Tried]], tried: Sequence[Plan]
-) -> list[Plan]:
+def proposals(make: Callable[[float], Plan], target: float, built: Sequence[Built]) -> list[Plan]:
     """The plans to build next: one in the first round, up to three in the others; empty when nothing new is left to try.
 
-    `make` solves for a share of the budget; `rounds` are all plans tried so far, round by round, and `tried` the same
-    plans. Raises `Infeasible` when no plan fits.
+    `make` solves for a share of the budget; `built` are the plans so far, in the order of their rounds. Raises
+    `Infeasible` when no plan fits.
     """
-    nearest = [min(plans, key=lambda one: abs(one.measured - target)) for plans in rounds]
-    aim = next_aim(target, nearest)
+    rounds = [list(found) for _, found in groupby(built, lambda one: one.number)]
+    nearest = [min(found, key=lambda one: one.distance(target)).tried for found in rounds]
+    aim, known = next_aim(target, nearest), [one.plan for one in built]
     found: list[Plan] = []
     refusals: list[Infeasible] = []
     wanted = [aim, aim * (1 + SPREAD), aim * (1 - SPREAD)] if rounds else [aim]
@@ -89,7 +139,7 @@ def proposals(
         except Infeasible as error:
             refusals.append(error)
             continue
-        if not _among(plan, [*tried, *found]):
+        if not _among(plan, [*known, *found]):
             found.append(plan)
     if len(refusals) == len(wanted):
         raise refusals[0]
@@ -97,7 +147,7 @@ def proposals(
         return found
     for share in raised_aims(target, nearest[-1]) if nearest else ():
         plan = make(share)
-        if not _among(plan, tried):
+        if not _among(plan, known):
             return [plan]
     return []
 

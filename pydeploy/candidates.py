@@ -105,6 +105,7 @@ def _uniform(job: Job, at: Artefacts, share: float, here: Path) -> Plan:
         plan = uniform(graph, scores, ratio=middle / 20, align=8)
         cut = _cut_engine(job, graph, plan, source, here)
         times = stages.measure_at_level({"dense": (job.backend, dense), "cut": (job.backend, cut)}, level)
+        level = times["dense"].median_us  # what prevails now: not waited for again
         if times["cut"].median_us / times["dense"].median_us <= share:
             found, high = plan, middle - 1
         else:

@@ -5,15 +5,14 @@ No training happens here: latency does not depend on weight values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from statistics import median
 from typing import Protocol
 
-from pydeploy.aim import Tried, finer, proposals
+from pydeploy.aim import Built, Tried, next_plans
 from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import Engine
 from pydeploy.errors import DataError, Infeasible
@@ -57,7 +56,7 @@ class RoundResult:
     """One plan, cut, built and measured in its round and in every later one; `name` is that of its folder.
 
     `readings` are what each round measured, as shares of the budget; their median is what the plan takes
-    (`measured_us`, where the budget is `limit_us`), and the profile is scaled to it. `speed` is how long the dense engine
+    (`measured_us`, now that the budget is `limit_us`), and the profile is scaled to it. `speed` is how long the dense engine
     took in the last round of measuring over what the table says of it (1 for an absolute budget); `predicted_us` is the
     table's prediction at that speed.
     """
@@ -66,11 +65,14 @@ class RoundResult:
     name: str
     plan: Plan
     predicted_us: float
-    measured_us: float
     limit_us: float
     speed: float
     readings: tuple[float, ...]
     profile: Profile
+
+    @property
+    def measured_us(self) -> float:
+        return self.tried.measured * self.limit_us
 
     @property
     def met(self) -> bool:
@@ -78,7 +80,7 @@ class RoundResult:
 
     @property
     def tried(self) -> Tried:
-        return Tried(self.predicted_us / self.limit_us, self.measured_us / self.limit_us)
+        return Tried(self.predicted_us / self.limit_us, median(self.readings))
 
 
 class Planner(Protocol):
@@ -198,20 +200,15 @@ def best_plan(job: Job, at: Artefacts, budget: Budget, here: Path, tried: Sequen
 
 def _next_plans(bench: _Bench, planner: Planner, tried: Sequence[RoundResult]) -> list[Plan]:
     """The best plans by what is known now; none when all were tried already. Raises `Infeasible` when nothing fits."""
-    settings, table = bench.job.config.prune, bench.table
-    target = 1 - settings.headroom
-    # The nearest plan corrects last: what it took is what the table says of it, and of the layers that it shares.
-    for result in (ranked := sorted(tried, key=lambda result: -abs(result.tried.measured - target))):
-        table = table.corrected(bench.graph, result.plan.widths, bench.at_table_speed(result))
-    if planner is solve and ranked:
-        planner = partial(solve, widths=finer(bench.table.widths(bench.graph), ranked[-1].plan))
+    settings = bench.job.config.prune
+    budget_us = bench.budget.of(bench.table_dense_us)
 
-    def make(share: float) -> Plan:
-        return planner(bench.graph, bench.scores, table, budget_us=share * bench.budget.of(bench.table_dense_us),
-                       min_width=settings.min_width)  # fmt: skip
+    def rule(table: Table, widths: Mapping[str, Sequence[int]], share: float) -> Plan:
+        make = partial(solve, widths=widths) if planner is solve else planner
+        return make(bench.graph, bench.scores, table, budget_us=share * budget_us, min_width=settings.min_width)
 
-    rounds = [[result.tried for result in results] for _, results in groupby(tried, lambda result: result.number)]
-    return proposals(make, target, rounds, [result.plan for result in tried])
+    built = [Built(one.number, one.plan, one.tried, bench.at_table_speed(one)) for one in tried]
+    return next_plans(rule, bench.graph, bench.table, 1 - settings.headroom, built)
 
 
 def _smallest_plan(bench: _Bench) -> Plan:
@@ -252,8 +249,7 @@ def _result(
     limit_us = bench.budget.of(dense_us)
     readings = (*before, whole.median_us / limit_us)
     typical = whole.scaled(median(readings) / readings[-1])
-    return RoundResult(number, name, plan, plan.latency_us * speed, typical.median_us, limit_us, speed, readings,
-                       inside.within(typical))  # fmt: skip
+    return RoundResult(number, name, plan, plan.latency_us * speed, limit_us, speed, readings, inside.within(typical))
 
 
 def read_rounds(here: Path) -> list[RoundResult]:
@@ -264,16 +260,16 @@ def read_rounds(here: Path) -> list[RoundResult]:
 
 def _write_round(path: Path, results: Sequence[RoundResult]) -> None:
     plans = [{"number": one.number, "name": one.name, "plan": one.plan.to_json(), "predicted_us": one.predicted_us,
-              "measured_us": one.measured_us, "limit_us": one.limit_us, "speed": one.speed,
-              "readings": one.readings, "profile": one.profile.to_json()} for one in results]  # fmt: skip
+              "limit_us": one.limit_us, "speed": one.speed, "readings": one.readings,
+              "profile": one.profile.to_json()} for one in results]  # fmt: skip
     write_json(path, {"plans": plans})
 
 
 def _read_round(path: Path) -> list[RoundResult]:
     data = read_json(path)
     try:
-        return [RoundResult(one["number"], one["name"], Plan.from_json(one["plan"]), one["predicted_us"], one["measured_us"],
-                            one["limit_us"], one["speed"], tuple(one["readings"]), Profile.from_json(one["profile"]))
+        return [RoundResult(one["number"], one["name"], Plan.from_json(one["plan"]), one["predicted_us"], one["limit_us"],
+                            one["speed"], tuple(one["readings"]), Profile.from_json(one["profile"]))
                 for one in data["plans"]]  # fmt: skip
     except (KeyError, TypeError) as error:
         raise DataError(f"{path} is not a finished round ({error!r}); delete it and run again with --resume") from None
