@@ -33,6 +33,8 @@ from pydeploy.timing import Profile, Timing
 
 SLACK = 0.03
 """A plan at most this share below the budget is good enough; a slower, better one is looked for otherwise."""
+RETURN_S = 120.0
+"""How long the table's speed is waited for when a search at another speed met nothing."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,38 @@ def search(job: Job, at: Artefacts, budget: Budget, here: Path, planner: Planner
     budget. Finished rounds are read back from `here`, so a killed search goes on where it stopped. A budget below the
     smallest plan of the table is refused only after that plan was built and measured: narrow networks are often faster
     than their layers beside wide ones. Raises `Infeasible` when no round met the budget.
+
+    On a computer that others slow down, small networks may take twice the share of the dense one's time. A search that
+    met nothing at another speed than the table's is therefore begun again if that speed comes back within `RETURN_S`,
+    and so is one that had used up its rounds when it is resumed.
     """
     bench = _Bench(job, at, budget)
-    slack = max(SLACK, 2 * job.config.prune.headroom)  # the headroom is the middle of what is good enough
     tried = read_rounds(here)
+    if tried and tried[-1].number >= job.config.prune.rounds and not any(result.met for result in tried):
+        job.console.say("the budget was missed in all rounds before: they are measured anew")
+        tried = _forgotten(here)
+    try:
+        return _rounds(bench, planner, here, tried)
+    except Infeasible:
+        if not (bench.slowed and bench.speed_returns()):
+            raise
+    job.console.say("the computer is back at the speed at which the table was measured: the rounds are measured anew")
+    return _rounds(_Bench(job, at, budget), planner, here, _forgotten(here))
+
+
+def _forgotten(here: Path) -> list[RoundResult]:
+    """No rounds: those in `here` are deleted."""
+    for path in here.glob("round*.json"):
+        path.unlink()
+    return []
+
+
+def _rounds(bench: _Bench, planner: Planner, here: Path, tried: list[RoundResult]) -> list[RoundResult]:
+    """The rounds that are left after `tried`; all results. Raises `Infeasible` when none met the budget."""
+    settings, say = bench.job.config.prune, bench.job.console.say
+    slack = max(SLACK, 2 * settings.headroom)  # the headroom is the middle of what is good enough
     refusal: Infeasible | None = None
-    for number in range(tried[-1].number + 1 if tried else 1, job.config.prune.rounds + 1):
+    for number in range(tried[-1].number + 1 if tried else 1, settings.rounds + 1):
         if any(1 - slack <= result.tried.measured <= 1 for result in tried):
             break
         try:
@@ -117,9 +145,9 @@ def search(job: Job, at: Artefacts, budget: Budget, here: Path, planner: Planner
         tried = _try(bench, tried, plans, here, number)
         _write_round(here / f"round{number}.json", tried)
         for result in tried:
-            job.console.say(f"round {result.number}{', again' if result.number < number else ''}: predicted "
-                            f"{result.predicted_us:.0f} us, measured {result.measured_us:.0f} us, budget "
-                            f"{result.limit_us:.0f} us: {'met' if result.met else 'missed'}")  # fmt: skip
+            say(f"round {result.number}{', again' if result.number < number else ''}: predicted "
+                f"{result.predicted_us:.0f} us, measured {result.measured_us:.0f} us, budget "
+                f"{result.limit_us:.0f} us: {'met' if result.met else 'missed'}")  # fmt: skip
     if not any(result.met for result in tried):
         raise _missed(tried, refusal)
     return tried
@@ -149,7 +177,7 @@ class _Bench:
         self.table = Table.open(at.table, job.backend.target())
         self.model = model_of(job, at.dense_weights)
         self.dense = Engine.load(at.dense / "model.engine")
-        self.level_us = self.table.reference_us(self.graph)
+        self.level_us = self.table_level_us = self.table.reference_us(self.graph)
         self._take_speed()
         self.table_dense_us = self.table.predict_us(self.graph, self.graph.widths)
 
@@ -164,6 +192,18 @@ class _Bench:
             inside = layer_profile(self.job, self.dense, self.graph)
             self.table = self.table.at_speed(self.graph, inside.scaled(now_us / inside.whole.median_us))
             self.level_us = now_us
+
+    @property
+    def slowed(self) -> bool:
+        """Whether the computer did not come to the speed at which the table was measured."""
+        return self.level_us != self.table_level_us
+
+    def speed_returns(self) -> bool:
+        """Wait for that speed, and tell whether it came."""
+        assert self.table_level_us is not None
+        self.job.console.say(f"no plan met the budget while the computer ran at another speed than for the table: waiting "
+                             f"for that one, {RETURN_S:.0f} s at most")  # fmt: skip
+        return prevailing_us(self.job.backend, self.dense, self.table_level_us, RETURN_S) == self.table_level_us
 
     def at_table_speed(self, result: RoundResult) -> Profile:
         """What a round measured, as it would be where the dense network takes what the table says.

@@ -239,11 +239,11 @@ def measure_at_level(engines: dict[str, tuple[Backend, Engine]], level_us: float
         return time_in_turns(timers, pace, runs=RUNS, limits=limits, watch=Watch())
 
 
-def prevailing_us(backend: Backend, dense: Engine, level_us: float) -> float:
-    """`level_us` where the dense engine takes about as long within the patience, else what it takes now."""
+def prevailing_us(backend: Backend, dense: Engine, level_us: float, patience_s: float | None = None) -> float:
+    """`level_us` where the dense engine takes about as long within `patience_s` (15), else what it takes now."""
     with backend.open(dense) as session:
         timer = partial(session.time, random_feeds(session.inputs))
-        return Pace.survey(timer, level_us, PATIENCE_S).level_us
+        return Pace.survey(timer, level_us, PATIENCE_S if patience_s is None else patience_s).level_us
 
 
 def layer_profile(job: Job, engine: Engine, graph: Graph) -> Profile:

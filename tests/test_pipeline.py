@@ -400,6 +400,46 @@ def test_every_round_measures_the_earlier_plans_again(
     assert len(taken) == rounds  # finished: nothing is measured again
 
 
+class Busy:
+    """Others have the cores, more from round to round: cut networks take ever longer beside the dense one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, until: int) -> None:
+        self.surveys, self.until, self.passes, self.measure = 0, until, 0, search_module.measure_at_level
+        monkeypatch.setattr(search_module, "prevailing_us", self.prevailing_us)
+        monkeypatch.setattr(search_module, "measure_at_level", self.measured)
+
+    def prevailing_us(self, _backend: Any, _dense: Any, level_us: float, patience_s: float | None = None) -> float:
+        self.surveys += 1
+        return level_us * (1 if self.surveys >= self.until else 2)
+
+    def measured(self, engines: dict[str, Any], level_us: float | None) -> dict[str, Timing]:
+        self.passes += 1
+        factor = 1.0 if self.surveys >= self.until else 1.5**self.passes
+        times = self.measure(engines, level_us)
+        return {name: timing if name == "dense" else timing.scaled(factor) for name, timing in times.items()}
+
+
+@pytest.mark.parametrize("returns", [True, False])
+def test_a_search_that_met_nothing_at_another_speed_is_begun_again(
+    measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, returns: bool
+) -> None:
+    out = _clocked(measured, tmp_path / "run")
+    console = Quiet()
+    job = replace(open_job(settings(), console), backend=Clocked())
+    at, here = Artefacts(out), out / "06_search"
+    # The speed is taken at the start of a search and when it is about to give up.
+    Busy(monkeypatch, until=2 if returns else 3)
+    if not returns:
+        with pytest.raises(Infeasible, match="no plan met the budget in 3 rounds"):
+            search(job, at, Budget(share=0.6), here)
+        assert not any(one.met for one in read_rounds(here))
+    found = search(job, at, Budget(share=0.6), here)  # what --resume does
+    assert any(one.met for one in found)
+    assert found == read_rounds(here)
+    said = "back at the speed at which the table was measured" if returns else "they are measured anew"
+    assert any(said in line for line in console.lines)
+
+
 @pytest.mark.parametrize("share", [0.4, 0.5])
 def test_where_the_table_overprices_the_budget_is_used_further(measured: Path, tmp_path: Path, share: float) -> None:
     """Corrected by a plan that was too fast, the table proposes it again; more expensive ones are then tried."""
@@ -449,19 +489,25 @@ def test_a_table_of_a_slow_hour_serves_a_fast_one(
     """Convolutions of 3 x 3 took three times as long while the table was measured, all else a fifth longer."""
     monkeypatch.setattr(pace, "SURVEY_S", 0.0)
     monkeypatch.setattr(stages, "PATIENCE_S", 0.1)
-    shutil.copytree(measured, out := tmp_path / "run")
+    out = _clocked(measured, tmp_path / "run")
+    console = Quiet()
+    job, at = replace(open_job(settings(), console), backend=Clocked()), Artefacts(out)
+    _slow_hour(at.table, lambda key: 3.0 if "[3,3]" in key else 1.2)
+    first = search(job, at, Budget(share=0.6), out / "06_search")[0]
+    assert any("layers are scaled by what its own layers take now" in line for line in console.lines)
+    assert first.predicted_us == pytest.approx(first.measured_us, rel=0.02)
+
+
+def _clocked(measured: Path, out: Path) -> Path:
+    """The run `measured`, its dense engine and table of the device `Clocked`, and a folder for a search."""
+    shutil.copytree(measured, out)
     job, at = open_job(settings(table={"points": 5, "align": 4, "rounds": 1, "runs": 3}), Quiet()), Artefacts(out)
-    job = replace(job, backend=Clocked())
     for name, make in {"04_dense": pipeline.build_dense, "05_table": pipeline.measure_table}.items():
         shutil.rmtree(out / name)
         (out / name).mkdir()
-        make(job, at, out / name)
-    _slow_hour(at.table, lambda key: 3.0 if "[3,3]" in key else 1.2)
+        make(replace(job, backend=Clocked()), at, out / name)
     (out / "06_search").mkdir()
-    console = Quiet()
-    first = search(replace(job, console=console), at, Budget(share=0.6), out / "06_search")[0]
-    assert any("layers are scaled by what its own layers take now" in line for line in console.lines)
-    assert first.predicted_us == pytest.approx(first.measured_us, rel=0.02)
+    return out
 
 
 def _slow_hour(table: Path, factor: Callable[[str], float]) -> None:
