@@ -7,7 +7,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,11 +19,13 @@ from latency_nets import NETS, residual
 from pydeploy.backends.base import open_backend
 from pydeploy.errors import DataError, Mismatch
 from pydeploy.graph import Graph
+from pydeploy.latency import measure as measure_module
 from pydeploy.latency import store
 from pydeploy.latency.design import grid, probe_plans
 from pydeploy.latency.measure import measure
 from pydeploy.latency.probe import resize
 from pydeploy.latency.table import Table
+from pydeploy.timing import Timing
 
 QUICK = {"rounds": 1, "runs": 1}
 GRID = {
@@ -63,6 +67,27 @@ def test_every_plan_of_the_grid_is_predicted_exactly_on_the_analytic_device(tmp_
         truth = measured_us(backend, path, graph, widths, tmp_path)
         assert table.predict_us(graph, widths) == pytest.approx(truth, rel=0.005)
     assert unseen or len(GRID[name]) == 2  # two groups that meet: the probes are all the plans there are
+
+
+def test_layers_read_while_others_had_the_cores_count_as_shares_of_their_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference was slowed down more than the probes: scaled by it, the layers of half of them came out at 0.4."""
+    path, graph = build_net("residual", tmp_path)
+    backend = open_backend("null")
+    table = Table.open(tmp_path / "t.sqlite", backend.target())
+    read = measure_module.layer_timings
+
+    def busy(*given: Any) -> dict[str, dict[str, Timing]]:
+        found = read(*given)
+        return {probe: {op: replace(timing.scaled(0.4), disturbed=True) for op, timing in layers.items()}
+                if number % 2 else layers for number, (probe, layers) in enumerate(found.items())}  # fmt: skip
+
+    monkeypatch.setattr(measure_module, "layer_timings", busy)
+    measure(graph, path, backend, table, widths=GRID["residual"], workdir=tmp_path, **QUICK)
+    for widths in probe_plans(graph, GRID["residual"]):
+        truth = measured_us(backend, path, graph, widths, tmp_path)
+        assert table.predict_us(graph, widths) == pytest.approx(truth, rel=0.02)
 
 
 def test_nothing_is_measured_twice_unless_asked(tmp_path: Path) -> None:

@@ -279,7 +279,19 @@ def _run(lab: Lab, table: Table, chunk: Sequence[Probe]) -> None:
         layers = layer_timings(lab, running, told)
     for probe in chunk:
         made = origin("probe", probe.name, lab.pace.level_us)
-        table.add_network(lab.graph, probe.widths, wholes[probe.name], layers[probe.name], made, told[probe.name])
+        inside = within(wholes[probe.name], layers[probe.name])
+        table.add_network(lab.graph, probe.widths, wholes[probe.name], inside, made, told[probe.name])
+
+
+def within(whole: Timing, layers: Mapping[str, Timing]) -> Mapping[str, Timing]:
+    """`layers`; where they were read away from the level, only as shares of what the `whole` network takes.
+
+    What others do to a computer slows the reference and a small network down by different factors.
+    """
+    total_us = sum(timing.median_us for timing in layers.values())
+    if total_us <= 0 or not any(timing.disturbed for timing in layers.values()):
+        return layers
+    return {op: timing.scaled(whole.median_us / total_us) for op, timing in layers.items()}
 
 
 def timed(lab: Lab, running: Mapping[str, tuple[Session, Feeds]]) -> dict[str, Timing]:
