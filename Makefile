@@ -9,7 +9,7 @@ SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.hpp)
 
 help:
 	@echo "make setup          prepare $(VENV) with everything below (a few minutes, mostly PyTorch)"
-	@echo "make demo           train, prune to half the latency, fine-tune, quantize, report (15 to 30 minutes)"
+	@echo "make demo           train, prune to half the latency, fine-tune, quantize, report (15 to 28 minutes)"
 	@echo "make demo-openvino  the same for OpenVINO, with the dense model of 'make demo'"
 	@echo "make test           lint, types, all tests, a wheel in a clean environment (10 to 20 minutes)"
 	@echo "make bench          benchmarks with their baselines (keep the machine quiet)"
@@ -33,7 +33,7 @@ data: setup
 	@$(BIN)/python -m pydeploy.train.fetch
 
 demo: setup data
-	@echo "demo: 15 to 30 minutes on two undisturbed cores, by their speed in bfloat16; progress below. An interrupted demo goes on with 'make demo'."
+	@echo "demo: 15 to 28 minutes on two cores (0.2 to 0.4 s a training step in bfloat16); progress below. An interrupted demo goes on with 'make demo'."
 	@$(BIN)/pydeploy run configs/fashion_mnist_resnet20_cpu.yaml --out $(OUT)/demo --resume
 
 demo-openvino: setup data
