@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, TypeVar
 
 from pydeploy.errors import Infeasible
 from pydeploy.graph import Graph, Plan, Widths
@@ -69,6 +69,9 @@ class Built:
         return abs(self.tried.measured - target)
 
 
+AnyTable = TypeVar("AnyTable", bound="Correctable")
+
+
 class Correctable(Protocol):
     """What is asked of a latency table."""
 
@@ -76,12 +79,11 @@ class Correctable(Protocol):
         """Measured widths of each prunable group."""
         ...
 
-    def corrected(self, graph: Graph, widths: Widths, profile: Profile) -> Self:
+    def corrected(self: AnyTable, graph: Graph, widths: Widths, profile: Profile) -> AnyTable:
         """The table in which the plan `widths` costs what `profile` says."""
         ...
 
 
-AnyTable = TypeVar("AnyTable", bound=Correctable)
 Rule = Callable[[AnyTable, Mapping[str, Sequence[int]], float], Plan]
 """Makes a plan from a table, the widths on offer and the share of the budget that it may take."""
 
