@@ -34,7 +34,7 @@ from pydeploy.quant.calibrate import calibrate
 from pydeploy.quant.manifest import load_manifest
 from pydeploy.quant.qdq import quantize
 from pydeploy.report import Report
-from pydeploy.timing import Timing
+from pydeploy.timing.records import Timing
 from pydeploy.train.tasks import Task
 
 ROUNDS, RUNS = 20, 20

@@ -37,7 +37,7 @@ from pydeploy.latency.measure import Lab, Probe, build, layer_timings, measure, 
 from pydeploy.latency.table import Table
 from pydeploy.latency.verify import Pair, judged, verify
 from pydeploy.solve import pareto_front, solve
-from pydeploy.timing import Profile, Timing
+from pydeploy.timing.records import Profile, Timing
 
 INPUT = (1, 3, 224, 224)
 PARTS, PLANS = 3, 10

@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 
 from pydeploy.errors import Infeasible
 from pydeploy.graph import Graph, Plan, Widths
-from pydeploy.timing import Profile
+from pydeploy.timing.records import Profile
 
 SHARE = 0.5
 """Power of the last round's surprise that is taken off the aim after the first round.

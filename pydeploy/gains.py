@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydeploy.graph import Graph, Widths
 from pydeploy.latency.table import Table
-from pydeploy.timing import Target
+from pydeploy.timing.records import Target
 
 BESIDE_INT8 = {"tensorrt": "fp16"}
 """The precision of what an int8 file leaves unquantised, where it is not fp32."""

@@ -27,7 +27,7 @@ from pydeploy.quant.mixed import Choice, LayerOption, choose, conversion_us, nei
 from pydeploy.quant.observe import Ranges
 from pydeploy.quant.placement import style_for
 from pydeploy.stages import Job
-from pydeploy.timing import Target
+from pydeploy.timing.records import Target
 
 HALVES = ("fp16", "bf16")
 """Half precisions in the order of preference; the first that the backend has is used."""

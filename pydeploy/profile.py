@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pydeploy.backends.base import Backend, Conditioned, Engine, Feeds, LayerTime, TensorSpec
-from pydeploy.clock import Load, Samples, Timer, Watch, interleave, quiet_rounds, unwatched
-from pydeploy.timing import Padding, Profile, Timing
+from pydeploy.timing.records import Padding, Profile, Timing
+from pydeploy.timing.rounds import Load, Samples, Timer, Watch, interleave, quiet_rounds, unwatched
 
 OnRound = Callable[[int, int, Load], None]
 

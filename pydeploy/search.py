@@ -29,7 +29,7 @@ from pydeploy.stages import (
     prevailing_us,
     read_scores,
 )
-from pydeploy.timing import Profile, Timing
+from pydeploy.timing.records import Profile, Timing
 
 SLACK = 0.03
 """A plan at most this share below the budget is good enough; a slower, better one is looked for otherwise."""

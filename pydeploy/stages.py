@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 
 from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import Backend, Engine, Feeds, align_of
-from pydeploy.clock import Timer, Watch
 from pydeploy.config import Config, TrainSection
 from pydeploy.errors import ConfigError, DataError, nearest
 from pydeploy.files import replacing, write_json
 from pydeploy.graph import Graph, Plan
-from pydeploy.pace import Limits, Pace, time_in_turns
 from pydeploy.profile import profile, random_feeds, time_engines
 from pydeploy.quant.manifest import Manifest, load_manifest
 from pydeploy.quant.observe import Ranges
 from pydeploy.quant.placement import style_for
 from pydeploy.rundir import Console
-from pydeploy.timing import Profile, Timing
+from pydeploy.timing.records import Profile, Timing
+from pydeploy.timing.reference import Limits, Pace, time_in_turns
+from pydeploy.timing.rounds import Timer, Watch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -222,7 +222,7 @@ def measure_engines(engines: dict[str, tuple[Backend, Engine]]) -> dict[str, Tim
 
 
 def measure_at_level(engines: dict[str, tuple[Backend, Engine]], level_us: float | None) -> dict[str, Timing]:
-    """Latency of several engines, each timed between two runs of the one named ``dense`` (see `pydeploy.pace`).
+    """Latency of several engines, each timed between two runs of the one named ``dense`` (see `pydeploy.timing.reference`).
 
     A computer whose cores are at times shared runs large and small networks at other ratios then: the state in which the
     dense engine takes `level_us`, as it did for the table, is waited for; where it does not come, what prevails counts.

@@ -27,7 +27,7 @@ from pydeploy.report import (
 )
 from pydeploy.search import level_us, read_rounds
 from pydeploy.stages import Job
-from pydeploy.timing import Timing
+from pydeploy.timing.records import Timing
 from pydeploy.version import __version__
 
 

@@ -17,7 +17,7 @@ from pydeploy.report import (
     TableFacts,
     recommend,
 )
-from pydeploy.timing import Target
+from pydeploy.timing.records import Target
 
 CPU = Target(
     device="Intel Xeon (2 cores)",

@@ -26,7 +26,7 @@ from pydeploy.aim import (
 from pydeploy.errors import Infeasible
 from pydeploy.graph import Extent, Graph, Group, Op, OpKey, Plan, Widths
 from pydeploy.solve import solve
-from pydeploy.timing import Profile, Target, Timing
+from pydeploy.timing.records import Profile, Target, Timing
 
 TARGET = 0.985
 NOTHING = Profile(Target("none", "null", "1", "fp32", 1, 1), Timing.of([1.0]), {})

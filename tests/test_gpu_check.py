@@ -21,7 +21,7 @@ from pydeploy.cli import gpu_check
 from pydeploy.cli.app import app
 from pydeploy.cli.gpu_check import CHECKS, Broken, Check, check_all
 from pydeploy.config import Config, parse
-from pydeploy.timing import Target, Timing
+from pydeploy.timing.records import Target, Timing
 from quiet import Quiet
 from trt_bench import machine
 from trt_surface import VERSIONS

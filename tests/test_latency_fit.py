@@ -10,7 +10,7 @@ import pytest
 from pydeploy.graph import Extent, Op
 from pydeploy.latency.fit import FEW, Line, factors, lines
 from pydeploy.latency.store import Network, Origin, Sample
-from pydeploy.timing import Timing
+from pydeploy.timing.records import Timing
 
 KEY = Op("op", "conv", "op.weight", Extent(8), Extent(8), 4, 4).key({})
 

@@ -25,7 +25,7 @@ from pydeploy.latency.design import grid, probe_plans
 from pydeploy.latency.measure import measure
 from pydeploy.latency.probe import resize
 from pydeploy.latency.table import Table
-from pydeploy.timing import Timing
+from pydeploy.timing.records import Timing
 
 QUICK = {"rounds": 1, "runs": 1}
 GRID = {

@@ -20,7 +20,7 @@ from pydeploy.graph import OpKey
 from pydeploy.latency.design import grid, probe_plans
 from pydeploy.latency.store import Sample, append, create
 from pydeploy.latency.table import Table, origin
-from pydeploy.timing import Profile, Target, Timing
+from pydeploy.timing.records import Profile, Target, Timing
 
 TARGET = Target("board", "null", "1", "fp32", 1, 2, {"clock": "fixed"}, measured=False)
 KEY = OpKey("conv", 16, 32, 8, 8, (3, 3), tail="relu")

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pydeploy import pace, stages
+from pydeploy import stages
+from pydeploy.timing import reference as pace
 
 
 class Computer:

@@ -1,4 +1,4 @@
-"""`pydeploy.pace`: on a simulated computer that changes speed, turns recover what an engine takes at one speed."""
+"""`pydeploy.timing.reference`: on a simulated computer that changes speed, turns recover what an engine takes at one speed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from pydeploy import pace as module
-from pydeploy.clock import Load, Watch, unwatched
-from pydeploy.pace import LEAST, READINGS, Kept, Limits, Pace, Unit, take_turns, time_in_turns, timing_of
+from pydeploy.timing import reference as module
+from pydeploy.timing.reference import LEAST, READINGS, Kept, Limits, Pace, Unit, take_turns, time_in_turns, timing_of
+from pydeploy.timing.rounds import Load, Watch, unwatched
 
 LIMITS = Limits(rounds=6, most=60, precision=0.02, patience_s=5.0)
 

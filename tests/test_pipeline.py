@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 
-from pydeploy import pace, pipeline, precisions, stages
+from pydeploy import pipeline, precisions, stages
 from pydeploy import search as search_module
 from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import Engine, reopen
@@ -31,7 +31,8 @@ from pydeploy.pipeline import open_job, run
 from pydeploy.report import Report
 from pydeploy.search import Budget, best_plan, read_rounds, search
 from pydeploy.stages import model_of
-from pydeploy.timing import Target, Timing
+from pydeploy.timing import reference as pace
+from pydeploy.timing.records import Target, Timing
 from quiet import Quiet
 
 ROOT = Path(__file__).parent.parent

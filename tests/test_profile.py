@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx_nets import RESIDUAL_OPS, residual
 from pydeploy.backends.base import Backend, Engine, LayerTime, TensorSpec, open_backend
 from pydeploy.profile import attribute, profile, random_feeds, time_engines
-from pydeploy.timing import Profile
+from pydeploy.timing.records import Profile
 
 
 def layer(name: str, *origins: str, samples: tuple[float, ...] = (1.0, 2.0)) -> LayerTime:

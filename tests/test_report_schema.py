@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from pydeploy.errors import DataError
 from pydeploy.report import Latency, Recommendation, Report, Round
-from pydeploy.timing import Target, Timing
+from pydeploy.timing.records import Target, Timing
 from report_factory import CPU, latency, model, models, sample
 
 

@@ -31,12 +31,12 @@ from pydeploy.backends.tensorrt.condition import Condition
 from pydeploy.backends.tensorrt.options import Options
 from pydeploy.cli import engine_verbs
 from pydeploy.cli.console import show_profile
-from pydeploy.clock import unwatched
 from pydeploy.errors import BackendUnavailable, ConfigError, DataError, Mismatch
 from pydeploy.profile import attribute, paddings, profile, random_feeds
 from pydeploy.quant.half import to_half
 from pydeploy.quant.implicit import entropy_calibrator
-from pydeploy.timing import Profile
+from pydeploy.timing.records import Profile
+from pydeploy.timing.rounds import unwatched
 from trt_bench import VERSIONS, machine
 from trt_fake import PROFILE_US, World
 

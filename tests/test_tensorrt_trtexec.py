@@ -18,7 +18,7 @@ from pydeploy.backends.tensorrt.options import Options
 from pydeploy.backends.tensorrt.trtexec import Files, read_layers, read_profile, read_run, read_times
 from pydeploy.errors import BackendUnavailable, ConfigError, DataError
 from pydeploy.latency.board import profile_from, target_from
-from pydeploy.timing import Profile
+from pydeploy.timing.records import Profile
 
 FOLDER = Path(__file__).parent / "trtexec_files"
 VERSIONS = tuple(version.rpartition(".")[0] for version in trt_surface.VERSIONS)

@@ -15,7 +15,7 @@ from onnx_nets import residual
 from pydeploy.backends.tensorrt import driver, trtexec
 from pydeploy.latency.board import ProbeFolder
 from pydeploy.latency.table import Table
-from pydeploy.timing import Profile
+from pydeploy.timing.records import Profile
 from test_cli import fails, pydeploy
 from test_tensorrt_trtexec import FOLDER, VERSIONS, files
 

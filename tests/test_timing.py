@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pydeploy.errors import DataError, Mismatch
-from pydeploy.timing import Profile, Target, Timing
+from pydeploy.timing.records import Profile, Target, Timing
 
 TARGET = Target("cpu", "onnxruntime", "1.0", "fp32", 1, 2, {"cores": "2"})
 

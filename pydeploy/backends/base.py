@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pydeploy.errors import BackendUnavailable, ConfigError, DataError, Mismatch, nearest
 from pydeploy.files import read_json, sha256, write_json
-from pydeploy.timing import Padding, Target
+from pydeploy.timing.records import Padding, Target
 
 Feeds = Mapping[str, NDArray[Any]]
 """Arrays by tensor name."""

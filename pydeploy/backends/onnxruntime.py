@@ -29,7 +29,7 @@ from pydeploy.backends.origins import trace_origins
 from pydeploy.backends.source import read_source
 from pydeploy.errors import BackendUnavailable, DataError
 from pydeploy.files import replacing, sha256
-from pydeploy.timing import Target
+from pydeploy.timing.records import Target
 
 PRECISIONS = ("fp32", "int8")
 _ORIGINS = "pydeploy.origins"

@@ -27,7 +27,7 @@ from pydeploy.backends.origins import node_name
 from pydeploy.backends.source import read_source
 from pydeploy.errors import BackendUnavailable, DataError
 from pydeploy.files import replacing, sha256
-from pydeploy.timing import Target
+from pydeploy.timing.records import Target
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 """The precision that OpenVINO is told to compute in, where the file does not say otherwise."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pydeploy.rundir import Tick
-from pydeploy.timing import Padding, Profile
+from pydeploy.timing.records import Padding, Profile
 
 FLAGS = {
     "unstable": "run times vary by more than 2.5 % or clocks were lowered; lock the clocks (nvidia-smi -lgc, jetson_clocks) and repeat",

@@ -21,7 +21,6 @@ from pydeploy.backends.base import Backend, Engine, open_backend, reopen
 from pydeploy.backends.tensorrt import compat
 from pydeploy.backends.tensorrt.backend import TensorRt
 from pydeploy.backends.tensorrt.checkup import checkup
-from pydeploy.clock import interleave
 from pydeploy.config import Config
 from pydeploy.errors import DeployError
 from pydeploy.files import read_json, write_json
@@ -35,6 +34,7 @@ from pydeploy.quant.manifest import load_manifest
 from pydeploy.quant.observe import Ranges
 from pydeploy.report import Report
 from pydeploy.rundir import Console
+from pydeploy.timing.rounds import interleave
 
 UNSEEN_PLANS = 8
 LIMITS = {"fp32": 1e-3, "fp16": 0.02, "int8": 0.15}

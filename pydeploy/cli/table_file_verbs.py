@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pydeploy.graph import OpKey
     from pydeploy.latency.interpolation import Lookup
     from pydeploy.latency.table import Table
-    from pydeploy.timing import Padding
+    from pydeploy.timing.records import Padding
 
 LAYER_HELP = "Only layers whose description contains this text."
 
@@ -151,7 +151,7 @@ def import_(
     from pydeploy.files import read_json
     from pydeploy.latency.foreign import read_lines
     from pydeploy.latency.table import Table, origin
-    from pydeploy.timing import Target
+    from pydeploy.timing.records import Target
 
     suffix = file.suffix.lower()
     if suffix not in (".csv", ".json"):
@@ -180,7 +180,7 @@ def _table_for_list(db: Path, device: str, trt: str, target: str, batch: int) ->
     """The table in `db`, or a new one for the device that the user names."""
     from pydeploy.errors import ConfigError
     from pydeploy.latency.table import Table
-    from pydeploy.timing import Target
+    from pydeploy.timing.records import Target
 
     if db.exists() and not device:
         return Table.open(db)

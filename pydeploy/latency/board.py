@@ -33,7 +33,7 @@ from pydeploy.latency.measure import Transform, load_model, probe_name
 from pydeploy.latency.probe import resize
 from pydeploy.latency.table import Table, origin
 from pydeploy.profile import attribute, paddings
-from pydeploy.timing import Profile, Target, Timing
+from pydeploy.timing.records import Profile, Target, Timing
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from pydeploy.latency.store import (
     sample_from,
     sample_row,
 )
-from pydeploy.timing import Target
+from pydeploy.timing.records import Target
 
 
 def to_csv(path: Path, target: Target, samples: Sequence[Sample]) -> None:

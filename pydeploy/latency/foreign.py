@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydeploy.errors import DataError
 from pydeploy.graph import OpKey
-from pydeploy.timing import Timing
+from pydeploy.timing.records import Timing
 
 _LINE = re.compile(r"\{(Regular|Depthwise)((?:,\d+){8})\}\s+(-?[\d.]+(?:[eE][-+]?\d+)?)")
 

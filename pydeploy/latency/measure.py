@@ -1,6 +1,6 @@
 """Fill a latency table: probe networks at planned widths are built, timed in turns, and read layer by layer.
 
-* Each probe is timed between two runs of the dense network (`pydeploy.pace`): what counts is its time in units of
+* Each probe is timed between two runs of the dense network (`pydeploy.timing.reference`): what counts is its time in units of
   the dense network's, taken while the computer runs at the table's level of speed.
 * Probes run in chunks, all engines of a chunk open at once. Each finished probe is written in one transaction: a run
   that is killed loses the chunk in hand and nothing else; the next run skips what is there.
@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 
 from pydeploy.backends.base import Backend, Engine, Feeds, Session
 from pydeploy.backends.device import conditions
-from pydeploy.clock import Watch, unwatched
 from pydeploy.errors import DataError, MissingTiming
 from pydeploy.graph import Graph, OpKey, Widths
 from pydeploy.latency import store
@@ -34,9 +33,10 @@ from pydeploy.latency.design import Grid, grid, op_keys, probe_plans
 from pydeploy.latency.probe import resize
 from pydeploy.latency.quantized import int8_transform, needs_pairs
 from pydeploy.latency.table import Table, origin
-from pydeploy.pace import Kept, Limits, Pace, take_turns, time_in_turns, timing_of
 from pydeploy.profile import attribute, paddings, random_feeds
-from pydeploy.timing import Padding, Timing
+from pydeploy.timing.records import Padding, Timing
+from pydeploy.timing.reference import Kept, Limits, Pace, take_turns, time_in_turns, timing_of
+from pydeploy.timing.rounds import Watch, unwatched
 
 CHUNK = 16
 """Most engines open at once."""

@@ -22,7 +22,7 @@ from typing import Any
 
 from pydeploy.errors import DataError
 from pydeploy.graph import OpKey
-from pydeploy.timing import Padding, Target, Timing
+from pydeploy.timing.records import Padding, Target, Timing
 
 SCHEMA = 2
 _APPLICATION = 0x70644C54  # "pdLT" in SQLite's application_id: tells our files from other databases
@@ -78,7 +78,7 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Padded:
-    """The channel multiples that one layer reads and writes in one network (`pydeploy.timing.Padding`)."""
+    """The channel multiples that one layer reads and writes in one network (`pydeploy.timing.records.Padding`)."""
 
     key: OpKey
     padding: Padding

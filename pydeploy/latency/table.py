@@ -25,7 +25,7 @@ from pydeploy.latency import exchange, fit, store
 from pydeploy.latency.fit import Line
 from pydeploy.latency.interpolation import Known, Lookup
 from pydeploy.latency.store import Network, Origin, Padded, Sample
-from pydeploy.timing import Padding, Profile, Target, Timing, median_interval
+from pydeploy.timing.records import Padding, Profile, Target, Timing, median_interval
 from pydeploy.version import __version__
 
 

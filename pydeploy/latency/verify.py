@@ -27,8 +27,8 @@ from pydeploy.latency import store
 from pydeploy.latency.isolated import isolated_us
 from pydeploy.latency.measure import CHUNK, Lab, Probe, Transform, build, opened, probe_name, sessions, timed
 from pydeploy.latency.table import Table
-from pydeploy.pace import TOLERANCE
-from pydeploy.timing import Timing
+from pydeploy.timing.records import Timing
+from pydeploy.timing.reference import TOLERANCE
 
 TRIES = 1000
 ANCHORS = 8

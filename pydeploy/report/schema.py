@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 
 from pydeploy.errors import DataError
 from pydeploy.files import read_json, write_json
-from pydeploy.timing import Target, Timing
+from pydeploy.timing.records import Target, Timing
 
 SCHEMA = 1
 """Version of the file's form; raised when a reader of the old form could misread the new one."""

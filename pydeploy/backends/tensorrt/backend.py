@@ -28,7 +28,7 @@ from pydeploy.backends.tensorrt.session import TensorRtSession
 from pydeploy.errors import BackendUnavailable, ConfigError
 from pydeploy.files import replacing, sha256, write_json
 from pydeploy.quant.half import to_half
-from pydeploy.timing import Target
+from pydeploy.timing.records import Target
 
 _HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydeploy.errors import DataError
-from pydeploy.timing import Padding
+from pydeploy.timing.records import Padding
 
 _ONNX_NAME = re.compile(r"\[ONNX Layer: ([^\]\x1e\x1f]*)\]")
 _LAYOUT = re.compile(r"\(k(\w+)\)")

@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pydeploy.timing import Timing
+from pydeploy.timing.records import Timing
 
 T = TypeVar("T")
 Timer = Callable[[int], NDArray[np.float64]]

@@ -22,8 +22,8 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pydeploy.clock import Timer, Watch
-from pydeploy.timing import Timing, median_interval
+from pydeploy.timing.records import Timing, median_interval
+from pydeploy.timing.rounds import Timer, Watch
 
 T = TypeVar("T")
 
