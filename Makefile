@@ -30,7 +30,7 @@ $(VENV)/.ready: pyproject.toml CMakeLists.txt $(SOURCES)
 
 # Fashion-MNIST: $PYDEPLOY_DATA, Debian's package, or torchvision's download; the package is installed where that is allowed.
 data: setup
-	@$(BIN)/python -m pydeploy.train.fetch
+	@$(BIN)/python -m pydeploy.data.fetch
 
 demo: setup data
 	@echo "demo: 15 to 28 minutes on two cores (0.2 to 0.4 s a training step in bfloat16); progress below. An interrupted demo goes on with 'make demo'."

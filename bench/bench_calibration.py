@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from pydeploy._core import Histogram, entropy_threshold
-from pydeploy.preprocessing import IMAGENET
+from pydeploy.data.preprocessing import IMAGENET
 from pydeploy.quant.observe import OBSERVERS, Seen, observe
 
 RNG = np.random.default_rng(0)

@@ -27,11 +27,11 @@ from pydeploy import stages
 from pydeploy.backends.base import Backend, Engine, open_backend
 from pydeploy.backends.openvino import OpenVino
 from pydeploy.config import load
+from pydeploy.data.manifest import load_manifest
 from pydeploy.errors import BackendUnavailable
 from pydeploy.files import read_json, sha256, write_json, write_text
 from pydeploy.profile import random_feeds, time_engines
 from pydeploy.quant.calibrate import calibrate
-from pydeploy.quant.manifest import load_manifest
 from pydeploy.quant.qdq import quantize
 from pydeploy.report import Report
 from pydeploy.timing.records import Timing

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import Backend, Engine, Feeds, align_of
 from pydeploy.config import Config, TrainSection
+from pydeploy.data.manifest import Manifest, load_manifest
 from pydeploy.errors import ConfigError, DataError, nearest
 from pydeploy.files import replacing, write_json
 from pydeploy.graph import Graph, Plan
 from pydeploy.profile import profile, random_feeds, time_engines
-from pydeploy.quant.manifest import Manifest, load_manifest
 from pydeploy.quant.observe import Ranges
 from pydeploy.quant.placement import style_for
 from pydeploy.rundir import Console
@@ -305,11 +305,11 @@ def calibration_batches(task: Task, manifest: Manifest) -> Iterator[dict[str, ND
 def manifest_batches(manifest: Manifest, threads: int = 0, batch: int = 8) -> Iterator[NDArray[np.float32]]:
     """Model inputs of the manifest's samples, without a task: a data set by its name, or a path. Valid for one step."""
     if manifest.path is not None:
-        from pydeploy.quant.images import batches
+        from pydeploy.data.images import batches
 
         yield from batches(manifest, batch, threads)
         return
-    from pydeploy.train.data import load as load_images
+    from pydeploy.data.image_sets import load as load_images
 
     images = load_images(manifest.source)
     parts = {"train": images.train_images, "test": images.test_images}

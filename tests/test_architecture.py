@@ -18,7 +18,7 @@ RANKS = {
     "pydeploy.files": 1,
     "pydeploy.graph": 2,
     "pydeploy.timing.records": 2,
-    "pydeploy.preprocessing": 2,
+    "pydeploy.data.preprocessing": 2,
     "pydeploy.aim": 3,
     "pydeploy.config": 3,
     "pydeploy.timing.rounds": 3,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pydeploy.config import Config, load, parse
+from pydeploy.data.manifest import load_manifest
 from pydeploy.errors import ConfigError
-from pydeploy.quant.manifest import load_manifest
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))

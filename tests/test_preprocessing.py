@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
+from pydeploy.data.preprocessing import IMAGENET, Preprocessing
 from pydeploy.errors import ConfigError, DataError
-from pydeploy.preprocessing import IMAGENET, Preprocessing
 
 RNG = np.random.default_rng(0)
 RAW = ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))

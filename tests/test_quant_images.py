@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pydeploy.data.images import batches
+from pydeploy.data.manifest import Manifest
+from pydeploy.data.preprocessing import Preprocessing
 from pydeploy.errors import ConfigError, DataError
-from pydeploy.preprocessing import Preprocessing
-from pydeploy.quant.images import batches
-from pydeploy.quant.manifest import Manifest
 
 WAY = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 12, 10)
 RNG = np.random.default_rng(0)

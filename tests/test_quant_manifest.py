@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pydeploy.data.manifest import Manifest, load_manifest
+from pydeploy.data.preprocessing import IMAGENET, Preprocessing
 from pydeploy.errors import ConfigError, DataError
-from pydeploy.preprocessing import IMAGENET, Preprocessing
-from pydeploy.quant.manifest import Manifest, load_manifest
 
 SHIPPED = sorted((Path(__file__).parent.parent / "calib").rglob("*.yaml"))
 
@@ -108,9 +108,9 @@ def test_the_key_follows_every_setting() -> None:
 
 
 def test_the_pinned_set_is_the_evaluations_to_the_byte() -> None:
+    from pydeploy.data.image_sets import find_fashion_mnist
     from pydeploy.stages import calibration_batches, manifest_batches
     from pydeploy.train.classification import classification
-    from pydeploy.train.data import find_fashion_mnist
 
     try:
         find_fashion_mnist(download=False)

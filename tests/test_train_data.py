@@ -9,9 +9,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from pydeploy.data import image_sets as data
+from pydeploy.data.idx import read_idx
 from pydeploy.errors import ConfigError, DataError
-from pydeploy.train import data
-from pydeploy.train.idx import read_idx
 
 
 def idx_bytes(values: NDArray[np.uint8]) -> bytes:

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from pydeploy.data.image_sets import synthetic
 from pydeploy.errors import ConfigError
-from pydeploy.train.data import synthetic
 from pydeploy.train.distill import DistillSettings, Teacher, soft_divergence
 from pydeploy.train.loop import fit
 from pydeploy.train.settings import FitSettings

@@ -17,9 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from pydeploy.data.image_sets import synthetic
 from pydeploy.errors import ConfigError, DataError, Mismatch
 from pydeploy.train.augment import Augment
-from pydeploy.train.data import synthetic
 from pydeploy.train.distill import DistillSettings, Teacher
 from pydeploy.train.loop import fit
 from pydeploy.train.settings import FitSettings, bf16_wanted, lr_at
@@ -159,7 +159,7 @@ import json, os, sys
 from pathlib import Path
 import torch
 from pydeploy.train import checkpoint
-from pydeploy.train.data import synthetic
+from pydeploy.data.image_sets import synthetic
 from pydeploy.train.loop import fit
 from pydeploy.train.settings import FitSettings
 from train_helpers import TinyTask

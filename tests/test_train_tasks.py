@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pydeploy.data.image_sets import synthetic
 from pydeploy.errors import ConfigError, DataError
 from pydeploy.train.augment import Augment, augment, augment_by
 from pydeploy.train.classification import Classification
-from pydeploy.train.data import synthetic
 from pydeploy.train.tasks import Task, build_task, predict_with
 
 SMALL: dict[str, Any] = {

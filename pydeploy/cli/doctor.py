@@ -72,7 +72,7 @@ def _package(name: str) -> str:
 
 def _data() -> str:
     try:
-        from pydeploy.train.data import REMEDY, find_fashion_mnist
+        from pydeploy.data.image_sets import REMEDY, find_fashion_mnist
     except ImportError as error:
         return f"not looked for: training needs '{error.name}' (pip install 'pydeploy[train]'); measuring does not"
 

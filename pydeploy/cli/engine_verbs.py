@@ -39,9 +39,9 @@ def calibrate(
     from pydeploy import stages
     from pydeploy.cli.console import Terminal
     from pydeploy.config import load
+    from pydeploy.data.manifest import load_manifest
     from pydeploy.quant.calibrate import calibrate as observe
     from pydeploy.quant.implicit import cache_version, write_cache
-    from pydeploy.quant.manifest import load_manifest
 
     manifest = load_manifest(data)
     if cache is not None:
@@ -117,10 +117,10 @@ def _calibrated(backend: Backend, model: Path, out: Path, data: Path, config: Pa
     from pydeploy import stages
     from pydeploy.backends.tensorrt.backend import TensorRt
     from pydeploy.config import load
+    from pydeploy.data.manifest import load_manifest
     from pydeploy.errors import ConfigError
     from pydeploy.files import sha256
     from pydeploy.quant.implicit import entropy_calibrator
-    from pydeploy.quant.manifest import load_manifest
 
     if not isinstance(backend, TensorRt):
         raise ConfigError(

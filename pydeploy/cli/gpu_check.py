@@ -22,6 +22,7 @@ from pydeploy.backends.tensorrt import compat
 from pydeploy.backends.tensorrt.backend import TensorRt
 from pydeploy.backends.tensorrt.checkup import checkup
 from pydeploy.config import Config
+from pydeploy.data.manifest import load_manifest
 from pydeploy.errors import DeployError
 from pydeploy.files import read_json, write_json
 from pydeploy.graph import Graph
@@ -30,7 +31,6 @@ from pydeploy.latency.table import Table
 from pydeploy.pipeline import run
 from pydeploy.profile import profile, random_feeds
 from pydeploy.quant.implicit import entropy_calibrator, write_cache
-from pydeploy.quant.manifest import load_manifest
 from pydeploy.quant.observe import Ranges
 from pydeploy.report import Report
 from pydeploy.rundir import Console

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pydeploy.data.image_sets import ImageSet, load
 from pydeploy.errors import ConfigError, DataError, nearest
 from pydeploy.models import build
 from pydeploy.train.augment import Augment, augment, augment_by
-from pydeploy.train.data import ImageSet, load
 from pydeploy.train.distill import soft_divergence
 from pydeploy.train.tasks import Batch, Predict, Task, padded
 

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pydeploy.data.idx import read_idx
+from pydeploy.data.preprocessing import Preprocessing
 from pydeploy.errors import ConfigError, DataError, nearest
-from pydeploy.preprocessing import Preprocessing
-from pydeploy.train.idx import read_idx
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 REMEDY = "install it (apt-get install dataset-fashion-mnist) or set PYDEPLOY_DATA to the folder with the four files"

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pydeploy.data.manifest import Manifest
 from pydeploy.errors import BackendUnavailable, ConfigError, DataError
-from pydeploy.quant.manifest import Manifest
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 DECODERS = 2

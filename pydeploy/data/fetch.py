@@ -1,4 +1,4 @@
-"""``python -m pydeploy.train.fetch``: find Fashion-MNIST, or get it in one of the ways that this machine allows."""
+"""``python -m pydeploy.data.fetch``: find Fashion-MNIST, or get it in one of the ways that this machine allows."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import shutil
 import subprocess
 import sys
 
+from pydeploy.data.image_sets import find_fashion_mnist
 from pydeploy.errors import DataError
-from pydeploy.train.data import find_fashion_mnist
 
 PACKAGE = "dataset-fashion-mnist"
 

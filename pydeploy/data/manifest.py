@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pydeploy.data.preprocessing import PREPROCESSING, Preprocessing
 from pydeploy.errors import ConfigError, DataError, nearest
 from pydeploy.files import read_yaml
-from pydeploy.preprocessing import PREPROCESSING, Preprocessing
 
 
 @dataclass(frozen=True, slots=True)
