@@ -12,9 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 import quant_nets as nets
 from pydeploy.errors import ConfigError, DataError, Mismatch
+from pydeploy.onnxfile.prepare import files_hash, read_float_model, read_model
 from pydeploy.quant.calibrate import calibrate
 from pydeploy.quant.lint import lint
-from pydeploy.quant.model import files_hash, read_float_model, read_model
 from pydeploy.quant.placement import STYLES
 from pydeploy.quant.qdq import quantize
 

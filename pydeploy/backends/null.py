@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from pydeploy.backends.base import Engine, Feeds, LayerTime, TensorSpec, check_feeds
 from pydeploy.backends.origins import node_name
-from pydeploy.backends.source import input_specs, read_source, tensor_spec
 from pydeploy.errors import BackendUnavailable, DataError
 from pydeploy.files import read_json, sha256, write_json
+from pydeploy.onnxfile.read import input_specs, read_source, tensor_spec
 from pydeploy.timing.records import Target
 
 BYTES = {"fp32": 4, "bf16": 2, "int8": 1}

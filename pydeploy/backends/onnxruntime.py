@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from pydeploy.backends import device
 from pydeploy.backends.base import Engine, Feeds, LayerTime, TensorSpec, check_feeds
 from pydeploy.backends.origins import trace_origins
-from pydeploy.backends.source import read_source
 from pydeploy.errors import BackendUnavailable, DataError
 from pydeploy.files import replacing, sha256
+from pydeploy.onnxfile.read import read_source
 from pydeploy.timing.records import Target
 
 PRECISIONS = ("fp32", "int8")

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from pydeploy.backends import device
 from pydeploy.backends.base import Engine, Feeds, LayerTime, TensorSpec, check_feeds
 from pydeploy.backends.origins import node_name
-from pydeploy.backends.source import read_source
 from pydeploy.errors import BackendUnavailable, DataError
 from pydeploy.files import replacing, sha256
+from pydeploy.onnxfile.read import read_source
 from pydeploy.timing.records import Target
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}

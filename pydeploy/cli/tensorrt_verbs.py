@@ -97,9 +97,9 @@ def _facts(model: Path, batch: int, precision: str) -> tuple[bool, str]:
     """
     import onnx
 
-    from pydeploy.backends.source import check_precision, input_specs, with_batch
     from pydeploy.backends.tensorrt.backend import dynamic_inputs, is_typed_file
     from pydeploy.errors import DataError
+    from pydeploy.onnxfile.read import check_precision, input_specs, with_batch
 
     try:
         loaded = onnx.load(model, format="protobuf", load_external_data=False)

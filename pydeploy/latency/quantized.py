@@ -12,8 +12,8 @@ from pathlib import Path
 import onnx
 
 from pydeploy.backends.base import Backend
-from pydeploy.backends.source import input_specs
 from pydeploy.files import sha256
+from pydeploy.onnxfile.read import input_specs
 from pydeploy.profile import random_feeds
 from pydeploy.quant.calibrate import calibrate
 from pydeploy.quant.observe import Ranges

@@ -18,8 +18,8 @@ import onnx_graphsurgeon as gs
 
 from pydeploy.backends.base import Feeds
 from pydeploy.errors import DataError, Mismatch, nearest
+from pydeploy.onnxfile.prepare import Loaded, files_hash, prepare, read_float_model
 from pydeploy.quant.counts import Counts, sample_hash
-from pydeploy.quant.model import Loaded, files_hash, prepare, read_float_model
 from pydeploy.quant.observe import Ranges, check_observer, observe
 from pydeploy.quant.placement import STYLES, plan, style_named
 from pydeploy.quant.tapped import Tapped

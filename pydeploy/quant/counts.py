@@ -30,7 +30,7 @@ class Counts:
     """One `Seen` per tensor and the hash of every sample that went into them."""
 
     model: str
-    """`pydeploy.quant.model.files_hash` of the float model."""
+    """`pydeploy.onnxfile.prepare.files_hash` of the float model."""
     data: str
     """Key of the calibration set ('' = not known)."""
     tensors: dict[str, Seen]

@@ -32,7 +32,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from pydeploy.quant.model import import_graph, read_model
+from pydeploy.onnxfile.prepare import import_graph, read_model
 from pydeploy.quant.placement import ACTIVATIONS, WEIGHTED, Style, channel_axis, fused_additions, label, style_named
 
 QUANTIZE, RESTORE = "QuantizeLinear", "DequantizeLinear"

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pydeploy import _core
 from pydeploy.backends.base import Feeds
 from pydeploy.errors import ConfigError, DataError
-from pydeploy.quant.model import prepare, read_float_model
+from pydeploy.onnxfile.prepare import prepare, read_float_model
 from pydeploy.quant.observe import Ranges
 from pydeploy.quant.placement import WEIGHTED, label
 from pydeploy.quant.qdq import quantize

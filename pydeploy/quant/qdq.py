@@ -10,7 +10,7 @@ Rules (where the pairs go is `pydeploy.quant.placement`, per runtime):
 * Biases: float, or int32 with the scale ``input scale * weight scale`` that the integer sum has anyway; a weight scale
   is raised where the bias would not fit into 30 bits, which leaves room for the sum. (ONNX Runtime 1.31 makes int32
   of float biases by itself and does not look whether they fit.)
-* Batch normalisation is folded before the weights' scales are chosen (`pydeploy.quant.model`).
+* Batch normalisation is folded before the weights' scales are chosen (`pydeploy.onnxfile.prepare`).
 * Node and tensor names stay; only spatial means become GlobalAveragePool (the node keeps its name).
 
 Sources: Jacob et al., arXiv 1712.05877; Wu et al., arXiv 2004.09602; Krishnamoorthi, arXiv 1806.08342.
@@ -27,7 +27,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from pydeploy.errors import DataError, Mismatch
-from pydeploy.quant.model import files_hash, new_name, prepare, read_float_model, save_graph
+from pydeploy.onnxfile.prepare import files_hash, new_name, prepare, read_float_model, save_graph
 from pydeploy.quant.observe import Range, Ranges
 from pydeploy.quant.placement import Placement, Style, channel_axis, label, plan, style_named
 

@@ -17,7 +17,6 @@ from pathlib import Path
 import onnx
 
 from pydeploy.backends.base import Engine
-from pydeploy.backends.source import input_specs, read_source, with_batch
 from pydeploy.backends.tensorrt import compat
 from pydeploy.backends.tensorrt.build import Built, Source, build
 from pydeploy.backends.tensorrt.calibration import MakeCalibrator, cache_reader, uploader
@@ -27,6 +26,7 @@ from pydeploy.backends.tensorrt.options import Options
 from pydeploy.backends.tensorrt.session import TensorRtSession
 from pydeploy.errors import BackendUnavailable, ConfigError
 from pydeploy.files import replacing, sha256, write_json
+from pydeploy.onnxfile.read import input_specs, read_source, with_batch
 from pydeploy.quant.half import to_half
 from pydeploy.timing.records import Target
 
