@@ -25,7 +25,7 @@ RANKS = {
     "pydeploy.timing.reference": 4,
     "pydeploy.backends.base": 3,
     "pydeploy.backends.device": 3,
-    "pydeploy.backends.origins": 3,
+    "pydeploy.backends.node_origins": 3,
     "pydeploy.onnxfile.read": 4,
     "pydeploy.backends": 5,
     "pydeploy.models": 4,

@@ -16,7 +16,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx_nets import DEPTHWISE_OPS, RESIDUAL_OPS, depthwise, residual
 from pydeploy.backends import base, device
 from pydeploy.backends.base import Backend, Engine, Session, open_backend
-from pydeploy.backends.origins import trace_origins
+from pydeploy.backends.node_origins import trace_origins
 from pydeploy.errors import BackendUnavailable, DataError, Mismatch
 from pydeploy.profile import attribute, random_feeds
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from pydeploy.backends import device
 from pydeploy.backends.base import Engine, Feeds, LayerTime, TensorSpec, check_feeds
-from pydeploy.backends.origins import trace_origins
+from pydeploy.backends.node_origins import trace_origins
 from pydeploy.errors import BackendUnavailable, DataError
 from pydeploy.files import replacing, sha256
 from pydeploy.onnxfile.read import read_source

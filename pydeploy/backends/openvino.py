@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from pydeploy.backends import device
 from pydeploy.backends.base import Engine, Feeds, LayerTime, TensorSpec, check_feeds
-from pydeploy.backends.origins import node_name
+from pydeploy.backends.node_origins import node_name
 from pydeploy.errors import BackendUnavailable, DataError
 from pydeploy.files import replacing, sha256
 from pydeploy.onnxfile.read import read_source
