@@ -14,7 +14,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from onnx_nets import residual
 from pydeploy.backends.base import open_backend
-from pydeploy.profile import random_feeds
+from pydeploy.profiling.profile import random_feeds
 
 WIDTH = 64
 RUNS = 20

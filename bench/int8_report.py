@@ -30,7 +30,7 @@ from pydeploy.config import load
 from pydeploy.data.manifest import load_manifest
 from pydeploy.errors import BackendUnavailable
 from pydeploy.files import read_json, sha256, write_json, write_text
-from pydeploy.profile import random_feeds, time_engines
+from pydeploy.profiling.profile import random_feeds, time_engines
 from pydeploy.quant.calibrate import calibrate
 from pydeploy.quant.qdq import quantize
 from pydeploy.report import Report

@@ -22,7 +22,7 @@ from pydeploy.files import read_json, write_json
 from pydeploy.gains import BESIDE_INT8, layer_times, other_table
 from pydeploy.graph import Graph, Plan
 from pydeploy.latency.table import Table
-from pydeploy.profile import profile
+from pydeploy.profiling.profile import profile
 from pydeploy.quant.mixed import Choice, LayerOption, choose, conversion_us, neighbours, sensitivity
 from pydeploy.quant.observe import Ranges
 from pydeploy.quant.placement import style_for

@@ -21,7 +21,7 @@ from pydeploy.data.manifest import Manifest, load_manifest
 from pydeploy.errors import ConfigError, DataError, nearest
 from pydeploy.files import replacing, write_json
 from pydeploy.graph import Graph, Plan
-from pydeploy.profile import profile, random_feeds, time_engines
+from pydeploy.profiling.profile import profile, random_feeds, time_engines
 from pydeploy.quant.observe import Ranges
 from pydeploy.quant.placement import style_for
 from pydeploy.rundir import Console

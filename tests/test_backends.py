@@ -18,7 +18,7 @@ from pydeploy.backends import base, device
 from pydeploy.backends.base import Backend, Engine, Session, open_backend
 from pydeploy.backends.node_origins import trace_origins
 from pydeploy.errors import BackendUnavailable, DataError, Mismatch
-from pydeploy.profile import attribute, random_feeds
+from pydeploy.profiling.profile import attribute, random_feeds
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from hypothesis.extra.numpy import arrays
 
 from onnx_nets import residual
 from pydeploy.backends.base import Feeds, LayerTime, TensorSpec, open_backend
-from pydeploy.compare import compare
 from pydeploy.errors import DataError, Mismatch
-from pydeploy.profile import random_feeds
+from pydeploy.profiling.compare_outputs import compare
+from pydeploy.profiling.profile import random_feeds
 
 
 class Fixed:

@@ -11,8 +11,8 @@ from onnx import numpy_helper
 
 import quant_nets as nets
 from pydeploy.backends.base import open_backend
-from pydeploy.divergence import first_divergence, layer_differences
 from pydeploy.errors import DataError, Mismatch
+from pydeploy.profiling.compare_layers import first_divergence, layer_differences
 from pydeploy.quant.calibrate import calibrate
 from pydeploy.quant.half import to_half
 from pydeploy.quant.qdq import quantize

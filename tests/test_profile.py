@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from onnx_nets import RESIDUAL_OPS, residual
 from pydeploy.backends.base import Backend, Engine, LayerTime, TensorSpec, open_backend
-from pydeploy.profile import attribute, profile, random_feeds, time_engines
+from pydeploy.profiling.profile import attribute, profile, random_feeds, time_engines
 from pydeploy.timing.records import Profile
 
 

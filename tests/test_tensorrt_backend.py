@@ -32,7 +32,7 @@ from pydeploy.backends.tensorrt.options import Options
 from pydeploy.cli import engine_verbs
 from pydeploy.cli.console import show_profile
 from pydeploy.errors import BackendUnavailable, ConfigError, DataError, Mismatch
-from pydeploy.profile import attribute, paddings, profile, random_feeds
+from pydeploy.profiling.profile import attribute, paddings, profile, random_feeds
 from pydeploy.quant.half import to_half
 from pydeploy.quant.implicit import entropy_calibrator
 from pydeploy.timing.records import Profile
@@ -672,7 +672,7 @@ def test_clocks_and_power_are_recorded(
     """Steady run times do not hide that the clocks were lowered all the time; an idle GPU is no reason."""
     machine(monkeypatch, NEWEST, tmp_path)
     monkeypatch.setitem(sys.modules, "pynvml", Nvml(reasons))
-    monkeypatch.setattr("pydeploy.profile.Watch", unwatched)  # other load on the computer that runs this test
+    monkeypatch.setattr("pydeploy.profiling.profile.Watch", unwatched)  # other load on the computer that runs this test
     backend, engine = built(tmp_path)
     found = profile(backend, engine, RESIDUAL_OPS, rounds=4, runs=5)
     facts = found.condition

@@ -13,7 +13,7 @@ from pydeploy.cli.arguments import EXAMPLE_HELP, TARGET_HELP
 
 if TYPE_CHECKING:
     from pydeploy.backends.base import Backend, Engine, Feeds
-    from pydeploy.divergence import LayerDifference
+    from pydeploy.profiling.compare_layers import LayerDifference
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Threads = Annotated[
@@ -150,7 +150,7 @@ def measure(
     """
     from pydeploy.cli.arguments import backend_of
     from pydeploy.cli.console import show_json, show_profile
-    from pydeploy.profile import profile
+    from pydeploy.profiling.profile import profile
 
     backend, record = backend_of(engine)
     if onnx is not None:
@@ -185,9 +185,9 @@ def compare(
     """
     from pydeploy.cli.arguments import backend_of
     from pydeploy.cli.console import show_json, show_table
-    from pydeploy.compare import compare as judge
-    from pydeploy.divergence import first_divergence
-    from pydeploy.profile import random_feeds, time_engines
+    from pydeploy.profiling.compare_layers import first_divergence
+    from pydeploy.profiling.compare_outputs import compare as judge
+    from pydeploy.profiling.profile import random_feeds, time_engines
 
     (one, first), (two, second) = backend_of(reference), backend_of(other)
     with one.open(first) as a, two.open(second) as b:
@@ -238,8 +238,8 @@ def _inside(
     reference: tuple[Backend, Engine], other: tuple[Backend, Engine], onnx: Sequence[Path], samples: Sequence[Feeds]
 ) -> tuple[LayerDifference, ...]:
     """Differences layer by layer; the ONNX files are those given, or lie beside the engines."""
-    from pydeploy.divergence import layer_differences
     from pydeploy.errors import ConfigError, DataError
+    from pydeploy.profiling.compare_layers import layer_differences
 
     if len(onnx) not in (0, 2):
         raise ConfigError(f"give --onnx twice, for the reference and for the other engine; got {len(onnx)}")

@@ -29,7 +29,7 @@ from pydeploy.graph import Graph
 from pydeploy.latency.probe import resize
 from pydeploy.latency.table import Table
 from pydeploy.pipeline import run
-from pydeploy.profile import profile, random_feeds
+from pydeploy.profiling.profile import profile, random_feeds
 from pydeploy.quant.implicit import entropy_calibrator, write_cache
 from pydeploy.quant.observe import Ranges
 from pydeploy.report import Report

@@ -32,7 +32,7 @@ from pydeploy.latency.design import Grid, probe_plans
 from pydeploy.latency.measure import Transform, load_model, probe_name
 from pydeploy.latency.probe import resize
 from pydeploy.latency.table import Table, origin
-from pydeploy.profile import attribute, paddings
+from pydeploy.profiling.profile import attribute, paddings
 from pydeploy.timing.records import Profile, Target, Timing
 
 

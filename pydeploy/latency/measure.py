@@ -33,7 +33,7 @@ from pydeploy.latency.design import Grid, grid, op_keys, probe_plans
 from pydeploy.latency.probe import resize
 from pydeploy.latency.quantized import int8_transform, needs_pairs
 from pydeploy.latency.table import Table, origin
-from pydeploy.profile import attribute, paddings, random_feeds
+from pydeploy.profiling.profile import attribute, paddings, random_feeds
 from pydeploy.timing.records import Padding, Timing
 from pydeploy.timing.reference import Kept, Limits, Pace, take_turns, time_in_turns, timing_of
 from pydeploy.timing.rounds import Watch, unwatched

@@ -14,7 +14,7 @@ import onnx
 from pydeploy.backends.base import Backend
 from pydeploy.files import sha256
 from pydeploy.onnxfile.read import input_specs
-from pydeploy.profile import random_feeds
+from pydeploy.profiling.profile import random_feeds
 from pydeploy.quant.calibrate import calibrate
 from pydeploy.quant.observe import Ranges
 from pydeploy.quant.placement import style_for

@@ -16,8 +16,8 @@ from typing import Any
 import onnx
 
 from pydeploy.backends.base import Backend, Feeds
-from pydeploy.compare import Difference, Sums
 from pydeploy.errors import DataError, Mismatch
+from pydeploy.profiling.compare_outputs import Difference, Sums
 
 _FUSED = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Sigmoid", "HardSigmoid", "HardSwish", "Gelu", "Tanh", "Add", "Mul",
                     "BatchNormalization"})  # fmt: skip
