@@ -24,10 +24,10 @@ from torchvision.models import get_model
 
 from pydeploy import _core
 from pydeploy.graph import Graph, Plan
-from pydeploy.prune.entries import kept_entries
-from pydeploy.prune.surgery import apply
-from pydeploy.prune.tensors import packed
-from pydeploy.prune.trace import trace
+from pydeploy.prune.structure.trace import trace
+from pydeploy.prune.surgery.apply import apply
+from pydeploy.prune.surgery.kept_entries import kept_entries
+from pydeploy.prune.surgery.tensors import packed
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 EXAMPLE = torch.zeros(1, 3, 224, 224)

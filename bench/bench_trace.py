@@ -25,8 +25,8 @@ import torchvision
 from torch import Tensor, nn
 
 from oracle import masked_norms, random_plan, randomise, silence
-from pydeploy.prune.surgery import apply
-from pydeploy.prune.trace import trace
+from pydeploy.prune.structure.trace import trace
+from pydeploy.prune.surgery.apply import apply
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 FEW = (

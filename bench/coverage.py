@@ -140,8 +140,8 @@ def counted(model: Any, graph: Any, inputs: tuple[Any, ...]) -> tuple[dict[str, 
 
 def unread(model: Any, inputs: tuple[Any, ...]) -> set[str]:
     """Weights of convolutions from whose results no other convolution or linear layer computes anything."""
-    from pydeploy.prune.propagate import Decisions, follow
-    from pydeploy.prune.tape import record
+    from pydeploy.prune.structure.propagate import Decisions, follow
+    from pydeploy.prune.structure.tape import record
 
     tape, _ = record(model, inputs, dict(model.state_dict(keep_vars=True)))
     views = follow(tape, Decisions()).views
@@ -171,8 +171,8 @@ def run_pydeploy(family: str, name: str, emit: Emit) -> None:
     import torch
 
     from oracle import masked_norms, random_plan, silence
-    from pydeploy.prune.surgery import apply
-    from pydeploy.prune.trace import trace
+    from pydeploy.prune.structure.trace import trace
+    from pydeploy.prune.surgery.apply import apply
 
     model, inputs = built(family, name)
     began = time.perf_counter()
@@ -219,7 +219,7 @@ def run_torch_pruning(family: str, name: str, emit: Emit) -> None:
     import torch
     import torch_pruning
 
-    from pydeploy.prune.trace import trace
+    from pydeploy.prune.structure.trace import trace
 
     model, inputs = built(family, name)
     graph = trace(model, inputs)
@@ -386,7 +386,7 @@ def prepare(family: str) -> None:
     import torch_pruning  # noqa: F401
     import torchvision  # noqa: F401
 
-    from pydeploy.prune.trace import trace
+    from pydeploy.prune.structure.trace import trace
 
     torch.set_num_threads(1)
     module_of(family)

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from pydeploy.graph import Graph, Plan
     from pydeploy.latency.measure import measure
     from pydeploy.latency.table import Table
-    from pydeploy.prune.absorb import channel_means
-    from pydeploy.prune.entries import compose
-    from pydeploy.prune.fold import fold
-    from pydeploy.prune.importance import score
-    from pydeploy.prune.io import load, save
-    from pydeploy.prune.surgery import apply
-    from pydeploy.prune.trace import trace
+    from pydeploy.prune.criteria.score import score
+    from pydeploy.prune.structure.trace import trace
+    from pydeploy.prune.surgery.absorb import channel_means
+    from pydeploy.prune.surgery.apply import apply
+    from pydeploy.prune.surgery.fold import fold
+    from pydeploy.prune.surgery.kept_entries import compose
+    from pydeploy.prune.surgery.save import load, save
     from pydeploy.quant.calibrate import calibrate
     from pydeploy.quant.qdq import quantize
     from pydeploy.solve import pareto_front, solve
@@ -31,19 +31,19 @@ _HOMES = {
     "Plan": "pydeploy.graph",
     "Table": "pydeploy.latency.table",
     "__version__": "pydeploy.version",
-    "apply": "pydeploy.prune.surgery",
+    "apply": "pydeploy.prune.surgery.apply",
     "calibrate": "pydeploy.quant.calibrate",
-    "channel_means": "pydeploy.prune.absorb",
-    "compose": "pydeploy.prune.entries",
-    "fold": "pydeploy.prune.fold",
-    "load": "pydeploy.prune.io",
+    "channel_means": "pydeploy.prune.surgery.absorb",
+    "compose": "pydeploy.prune.surgery.kept_entries",
+    "fold": "pydeploy.prune.surgery.fold",
+    "load": "pydeploy.prune.surgery.save",
     "measure": "pydeploy.latency.measure",
     "pareto_front": "pydeploy.solve",
     "quantize": "pydeploy.quant.qdq",
-    "save": "pydeploy.prune.io",
-    "score": "pydeploy.prune.importance",
+    "save": "pydeploy.prune.surgery.save",
+    "score": "pydeploy.prune.criteria.score",
     "solve": "pydeploy.solve",
-    "trace": "pydeploy.prune.trace",
+    "trace": "pydeploy.prune.structure.trace",
     "uniform": "pydeploy.baselines",
 }
 

@@ -3,7 +3,7 @@
 * Batch norm is folded into the convolution before it (torch's own exporter does that).
 * The node of every layer is named like the layer's operator in the graph (``layer1.0.conv1``; a second call of the
   same layer ``layer1.0.conv1:2``), its weight like the parameter. Latency tables and reports rely on it.
-* Masks (`pydeploy.prune.masks`) are folded into the weights.
+* Masks (`pydeploy.prune.surgery.masks`) are folded into the weights.
 * The batch is static: latency and calibration are for one batch size.
 * The file is run on ONNX Runtime and compared with the PyTorch model before it is put in place.
 """
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from pydeploy.errors import DataError, Mismatch, TraceError
 from pydeploy.files import replacing
-from pydeploy.prune.masks import unmasked
+from pydeploy.prune.surgery.masks import unmasked
 
 OPSET = 20
 """Newest operator set that ONNX Runtime 1.20, OpenVINO 2025 and TensorRT 10 all read."""

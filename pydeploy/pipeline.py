@@ -83,7 +83,7 @@ def run(
 
 def open_job(config: Config, console: Console) -> Job:
     """The task and the backend of `config`, checked before any work starts."""
-    from pydeploy.prune.importance import CRITERIA
+    from pydeploy.prune.criteria.score import CRITERIA
 
     if config.prune.criterion not in CRITERIA:
         raise ConfigError(
@@ -100,7 +100,7 @@ def open_job(config: Config, console: Console) -> Job:
 
 def train(job: Job, here: Path) -> None:
     """``model.safetensors``: the dense model, trained or taken from ``train.weights``."""
-    from pydeploy.prune.io import save
+    from pydeploy.prune.surgery.save import save
 
     section = job.config.train
     if section.weights is not None:
@@ -111,7 +111,7 @@ def train(job: Job, here: Path) -> None:
 
 def trace(job: Job, at: Artefacts, here: Path) -> None:
     """``graph.json``: groups and layers of the dense model."""
-    from pydeploy.prune.trace import trace as find
+    from pydeploy.prune.structure.trace import trace as find
 
     find(stages.model_of(job, at.dense_weights), job.task.example()).save(here / "graph.json")
 

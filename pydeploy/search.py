@@ -260,7 +260,7 @@ def _try(
     bench: _Bench, tried: Sequence[RoundResult], plans: Sequence[Plan], here: Path, number: int
 ) -> list[RoundResult]:
     """Cut to each plan, build, and measure beside the dense engine and those tried before; all results, in order."""
-    from pydeploy.prune.surgery import apply
+    from pydeploy.prune.surgery.apply import apply
 
     backend, engines = bench.job.backend, {one.name: Engine.load(here / one.name / "model.engine") for one in tried}
     new: dict[str, Plan] = {}

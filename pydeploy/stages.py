@@ -71,7 +71,7 @@ def model_of(job: Job, weights: Path | None = None) -> nn.Module:
     """The config's architecture, seeded; cut to and filled with the tensors of `weights` when given."""
     import torch
 
-    from pydeploy.prune.io import load
+    from pydeploy.prune.surgery.save import load
 
     torch.manual_seed(job.seed)
     model = job.task.build_model()
@@ -82,7 +82,7 @@ def fit(
     job: Job, model: nn.Module, section: TrainSection, here: Path, *, teacher: Teacher | None = None, title: str
 ) -> None:
     """Train `model` by the settings of `section`; resumes from `here` and leaves ``model.safetensors`` there."""
-    from pydeploy.prune.io import save
+    from pydeploy.prune.surgery.save import save
     from pydeploy.train.distill import DistillSettings
     from pydeploy.train.loop import fit as train
     from pydeploy.train.settings import FitSettings
@@ -108,7 +108,7 @@ def finetune(job: Job, at: Artefacts, small: nn.Module, here: Path, *, title: st
 
 def cut_and_finetune(job: Job, at: Artefacts, plan: Plan, here: Path, *, title: str) -> None:
     """``plan.json`` and ``model.safetensors``: the dense model cut to `plan` and fine-tuned."""
-    from pydeploy.prune.surgery import apply
+    from pydeploy.prune.surgery.apply import apply
 
     plan.save(here / "plan.json")
     small = apply(model_of(job, at.dense_weights), Graph.load(at.graph), plan)
@@ -119,7 +119,7 @@ def scores_of(
     config: Config, task: Task, model: nn.Module, graph: Graph, criterion: str
 ) -> dict[str, NDArray[np.float32]]:
     """Importance of every channel by `criterion`, on the first training batches of `task`."""
-    from pydeploy.prune.importance import score
+    from pydeploy.prune.criteria.score import score
 
     settings = config.prune
     batches = task.train_batches(0, settings.batch_size, config.seed)
@@ -194,7 +194,7 @@ def insert_pairs(job: Job, onnx: Path, ranges: Ranges, here: Path, exclude: Sequ
 
 def finished_engine(job: Job, model: nn.Module, here: Path) -> None:
     """``model.onnx``, ``model.engine`` and ``facts.json``: latency, accuracy on the engine, size of `model`."""
-    from pydeploy.prune.trace import trace
+    from pydeploy.prune.structure.trace import trace
 
     engine = build_engine(job, model, here, accurate=True)
     graph = trace(model, job.task.example())

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from pydeploy.errors import DataError, TraceError
 from pydeploy.graph import Plan
-from pydeploy.prune.absorb import channel_means
-from pydeploy.prune.fold import fold
-from pydeploy.prune.surgery import apply
-from pydeploy.prune.trace import trace
-from pydeploy.prune.watch import norms_after
+from pydeploy.prune.forward import norms_after
+from pydeploy.prune.structure.trace import trace
+from pydeploy.prune.surgery.absorb import channel_means
+from pydeploy.prune.surgery.apply import apply
+from pydeploy.prune.surgery.fold import fold
 from zoo import SHAPE, ZOO, build
 
 

@@ -14,9 +14,9 @@ from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d
 
 from oracle import random_plan, randomise, silenced_output
 from patterns import Net
-from pydeploy.prune.attention import by_heads
-from pydeploy.prune.surgery import apply
-from pydeploy.prune.trace import trace
+from pydeploy.prune.structure.trace import trace
+from pydeploy.prune.surgery.apply import apply
+from pydeploy.prune.surgery.attention_heads import by_heads
 
 HEADS = 3
 WIDTH = 12

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from patterns import Net, conv
 from pydeploy.files import write_json
-from pydeploy.prune.trace import trace
+from pydeploy.prune.structure.trace import trace
 
 SHAPE = (1, 3, 8, 8)
 

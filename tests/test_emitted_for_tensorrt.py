@@ -17,9 +17,9 @@ from pydeploy.backends.base import open_backend
 from pydeploy.baselines import uniform
 from pydeploy.export import export
 from pydeploy.models import build
-from pydeploy.prune.importance import score
-from pydeploy.prune.surgery import apply
-from pydeploy.prune.trace import trace
+from pydeploy.prune.criteria.score import score
+from pydeploy.prune.structure.trace import trace
+from pydeploy.prune.surgery.apply import apply
 from pydeploy.quant.calibrate import calibrate
 from pydeploy.quant.half import to_half
 from pydeploy.quant.lint import lint

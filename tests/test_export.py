@@ -14,8 +14,8 @@ from torch import nn
 from pydeploy.errors import DataError, Mismatch, TraceError
 from pydeploy.export import export
 from pydeploy.graph import Plan
-from pydeploy.prune.surgery import apply
-from pydeploy.prune.trace import trace
+from pydeploy.prune.structure.trace import trace
+from pydeploy.prune.surgery.apply import apply
 from zoo import SHAPE, build
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

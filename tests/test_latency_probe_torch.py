@@ -14,8 +14,8 @@ import zoo
 from pydeploy.export import export
 from pydeploy.graph import Graph, Plan
 from pydeploy.latency.probe import resize
-from pydeploy.prune.surgery import apply
-from pydeploy.prune.trace import trace
+from pydeploy.prune.structure.trace import trace
+from pydeploy.prune.surgery.apply import apply
 
 
 def first_channels(graph: Graph, seed: int) -> Plan:

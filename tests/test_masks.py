@@ -13,8 +13,8 @@ from torch import nn
 
 from pydeploy.errors import ConfigError, Mismatch
 from pydeploy.export import export
-from pydeploy.prune.masks import Count, count, inner_mask, kernel_mask, masked, n_m_mask, pattern_mask, unmasked
-from pydeploy.prune.trace import trace
+from pydeploy.prune.structure.trace import trace
+from pydeploy.prune.surgery.masks import Count, count, inner_mask, kernel_mask, masked, n_m_mask, pattern_mask, unmasked
 from zoo import SHAPE, build
 
 

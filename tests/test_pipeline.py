@@ -160,7 +160,7 @@ def test_bad_input(finished: Path, tmp_path: Path, changes: dict, error: type[Ex
 
 
 def test_nan_in_the_weights_is_named(finished: Path, tmp_path: Path) -> None:
-    from pydeploy.prune.io import save
+    from pydeploy.prune.surgery.save import save
 
     model = model_of(open_job(settings(), Quiet()), finished / "01_train" / "model.safetensors")
     model.get_parameter("fc.weight").data[0, 0] = float("nan")

@@ -12,10 +12,10 @@ from torch import nn
 from oracle import random_plan, silenced
 from pydeploy.errors import ConfigError, DataError, Mismatch, TraceError
 from pydeploy.graph import Graph, Plan
-from pydeploy.prune.importance import CRITERIA, score
-from pydeploy.prune.io import load, load_plan, save
-from pydeploy.prune.surgery import apply
-from pydeploy.prune.trace import trace
+from pydeploy.prune.criteria.score import CRITERIA, score
+from pydeploy.prune.structure.trace import trace
+from pydeploy.prune.surgery.apply import apply
+from pydeploy.prune.surgery.save import load, load_plan, save
 from zoo import SHAPE, ZOO, build
 
 

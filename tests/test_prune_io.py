@@ -23,10 +23,10 @@ from pydeploy.baselines import uniform
 from pydeploy.errors import DataError, DeployError, Mismatch
 from pydeploy.graph import Graph, Plan
 from pydeploy.models import MODELS
-from pydeploy.prune.importance import score
-from pydeploy.prune.io import load, load_plan, read, save
-from pydeploy.prune.surgery import apply
-from pydeploy.prune.trace import trace
+from pydeploy.prune.criteria.score import score
+from pydeploy.prune.structure.trace import trace
+from pydeploy.prune.surgery.apply import apply
+from pydeploy.prune.surgery.save import load, load_plan, read, save
 from zoo import SHAPE, build
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pydeploy.prune.shapes import _QUICK, aten, run_meta
+from pydeploy.prune.structure.shapes import _QUICK, aten, run_meta
 
 
 def made(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -16,10 +16,10 @@ from oracle import random_plan, silenced
 from pydeploy.errors import Mismatch
 from pydeploy.export import export
 from pydeploy.graph import Plan
-from pydeploy.prune.copying import copied
-from pydeploy.prune.entries import compose
-from pydeploy.prune.surgery import apply
-from pydeploy.prune.trace import trace
+from pydeploy.prune.structure.trace import trace
+from pydeploy.prune.surgery.apply import apply
+from pydeploy.prune.surgery.copying import copied
+from pydeploy.prune.surgery.kept_entries import compose
 from zoo import SHAPE, ZOO, build
 
 

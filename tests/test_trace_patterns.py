@@ -14,8 +14,8 @@ from oracle import random_plan, randomise, silenced_output, tensors_of
 from patterns import PATTERNS, Net, conv
 from pydeploy.errors import ConfigError, Mismatch, TraceError
 from pydeploy.graph import Plan
-from pydeploy.prune.surgery import apply
-from pydeploy.prune.trace import trace
+from pydeploy.prune.structure.trace import trace
+from pydeploy.prune.surgery.apply import apply
 
 SHAPE = (2, 3, 8, 8)
 

@@ -125,7 +125,7 @@ def example(texts: Sequence[str]) -> tuple[Tensor, ...]:
 
 def dense_or_cut(spec: str, options: Sequence[str], weights: Path | None) -> nn.Module:
     """The named model, cut to and filled with the tensors of `weights` when given."""
-    from pydeploy.prune.io import load
+    from pydeploy.prune.surgery.save import load
 
     model = model_named(spec, options)
     return load(weights, model).eval() if weights is not None else model

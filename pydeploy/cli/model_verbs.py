@@ -38,7 +38,7 @@ def trace(
     """
     from pydeploy.cli import arguments
     from pydeploy.cli.console import show_json, show_table
-    from pydeploy.prune.trace import trace as find
+    from pydeploy.prune.structure.trace import trace as find
 
     net = arguments.dense_or_cut(model, option or [], weights)
     graph = find(net, arguments.example(input or []), exclude=tuple(exclude or ()))
@@ -82,9 +82,9 @@ def prune(
     Example: pydeploy prune torchvision:resnet18 --input 1x3x224x224 --table resnet18.sqlite --budget-us 6000 --out small.safetensors
     """
     from pydeploy.cli import arguments
-    from pydeploy.prune.io import save
-    from pydeploy.prune.surgery import apply
-    from pydeploy.prune.trace import trace as find
+    from pydeploy.prune.structure.trace import trace as find
+    from pydeploy.prune.surgery.apply import apply
+    from pydeploy.prune.surgery.save import save
 
     net, example = arguments.dense_or_cut(model, option or [], weights), arguments.example(input or [])
     graph = find(net, example)
@@ -107,7 +107,7 @@ def prune(
 
 def _scores(net: nn.Module, graph: Graph, criterion: str, config: Path | None) -> Any:
     from pydeploy.errors import ConfigError
-    from pydeploy.prune.importance import score
+    from pydeploy.prune.criteria.score import score
 
     if config is None:
         if criterion == "taylor":

@@ -141,7 +141,7 @@ def _dense(
         return
     from pydeploy.cli import arguments
     from pydeploy.export import export
-    from pydeploy.prune.trace import trace
+    from pydeploy.prune.structure.trace import trace
 
     net, example = arguments.model_named(model, options), arguments.example(inputs)
     with tempfile.TemporaryDirectory(prefix="pydeploy-") as place:

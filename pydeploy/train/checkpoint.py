@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pydeploy.errors import DataError, Mismatch
 from pydeploy.files import replacing
-from pydeploy.prune.io import write_tensors
+from pydeploy.prune.surgery.save import write_tensors
 
 _HEADER = "pydeploy.fit"
 

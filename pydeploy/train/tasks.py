@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pydeploy.errors import ConfigError, nearest
-from pydeploy.prune.watch import evaluating
+from pydeploy.prune.forward import evaluating
 
 Predict = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 """Feeds by input name to outputs by output name, at one fixed batch size: what a session's ``run`` is."""

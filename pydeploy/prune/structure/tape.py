@@ -23,10 +23,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pydeploy.errors import TraceError
-from pydeploy.prune.attention import by_heads
-from pydeploy.prune.copying import copied
-from pydeploy.prune.shapes import run_meta
-from pydeploy.prune.watch import evaluating
+from pydeploy.prune.forward import evaluating
+from pydeploy.prune.structure.shapes import run_meta
+from pydeploy.prune.surgery.attention_heads import by_heads
+from pydeploy.prune.surgery.copying import copied
 
 
 @dataclass(eq=False, slots=True)

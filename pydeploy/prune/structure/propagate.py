@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from pydeploy.prune.layout import FIXED, Atoms, Labels, Layout, Unknown
-from pydeploy.prune.params import Origin, ParamView, derived, whole
-from pydeploy.prune.rules import RULES, UNIFORM
-from pydeploy.prune.tape import Call, Site, Tape, Value
+from pydeploy.prune.structure.layout import FIXED, Atoms, Labels, Layout, Unknown
+from pydeploy.prune.structure.params import Origin, ParamView, derived, whole
+from pydeploy.prune.structure.rules.elementwise import RULES, UNIFORM
+from pydeploy.prune.structure.tape import Call, Site, Tape, Value
 
 
 @dataclass

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from pydeploy import _core
 from pydeploy.errors import DataError
 from pydeploy.graph import Graph
-from pydeploy.prune.entries import Kept
-from pydeploy.prune.tensors import as_floats, from_floats
-from pydeploy.prune.watch import LAYERS, Inputs, arguments, hooks, named, norms_after, run_evaluating
+from pydeploy.prune.forward import LAYERS, Inputs, arguments, hooks, named, norms_after, run_evaluating
+from pydeploy.prune.surgery.kept_entries import Kept
+from pydeploy.prune.surgery.tensors import as_floats, from_floats
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from pydeploy.prune.propagate import Tracer
-from pydeploy.prune.shapes import run_meta
-from pydeploy.prune.tape import Call, Tape, Value, flat, mapped, one_device, run, schema_of, to_meta
+from pydeploy.prune.structure.propagate import Tracer
+from pydeploy.prune.structure.shapes import run_meta
+from pydeploy.prune.structure.tape import Call, Tape, Value, flat, mapped, one_device, run, schema_of, to_meta
 
 
 @dataclass(frozen=True)

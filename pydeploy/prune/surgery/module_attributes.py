@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from pydeploy.prune.attention import adopt, supported
+from pydeploy.prune.surgery.attention_heads import adopt, supported
 
 
 def update_attributes(before: nn.Module, twins: Mapping[int, Any]) -> None:

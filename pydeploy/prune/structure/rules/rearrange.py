@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pydeploy.prune import layers
-from pydeploy.prune.layout import FIXED, Layout, Unknown
-from pydeploy.prune.tape import Call
+from pydeploy.prune.structure.layout import FIXED, Layout, Unknown
+from pydeploy.prune.structure.rules import layers
+from pydeploy.prune.structure.tape import Call
 
 if TYPE_CHECKING:
-    from pydeploy.prune.propagate import Tracer
+    from pydeploy.prune.structure.propagate import Tracer
 
 Made = Layout | None | list[Layout | None]
 

@@ -24,8 +24,8 @@ from torch.nn.utils import parametrize
 from pydeploy import _core
 from pydeploy.errors import ConfigError, Mismatch
 from pydeploy.graph import Graph
-from pydeploy.prune.copying import copied
-from pydeploy.prune.tensors import as_floats
+from pydeploy.prune.surgery.copying import copied
+from pydeploy.prune.surgery.tensors import as_floats
 
 Masks = Mapping[str, Tensor]
 """Mask of each masked weight, by ``state_dict`` name."""

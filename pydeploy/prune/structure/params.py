@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from pydeploy.prune.layout import FIXED, Labels, Unknown, blocks
-from pydeploy.prune.tape import Value
+from pydeploy.prune.structure.layout import FIXED, Labels, Unknown, blocks
+from pydeploy.prune.structure.tape import Value
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pydeploy.prune import layers, rearrange
-from pydeploy.prune.layout import Layout, Unknown, reshaped
-from pydeploy.prune.tape import Call
+from pydeploy.prune.structure.layout import Layout, Unknown, reshaped
+from pydeploy.prune.structure.rules import layers, rearrange
+from pydeploy.prune.structure.tape import Call
 
 if TYPE_CHECKING:
-    from pydeploy.prune.propagate import Tracer
+    from pydeploy.prune.structure.propagate import Tracer
 
 Made = Layout | None | list[Layout | None]
 Rule = Callable[["Tracer", Call], Made]

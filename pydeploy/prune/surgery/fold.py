@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from pydeploy import _core
 from pydeploy.errors import DataError
-from pydeploy.prune.copying import Memo, copied
-from pydeploy.prune.tensors import as_floats, from_floats
-from pydeploy.prune.watch import Inputs, norms_after
+from pydeploy.prune.forward import Inputs, norms_after
+from pydeploy.prune.surgery.copying import Memo, copied
+from pydeploy.prune.surgery.tensors import as_floats, from_floats
 
 
 def fold(model: nn.Module, example: Tensor | Inputs) -> nn.Module:

@@ -14,9 +14,9 @@ import numpy as np
 from torch import nn
 
 from pydeploy.graph import Extent, Widths
-from pydeploy.prune.layout import FIXED, Labels
-from pydeploy.prune.propagate import Tracer
-from pydeploy.prune.tape import Call, Tape, Value
+from pydeploy.prune.structure.layout import FIXED, Labels
+from pydeploy.prune.structure.propagate import Tracer
+from pydeploy.prune.structure.tape import Call, Tape, Value
 
 FOLLOWING = "_pydeploy_numbers"
 """Attribute of a cut module that names its numbers, so that files can hold them."""

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from pydeploy.errors import DataError, Mismatch
 from pydeploy.files import replacing
 from pydeploy.graph import Plan
-from pydeploy.prune.numbers import has_number, kept_numbers, put
-from pydeploy.prune.surgery import replaced
-from pydeploy.prune.tensors import check_dense, packed, unpacked
+from pydeploy.prune.structure.width_numbers import has_number, kept_numbers, put
+from pydeploy.prune.surgery.apply import replaced
+from pydeploy.prune.surgery.tensors import check_dense, packed, unpacked
 from pydeploy.version import __version__
 
 SCHEMA = "1"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pydeploy.errors import ConfigError, DataError, nearest
 from pydeploy.graph import Graph, Group, Slice
-from pydeploy.prune.watch import evaluating
+from pydeploy.prune.forward import evaluating
 
 Score = NDArray[np.float64]
 Loss = Callable[[Any, Any], Tensor]

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from pydeploy.errors import ConfigError, TraceError
 from pydeploy.graph import Graph, Plan
-from pydeploy.prune.assemble import Assembly, Limits, assemble
-from pydeploy.prune.entries import kept_entries
-from pydeploy.prune.numbers import followed, learn, set_numbers
-from pydeploy.prune.propagate import Decisions, Tracer, follow
-from pydeploy.prune.surgery import replaced
-from pydeploy.prune.tape import Tape, record, to_meta
-from pydeploy.prune.trial import Failure, attempt
+from pydeploy.prune.structure.groups import Assembly, Limits, assemble
+from pydeploy.prune.structure.propagate import Decisions, Tracer, follow
+from pydeploy.prune.structure.tape import Tape, record, to_meta
+from pydeploy.prune.structure.trial_cut import Failure, attempt
+from pydeploy.prune.structure.width_numbers import followed, learn, set_numbers
+from pydeploy.prune.surgery.apply import replaced
+from pydeploy.prune.surgery.kept_entries import kept_entries
 
 
 def trace(model: nn.Module, example: Any, *, exclude: Sequence[str] = (), min_width: int = 1,

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pydeploy.prune.layout import Labels, Layout, Unknown
-from pydeploy.prune.tape import Call, Value
+from pydeploy.prune.structure.layout import Labels, Layout, Unknown
+from pydeploy.prune.structure.tape import Call, Value
 
 if TYPE_CHECKING:
-    from pydeploy.prune.propagate import Tracer
+    from pydeploy.prune.structure.propagate import Tracer
 
 
 def met(t: Tracer, operands: Sequence[Any], rank: int) -> Layout | None:

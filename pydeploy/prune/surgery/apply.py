@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from pydeploy import _core
 from pydeploy.errors import Mismatch
 from pydeploy.graph import Graph, Plan
-from pydeploy.prune.absorb import Means, shifted
-from pydeploy.prune.attributes import update_attributes
-from pydeploy.prune.copying import Memo, copied
-from pydeploy.prune.entries import Kept, kept_entries
-from pydeploy.prune.numbers import set_numbers
-from pydeploy.prune.tensors import check_dense, packed, unpacked
+from pydeploy.prune.structure.width_numbers import set_numbers
+from pydeploy.prune.surgery.absorb import Means, shifted
+from pydeploy.prune.surgery.copying import Memo, copied
+from pydeploy.prune.surgery.kept_entries import Kept, kept_entries
+from pydeploy.prune.surgery.module_attributes import update_attributes
+from pydeploy.prune.surgery.tensors import check_dense, packed, unpacked
 
 
 def apply(model: nn.Module, graph: Graph, plan: Plan, *, means: Means | None = None, threads: int = 0) -> nn.Module:

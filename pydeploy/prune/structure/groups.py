@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pydeploy.graph import Extent, Graph, Group, Op, Slice
-from pydeploy.prune.layout import Atoms, Labels
-from pydeploy.prune.propagate import RawOp, Tracer
+from pydeploy.prune.structure.layout import Atoms, Labels
+from pydeploy.prune.structure.propagate import RawOp, Tracer
 
 
 @dataclass(frozen=True)
