@@ -34,8 +34,8 @@ from pydeploy.profiling.profile import random_feeds, time_engines
 from pydeploy.quant.calibrate import calibrate
 from pydeploy.quant.qdq import quantize
 from pydeploy.report import Report
+from pydeploy.tasks.contract import Task
 from pydeploy.timing.records import Timing
-from pydeploy.train.tasks import Task
 
 ROUNDS, RUNS = 20, 20
 RESNET_SAMPLES = 16

@@ -32,8 +32,8 @@ from pydeploy.timing.rounds import Timer, Watch
 if TYPE_CHECKING:
     from torch import nn
 
+    from pydeploy.tasks.contract import Task
     from pydeploy.train.distill import Teacher
-    from pydeploy.train.tasks import Task
 
 ALIGN = 16
 """Channel multiple of a run's latency table, unless the config or the backend has one of its own."""
@@ -61,7 +61,7 @@ class Job:
 
 def open_task(config: Config) -> Task:
     """The task of a config, its data loaded."""
-    from pydeploy.train.tasks import build_task
+    from pydeploy.tasks.contract import build_task
 
     task, model = config.task, config.model
     return build_task(task.name, data=task.data, model=model.name, model_settings=model.options, **task.options)

@@ -110,7 +110,7 @@ def test_the_key_follows_every_setting() -> None:
 def test_the_pinned_set_is_the_evaluations_to_the_byte() -> None:
     from pydeploy.data.image_sets import find_fashion_mnist
     from pydeploy.stages import calibration_batches, manifest_batches
-    from pydeploy.train.classification import classification
+    from pydeploy.tasks.classification import classification
 
     try:
         find_fashion_mnist(download=False)
@@ -126,7 +126,7 @@ def test_the_pinned_set_is_the_evaluations_to_the_byte() -> None:
 
 def test_a_set_that_changed_is_refused() -> None:
     from pydeploy.stages import calibration_batches, manifest_batches
-    from pydeploy.train.classification import classification
+    from pydeploy.tasks.classification import classification
 
     manifest = load_manifest(SHIPPED[0].parent / "smoke.yaml")
     assert sum(len(batch) for batch in manifest_batches(manifest)) == manifest.count

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from pydeploy.data.image_sets import synthetic
 from pydeploy.errors import ConfigError
+from pydeploy.tasks.contract import Batch
 from pydeploy.train.distill import DistillSettings, Teacher, soft_divergence
 from pydeploy.train.loop import fit
 from pydeploy.train.settings import FitSettings
-from pydeploy.train.tasks import Batch
 from train_helpers import TinyTask
 
 TASK = TinyTask("tiny", synthetic(train_size=64, test_size=32, size=8))

@@ -19,11 +19,11 @@ from torch import nn
 
 from pydeploy.data.image_sets import synthetic
 from pydeploy.errors import ConfigError, DataError, Mismatch
-from pydeploy.train.augment import Augment
+from pydeploy.tasks.augment import Augment
+from pydeploy.tasks.contract import Batch, predict_with
 from pydeploy.train.distill import DistillSettings, Teacher
 from pydeploy.train.loop import fit
 from pydeploy.train.settings import FitSettings, bf16_wanted, lr_at
-from pydeploy.train.tasks import Batch, predict_with
 from train_helpers import TinyTask
 
 TASK = TinyTask("tiny", synthetic(train_size=96, test_size=64, size=8, noise=20.0))

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from pydeploy.data.image_sets import synthetic
 from pydeploy.errors import ConfigError, DataError
-from pydeploy.train.augment import Augment, augment, augment_by
-from pydeploy.train.classification import Classification
-from pydeploy.train.tasks import Task, build_task, predict_with
+from pydeploy.tasks.augment import Augment, augment, augment_by
+from pydeploy.tasks.classification import Classification
+from pydeploy.tasks.contract import Task, build_task, predict_with
 
 SMALL: dict[str, Any] = {
     "model": "resnet20",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from pydeploy.train.classification import Classification
+from pydeploy.tasks.classification import Classification
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pydeploy.errors import ConfigError, nearest
-from pydeploy.train.tasks import Batch, Task
+from pydeploy.tasks.contract import Batch, Task
 
 
 @dataclass(frozen=True, slots=True)

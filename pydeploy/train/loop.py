@@ -23,11 +23,11 @@ from accelerate.utils import broadcast, convert_to_fp32, send_to_device
 from torch import Tensor, nn
 
 from pydeploy.errors import ConfigError, DataError
+from pydeploy.tasks.contract import Batch, Task
 from pydeploy.train import checkpoint
 from pydeploy.train.distill import LOSSES, Teacher
 from pydeploy.train.memory import keep_freed_memory
 from pydeploy.train.settings import FitSettings, bf16_wanted, lr_at
-from pydeploy.train.tasks import Batch, Task
 
 Progress = Callable[[int, int, float], None]
 """Called after every step with (steps done, steps in all, loss)."""

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from pydeploy.data.image_sets import ImageSet, load
 from pydeploy.errors import ConfigError, DataError, nearest
 from pydeploy.models import build
-from pydeploy.train.augment import Augment, augment, augment_by
+from pydeploy.tasks.augment import Augment, augment, augment_by
+from pydeploy.tasks.contract import Batch, Predict, Task, padded
 from pydeploy.train.distill import soft_divergence
-from pydeploy.train.tasks import Batch, Predict, Task, padded
 
 _SPLITS = ("train", "test")
 

@@ -85,7 +85,7 @@ class Task(Protocol):
 
 
 TASKS: Mapping[str, str] = {
-    "classification": "pydeploy.train.classification:classification",
+    "classification": "pydeploy.tasks.classification:classification",
 }
 """Where each task's factory lives; its parameters are the task's settings."""
 
