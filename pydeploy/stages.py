@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pydeploy.tasks.contract import Task
-    from pydeploy.train.distill import Teacher
+    from pydeploy.train.distill.logits import Teacher
 
 ALIGN = 16
 """Channel multiple of a run's latency table, unless the config or the backend has one of its own."""
@@ -83,7 +83,7 @@ def fit(
 ) -> None:
     """Train `model` by the settings of `section`; resumes from `here` and leaves ``model.safetensors`` there."""
     from pydeploy.prune.surgery.save import save
-    from pydeploy.train.distill import DistillSettings
+    from pydeploy.train.distill.logits import DistillSettings
     from pydeploy.train.loop import fit as train
     from pydeploy.train.settings import FitSettings
 
@@ -99,7 +99,7 @@ def fit(
 
 def finetune(job: Job, at: Artefacts, small: nn.Module, here: Path, *, title: str) -> None:
     """Train a cut model with the dense one as its teacher. All students of a run share the teacher's outputs."""
-    from pydeploy.train.distill import Teacher
+    from pydeploy.train.distill.logits import Teacher
 
     if job.config.finetune.distill is not None and "teacher" not in job.shared:
         job.shared["teacher"] = Teacher(model_of(job, at.dense_weights))

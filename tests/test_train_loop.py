@@ -21,7 +21,7 @@ from pydeploy.data.image_sets import synthetic
 from pydeploy.errors import ConfigError, DataError, Mismatch
 from pydeploy.tasks.augment import Augment
 from pydeploy.tasks.contract import Batch, predict_with
-from pydeploy.train.distill import DistillSettings, Teacher
+from pydeploy.train.distill.logits import DistillSettings, Teacher
 from pydeploy.train.loop import fit
 from pydeploy.train.settings import FitSettings, bf16_wanted, lr_at
 from train_helpers import TinyTask

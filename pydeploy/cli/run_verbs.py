@@ -70,7 +70,7 @@ def finetune(
     from pydeploy.cli.console import Terminal
     from pydeploy.config import load
     from pydeploy.pipeline import open_job
-    from pydeploy.train.distill import Teacher
+    from pydeploy.train.distill.logits import Teacher
 
     job = open_job(load(config, set_ or []), Terminal())
     out.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from pydeploy.errors import ConfigError, DataError, nearest
 from pydeploy.models import build
 from pydeploy.tasks.augment import Augment, augment, augment_by
 from pydeploy.tasks.contract import Batch, Predict, Task, padded
-from pydeploy.train.distill import soft_divergence
+from pydeploy.train.distill.logits import soft_divergence
 
 _SPLITS = ("train", "test")
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from pydeploy.errors import ConfigError, DataError
 from pydeploy.tasks.contract import Batch, Task
 from pydeploy.train import checkpoint
-from pydeploy.train.distill import LOSSES, Teacher
+from pydeploy.train.distill.logits import LOSSES, Teacher
 from pydeploy.train.memory import keep_freed_memory
 from pydeploy.train.settings import FitSettings, bf16_wanted, lr_at
 

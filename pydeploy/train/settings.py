@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pydeploy.errors import ConfigError, nearest
-from pydeploy.train.distill import DistillSettings
+from pydeploy.train.distill.logits import DistillSettings
 
 
 def _linear(progress: float) -> float:
