@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pydeploy.models.layers import conv_bn, he_initialise
+from pydeploy.models.blocks import conv_bn, he_initialise
 
 _BLOCKS = ((1, 1, 1), (2, 3, 2), (2, 3, 1), (4, 4, 2), (4, 4, 1))
 """Per block: output channels in units of the first width, expansion, stride."""

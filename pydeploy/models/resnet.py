@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pydeploy.models.layers import conv_bn, he_initialise
+from pydeploy.models.blocks import conv_bn, he_initialise
 
 
 class BasicBlock(nn.Module):

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from pydeploy.models.layers import conv_bn, he_initialise
+from pydeploy.models.blocks import conv_bn, he_initialise
 
 _STAGES = ((1,), (2,), (4, 4), (8, 8, 8, 8))
 """Output channels of every convolution, in units of the first width."""
