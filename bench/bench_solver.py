@@ -18,7 +18,7 @@ import pytest
 from pydeploy import _core
 from pydeploy.baselines import fit_budget, global_threshold, halp, uniform
 from pydeploy.graph import Graph
-from pydeploy.latency.table import Table
+from pydeploy.latency.table.table import Table
 from pydeploy.solve import _problem, predict_us, solve
 
 

@@ -31,11 +31,11 @@ from pydeploy.baselines import fit_budget, global_threshold, halp, uniform
 from pydeploy.errors import DeployError, Infeasible
 from pydeploy.files import write_json, write_text
 from pydeploy.graph import Graph, Plan
-from pydeploy.latency import store
-from pydeploy.latency.design import grid
-from pydeploy.latency.measure import Lab, Probe, build, layer_timings, measure, opened, sessions, timed
-from pydeploy.latency.table import Table
-from pydeploy.latency.verify import Pair, judged, verify
+from pydeploy.latency.check.verify import Pair, judged, verify
+from pydeploy.latency.probes.design import grid
+from pydeploy.latency.probes.measure import Lab, Probe, build, layer_timings, measure, opened, sessions, timed
+from pydeploy.latency.table import store
+from pydeploy.latency.table.table import Table
 from pydeploy.solve import pareto_front, solve
 from pydeploy.timing.records import Profile, Timing
 

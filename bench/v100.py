@@ -22,7 +22,7 @@ from pydeploy.baselines import global_threshold, uniform
 from pydeploy.errors import MissingTiming
 from pydeploy.files import write_text
 from pydeploy.graph import Graph, OpKey
-from pydeploy.latency.foreign import read_lines
+from pydeploy.latency.table.foreign import read_lines
 from pydeploy.solve import pareto_front, predict_us
 
 RATIOS = (0.2, 0.3, 0.4, 0.5, 0.6)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pydeploy.baselines import uniform
     from pydeploy.graph import Graph, Plan
-    from pydeploy.latency.measure import measure
-    from pydeploy.latency.table import Table
+    from pydeploy.latency.probes.measure import measure
+    from pydeploy.latency.table.table import Table
     from pydeploy.prune.criteria.score import score
     from pydeploy.prune.structure.trace import trace
     from pydeploy.prune.surgery.absorb import channel_means
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Graph": "pydeploy.graph",
     "Plan": "pydeploy.graph",
-    "Table": "pydeploy.latency.table",
+    "Table": "pydeploy.latency.table.table",
     "__version__": "pydeploy.version",
     "apply": "pydeploy.prune.surgery.apply",
     "calibrate": "pydeploy.quant.calibrate",
@@ -37,7 +37,7 @@ _HOMES = {
     "compose": "pydeploy.prune.surgery.kept_entries",
     "fold": "pydeploy.prune.surgery.fold",
     "load": "pydeploy.prune.surgery.save",
-    "measure": "pydeploy.latency.measure",
+    "measure": "pydeploy.latency.probes.measure",
     "pareto_front": "pydeploy.solve",
     "quantize": "pydeploy.quant.qdq",
     "save": "pydeploy.prune.surgery.save",

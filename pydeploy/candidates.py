@@ -19,7 +19,7 @@ from pydeploy.config import Config
 from pydeploy.errors import Infeasible
 from pydeploy.files import write_json
 from pydeploy.graph import Graph, Plan
-from pydeploy.latency.probe import resize
+from pydeploy.latency.probes.cut_onnx import resize
 from pydeploy.search import Budget, Planner, best_plan, level_us, search
 from pydeploy.solve import solve
 from pydeploy.stages import Job

@@ -21,8 +21,8 @@ from pydeploy.backends.base import open_backend
 from pydeploy.config import Config, QuantizeSection
 from pydeploy.errors import ConfigError, nearest
 from pydeploy.files import read_json, sha256, write_json
-from pydeploy.gains import other_table
 from pydeploy.graph import Graph, Plan
+from pydeploy.latency.table.by_precision import other_table
 from pydeploy.rundir import Console, RunFolder
 from pydeploy.search import Budget, best_plan, search
 from pydeploy.stages import Job

@@ -19,9 +19,9 @@ from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import Backend, Engine, Feeds, reopen
 from pydeploy.errors import BackendUnavailable, MissingTiming
 from pydeploy.files import read_json, write_json
-from pydeploy.gains import BESIDE_INT8, layer_times, other_table
 from pydeploy.graph import Graph, Plan
-from pydeploy.latency.table import Table
+from pydeploy.latency.table.by_precision import BESIDE_INT8, layer_times, other_table
+from pydeploy.latency.table.table import Table
 from pydeploy.profiling.profile import profile
 from pydeploy.quant.mixed import Choice, LayerOption, choose, conversion_us, neighbours, sensitivity
 from pydeploy.quant.observe import Ranges

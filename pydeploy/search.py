@@ -18,7 +18,7 @@ from pydeploy.backends.base import Engine
 from pydeploy.errors import DataError, Infeasible
 from pydeploy.files import read_json, write_json
 from pydeploy.graph import Graph, Plan, Scores
-from pydeploy.latency.table import Table
+from pydeploy.latency.table.table import Table
 from pydeploy.solve import pareto_front, solve
 from pydeploy.stages import (
     Job,

@@ -159,7 +159,7 @@ def build_engine(job: Job, model: nn.Module, here: Path, *, accurate: bool = Fal
 
 def build_int8(job: Job, onnx: Path, here: Path, *, accurate: bool) -> Engine:
     """``model.onnx``, the int8 form of a float file, and ``model.engine`` for the job's int8 target."""
-    from pydeploy.latency.quantized import random_ranges
+    from pydeploy.latency.probes.quantized import random_ranges
 
     ranges = calibrated(job, onnx, here) if accurate else random_ranges(onnx, job.backend.name, job.backend.threads)
     insert_pairs(job, onnx, ranges, here)
@@ -253,10 +253,10 @@ def layer_profile(job: Job, engine: Engine, graph: Graph) -> Profile:
 
 def fill_table(job: Job, graph: Graph, onnx: Path, here: Path) -> None:
     """``table.sqlite`` and ``facts.json``. What an interrupted measurement left is kept and completed."""
-    from pydeploy.latency.design import grid
-    from pydeploy.latency.measure import measure, minutes
-    from pydeploy.latency.quantized import int8_transform
-    from pydeploy.latency.table import Table
+    from pydeploy.latency.probes.design import grid
+    from pydeploy.latency.probes.measure import measure, minutes
+    from pydeploy.latency.probes.quantized import int8_transform
+    from pydeploy.latency.table.table import Table
 
     settings = job.config.table
     started = time.monotonic()

@@ -21,5 +21,5 @@ def impatient() -> Iterator[None]:
     """Tests want rows, not good ones: measuring does not wait for a busy computer to become quiet."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pydeploy.timing.reference.SURVEY_S", 0.05)
-        patch.setattr("pydeploy.latency.measure.PATIENCE_S", 0.2)
+        patch.setattr("pydeploy.latency.probes.measure.PATIENCE_S", 0.2)
         yield

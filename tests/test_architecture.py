@@ -45,7 +45,7 @@ RANKS = {
     "pydeploy.report": 6,
     "pydeploy.rundir": 6,
     "pydeploy.artefacts": 6,
-    "pydeploy.gains": 7,
+    "pydeploy.latency.table.by_precision": 7,
     "pydeploy.stages": 7,
     "pydeploy.precisions": 8,
     "pydeploy.search": 8,

@@ -23,12 +23,12 @@ from pydeploy.backends.tensorrt.options import Options
 from pydeploy.cli.app import app
 from pydeploy.errors import DataError, Mismatch
 from pydeploy.graph import OpKey, Plan
-from pydeploy.latency import store
 from pydeploy.latency.board import ProbeFolder, target_from
-from pydeploy.latency.design import grid
-from pydeploy.latency.measure import measure, minutes
-from pydeploy.latency.stairs import costs
-from pydeploy.latency.table import Table
+from pydeploy.latency.probes.design import grid
+from pydeploy.latency.probes.measure import measure, minutes
+from pydeploy.latency.probes.refine import costs
+from pydeploy.latency.table import store
+from pydeploy.latency.table.table import Table
 from pydeploy.quant.lint import lint
 from trt_bench import machine
 from trt_fake import World
@@ -143,7 +143,7 @@ def test_the_minutes_are_told_after_the_first_build(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(trt_fake.BuilderCore, "build_serialized_network", slow)
     clock = SimpleNamespace(monotonic=lambda: 60.0 * len(builds))
-    monkeypatch.setattr("pydeploy.latency.measure.time", clock)
+    monkeypatch.setattr("pydeploy.latency.probes.measure.time", clock)
     backend = open_backend("tensorrt", precision="fp16")
     table = Table.open(tmp_path / "t.sqlite", backend.target())
     told: list[tuple[int, float]] = []

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from latency_nets import residual
 from pydeploy.errors import ConfigError
 from pydeploy.graph import Extent, Graph, Group, Op
-from pydeploy.latency.design import grid, op_keys, plan_keys, probe_plans, unmeasured
+from pydeploy.latency.probes.design import grid, op_keys, plan_keys, probe_plans, unmeasured
 
 
 def graph_of(widths: dict[str, int], meetings: list[tuple[str, ...]], **facts: int) -> Graph:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pydeploy.graph import Extent, Op
-from pydeploy.latency.fit import FEW, Line, factors, lines
-from pydeploy.latency.store import Network, Origin, Sample
+from pydeploy.latency.table.fit import FEW, Line, factors, lines
+from pydeploy.latency.table.store import Network, Origin, Sample
 from pydeploy.timing.records import Timing
 
 KEY = Op("op", "conv", "op.weight", Extent(8), Extent(8), 4, 4).key({})

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from pydeploy.cli.app import app
 from pydeploy.errors import DataError
 from pydeploy.graph import OpKey
-from pydeploy.latency.foreign import read_lines
-from pydeploy.latency.table import Table
+from pydeploy.latency.table.foreign import read_lines
+from pydeploy.latency.table.table import Table
 
 LINES = """\
 {Regular,1,16,28,28,32,3,1,0} 0.0125

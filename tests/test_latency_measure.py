@@ -19,12 +19,12 @@ from latency_nets import NETS, residual
 from pydeploy.backends.base import open_backend
 from pydeploy.errors import DataError, Mismatch
 from pydeploy.graph import Graph
-from pydeploy.latency import measure as measure_module
-from pydeploy.latency import store
-from pydeploy.latency.design import grid, probe_plans
-from pydeploy.latency.measure import measure
-from pydeploy.latency.probe import resize
-from pydeploy.latency.table import Table
+from pydeploy.latency.probes import measure as measure_module
+from pydeploy.latency.probes.cut_onnx import resize
+from pydeploy.latency.probes.design import grid, probe_plans
+from pydeploy.latency.probes.measure import measure
+from pydeploy.latency.table import store
+from pydeploy.latency.table.table import Table
 from pydeploy.timing.records import Timing
 
 QUICK = {"rounds": 1, "runs": 1}
@@ -166,8 +166,8 @@ import sys, time
 from pathlib import Path
 import latency_nets, onnx
 from pydeploy.backends.base import open_backend
-from pydeploy.latency import measure as module
-from pydeploy.latency.table import Table
+from pydeploy.latency.probes import measure as module
+from pydeploy.latency.table.table import Table
 folder = Path(sys.argv[1])
 model, graph = latency_nets.residual(40, 32)
 if not (folder / "net.onnx").exists():

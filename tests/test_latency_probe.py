@@ -13,8 +13,8 @@ from onnx.reference import ReferenceEvaluator
 from latency_nets import NETS, residual, squeeze_excite
 from pydeploy.errors import Mismatch
 from pydeploy.graph import Graph, Group, Slice
-from pydeploy.latency.constants import Site, cut_constants, segments
-from pydeploy.latency.probe import resize
+from pydeploy.latency.probes.constant_rules import Site, cut_constants, segments
+from pydeploy.latency.probes.cut_onnx import resize
 
 BIASES = {"residual": {"a": ["stem_folded", "conv2_folded"], "b": ["conv1_folded"]},
           "squeeze_excite": {"e": ["stem_folded", "dw_folded", "excite_folded"], "s": ["squeeze_folded"],

@@ -13,7 +13,7 @@ from onnx.reference import ReferenceEvaluator
 import zoo
 from pydeploy.export import export
 from pydeploy.graph import Graph, Plan
-from pydeploy.latency.probe import resize
+from pydeploy.latency.probes.cut_onnx import resize
 from pydeploy.prune.structure.trace import trace
 from pydeploy.prune.surgery.apply import apply
 

@@ -9,10 +9,10 @@ import pytest
 
 from latency_nets import residual
 from pydeploy.backends.base import open_backend
-from pydeploy.latency.design import plan_keys, probe_plans
-from pydeploy.latency.measure import measure
-from pydeploy.latency.stairs import _middles, costs, front, further_plans, off_grid, refine
-from pydeploy.latency.table import Table
+from pydeploy.latency.probes.design import plan_keys, probe_plans
+from pydeploy.latency.probes.measure import measure
+from pydeploy.latency.probes.refine import _middles, costs, front, further_plans, off_grid, refine
+from pydeploy.latency.table.table import Table
 
 GRID = {"a": (8, 64, 128), "b": (8, 64, 128)}
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from latency_nets import residual
 from pydeploy.errors import DataError, Mismatch, MissingTiming
 from pydeploy.graph import OpKey
-from pydeploy.latency.design import grid, probe_plans
-from pydeploy.latency.store import Sample, append, create
-from pydeploy.latency.table import Table, origin
+from pydeploy.latency.probes.design import grid, probe_plans
+from pydeploy.latency.table.store import Sample, append, create
+from pydeploy.latency.table.table import Table, origin
 from pydeploy.timing.records import Profile, Target, Timing
 
 TARGET = Target("board", "null", "1", "fp32", 1, 2, {"clock": "fixed"}, measured=False)

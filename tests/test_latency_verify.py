@@ -13,10 +13,10 @@ import pytest
 from latency_nets import squeeze_excite
 from pydeploy.backends.base import open_backend
 from pydeploy.errors import DataError, Mismatch
-from pydeploy.latency.design import probe_plans
-from pydeploy.latency.measure import measure
-from pydeploy.latency.table import Table
-from pydeploy.latency.verify import errors, random_plans, spearman, verify
+from pydeploy.latency.check.verify import errors, random_plans, spearman, verify
+from pydeploy.latency.probes.design import probe_plans
+from pydeploy.latency.probes.measure import measure
+from pydeploy.latency.table.table import Table
 
 GRID = {"e": (4, 6, 8, 12), "s": (2, 3, 4), "p": (2, 3, 4, 6)}
 

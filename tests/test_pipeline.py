@@ -23,10 +23,10 @@ from pydeploy.backends.null import Null
 from pydeploy.candidates import PLANNERS, wanted
 from pydeploy.config import Config, parse
 from pydeploy.errors import BackendUnavailable, ConfigError, DataError, Infeasible, Mismatch
-from pydeploy.gains import other_target
 from pydeploy.graph import Graph, OpKey, Plan
-from pydeploy.latency.measure import measure
-from pydeploy.latency.table import Table
+from pydeploy.latency.probes.measure import measure
+from pydeploy.latency.table.by_precision import other_target
+from pydeploy.latency.table.table import Table
 from pydeploy.pipeline import open_job, run
 from pydeploy.report import Report
 from pydeploy.search import Budget, best_plan, read_rounds, search

@@ -14,7 +14,7 @@ import latency_nets
 from onnx_nets import residual
 from pydeploy.backends.tensorrt import driver, trtexec
 from pydeploy.latency.board import ProbeFolder
-from pydeploy.latency.table import Table
+from pydeploy.latency.table.table import Table
 from pydeploy.timing.records import Profile
 from test_cli import fails, pydeploy
 from test_tensorrt_trtexec import FOLDER, VERSIONS, files

@@ -26,8 +26,8 @@ from pydeploy.data.manifest import load_manifest
 from pydeploy.errors import DeployError
 from pydeploy.files import read_json, write_json
 from pydeploy.graph import Graph
-from pydeploy.latency.probe import resize
-from pydeploy.latency.table import Table
+from pydeploy.latency.probes.cut_onnx import resize
+from pydeploy.latency.table.table import Table
 from pydeploy.pipeline import run
 from pydeploy.profiling.profile import profile, random_feeds
 from pydeploy.quant.implicit import entropy_calibrator, write_cache

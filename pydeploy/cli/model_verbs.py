@@ -126,7 +126,7 @@ def _plan(graph: Graph, scores: Any, budget_us: float | None, table: Path | None
           min_width: int) -> Plan:  # fmt: skip
     from pydeploy.baselines import uniform
     from pydeploy.errors import ConfigError
-    from pydeploy.latency.table import Table
+    from pydeploy.latency.table.table import Table
     from pydeploy.solve import solve
 
     if (budget_us is None) == (ratio is None):

@@ -13,8 +13,8 @@ from pydeploy.cli.table_verbs import app as app  # the same group of verbs
 
 if TYPE_CHECKING:
     from pydeploy.graph import OpKey
-    from pydeploy.latency.interpolation import Lookup
-    from pydeploy.latency.table import Table
+    from pydeploy.latency.table.interpolation import Lookup
+    from pydeploy.latency.table.table import Table
     from pydeploy.timing.records import Padding
 
 LAYER_HELP = "Only layers whose description contains this text."
@@ -35,7 +35,7 @@ def show(
     Example: pydeploy table show --db resnet18.sqlite --layer conv3x3
     """
     from pydeploy.cli.console import show_json, show_table
-    from pydeploy.latency.table import Table
+    from pydeploy.latency.table.table import Table
 
     table = Table.open(db)
     found, padding = [(key, table.lookup(key)) for key in _keys(table, layer)], table.padding()
@@ -76,7 +76,7 @@ def plot(
     from dataclasses import replace
 
     from pydeploy.errors import ConfigError, DataError
-    from pydeploy.latency.table import Table
+    from pydeploy.latency.table.table import Table
     from pydeploy.report.stairs import MOST, Step, write
 
     if out.suffix not in (".html", ".png", ".svg"):
@@ -111,7 +111,7 @@ def export_(
     Example: pydeploy table export --db resnet18.sqlite --out resnet18.json
     """
     from pydeploy.errors import ConfigError
-    from pydeploy.latency.table import Table
+    from pydeploy.latency.table.table import Table
 
     table = Table.open(db)
     writers = {".csv": table.to_csv, ".json": table.to_json}
@@ -149,8 +149,8 @@ def import_(
         return
     from pydeploy.errors import ConfigError, DataError
     from pydeploy.files import read_json
-    from pydeploy.latency.foreign import read_lines
-    from pydeploy.latency.table import Table, origin
+    from pydeploy.latency.table.foreign import read_lines
+    from pydeploy.latency.table.table import Table, origin
     from pydeploy.timing.records import Target
 
     suffix = file.suffix.lower()
@@ -179,7 +179,7 @@ def import_(
 def _table_for_list(db: Path, device: str, trt: str, target: str, batch: int) -> Table:
     """The table in `db`, or a new one for the device that the user names."""
     from pydeploy.errors import ConfigError
-    from pydeploy.latency.table import Table
+    from pydeploy.latency.table.table import Table
     from pydeploy.timing.records import Target
 
     if db.exists() and not device:
@@ -201,7 +201,7 @@ def merge(
 
     Example: pydeploy table merge night.sqlite day.sqlite --db resnet18.sqlite
     """
-    from pydeploy.latency.table import Table
+    from pydeploy.latency.table.table import Table
 
     for source in sources:
         other = Table.open(source)

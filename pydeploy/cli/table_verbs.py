@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from pydeploy.cli.console import Terminal
     from pydeploy.graph import Graph
     from pydeploy.latency.board import ProbeFolder
-    from pydeploy.latency.design import Grid
-    from pydeploy.latency.table import Table
+    from pydeploy.latency.probes.design import Grid
+    from pydeploy.latency.table.table import Table
 
 app = typer.Typer(
     help="Latency tables: measure, verify, show, plot, export, import, merge.",
@@ -67,10 +67,10 @@ def measure(
     from pydeploy.backends.base import align_of
     from pydeploy.cli.arguments import backend_named
     from pydeploy.cli.console import Terminal
-    from pydeploy.latency.design import grid
-    from pydeploy.latency.measure import measure as fill
-    from pydeploy.latency.measure import minutes
-    from pydeploy.latency.table import Table
+    from pydeploy.latency.probes.design import grid
+    from pydeploy.latency.probes.measure import measure as fill
+    from pydeploy.latency.probes.measure import minutes
+    from pydeploy.latency.table.table import Table
 
     terminal, folder = Terminal(), _folder(onnx, model)
     backend = backend_named(target, batch=batch if folder is None else folder.batch, threads=threads)
@@ -92,9 +92,9 @@ def _refine(
 ) -> None:
     """Measure `count` networks at the edges that the coarse grid showed; says how far the off-grid one was predicted."""
     from pydeploy.errors import MissingTiming
-    from pydeploy.latency.measure import measure as fill
-    from pydeploy.latency.stairs import further_plans, off_grid
-    from pydeploy.latency.stairs import refine as finer
+    from pydeploy.latency.probes.measure import measure as fill
+    from pydeploy.latency.probes.refine import further_plans, off_grid
+    from pydeploy.latency.probes.refine import refine as finer
 
     known = [json_.loads(network.widths) for network in table.networks(graph)]
     between = off_grid(widths, align)
@@ -171,7 +171,7 @@ def probes(
     from pydeploy.backends.tensorrt.compat import check_stated, stated_version
     from pydeploy.cli.tensorrt_verbs import converter, precision_and_options
     from pydeploy.latency.board import ProbeFolder
-    from pydeploy.latency.design import grid
+    from pydeploy.latency.probes.design import grid
 
     if trtexec or target.startswith("tensorrt"):
         precision, options = precision_and_options(target)
@@ -214,8 +214,8 @@ def verify(
     """
     from pydeploy.cli.arguments import backend_named
     from pydeploy.cli.console import Terminal, show_json, show_table
-    from pydeploy.latency.table import Table
-    from pydeploy.latency.verify import verify as check
+    from pydeploy.latency.check.verify import verify as check
+    from pydeploy.latency.table.table import Table
 
     backend, table = backend_named(target, batch=batch, threads=threads), Table.open(db)
     table.target.require(backend.target(), f"the latency table {db}")

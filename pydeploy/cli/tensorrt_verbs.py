@@ -140,7 +140,7 @@ def converter(
 
     from pydeploy.backends.tensorrt import compat
     from pydeploy.backends.tensorrt.backend import typed_copy
-    from pydeploy.latency.quantized import int8_transform
+    from pydeploy.latency.probes.quantized import int8_transform
 
     quantized = int8_transform(dense, "tensorrt", folder) if precision == "int8" else None
     if precision not in ("fp16", "bf16", "int8") or not compat.is_typed(version, typed_file=False):
@@ -157,7 +157,7 @@ def import_folder(folder: Path, db: Path, device: str, trt: str, target: str) ->
     """Put what trtexec measured in a folder of probes into a table, made where it is missing."""
     from pydeploy.errors import ConfigError
     from pydeploy.latency.board import ProbeFolder, target_from
-    from pydeploy.latency.table import Table
+    from pydeploy.latency.table.table import Table
 
     if not device or not trt:
         raise ConfigError("trtexec's files do not say where they were made: give --device and --trt")

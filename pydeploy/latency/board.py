@@ -28,10 +28,10 @@ from pydeploy.backends.tensorrt.options import Options
 from pydeploy.errors import DataError, Mismatch
 from pydeploy.files import read_json, replacing, write_json, write_text
 from pydeploy.graph import Graph, Widths
-from pydeploy.latency.design import Grid, probe_plans
-from pydeploy.latency.measure import Transform, load_model, probe_name
-from pydeploy.latency.probe import resize
-from pydeploy.latency.table import Table, origin
+from pydeploy.latency.probes.cut_onnx import resize
+from pydeploy.latency.probes.design import Grid, probe_plans
+from pydeploy.latency.probes.measure import Transform, load_model, probe_name
+from pydeploy.latency.table.table import Table, origin
 from pydeploy.profiling.profile import attribute, paddings
 from pydeploy.timing.records import Profile, Target, Timing
 

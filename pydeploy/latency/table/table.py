@@ -21,10 +21,10 @@ from statistics import mean, median
 
 from pydeploy.errors import MissingTiming
 from pydeploy.graph import Graph, OpKey, Widths
-from pydeploy.latency import exchange, fit, store
-from pydeploy.latency.fit import Line
-from pydeploy.latency.interpolation import Known, Lookup
-from pydeploy.latency.store import Network, Origin, Padded, Sample
+from pydeploy.latency.table import exchange, fit, store
+from pydeploy.latency.table.fit import Line
+from pydeploy.latency.table.interpolation import Known, Lookup
+from pydeploy.latency.table.store import Network, Origin, Padded, Sample
 from pydeploy.timing.records import Padding, Profile, Target, Timing, median_interval
 from pydeploy.version import __version__
 

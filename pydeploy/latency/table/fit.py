@@ -17,7 +17,7 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from pydeploy.latency.store import Network, Sample
+from pydeploy.latency.table.store import Network, Sample
 
 FEW = 9
 """Fewer networks of a graph than this do not tell a slope."""

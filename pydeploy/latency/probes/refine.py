@@ -14,8 +14,8 @@ from itertools import pairwise, product
 
 from pydeploy.errors import MissingTiming
 from pydeploy.graph import Graph, Group, Op
-from pydeploy.latency.design import Grid, plan_keys
-from pydeploy.latency.table import Table
+from pydeploy.latency.probes.design import Grid, plan_keys
+from pydeploy.latency.table.table import Table
 
 STEEP = 1.5
 """A rise this many times the average one between two widths is an edge."""

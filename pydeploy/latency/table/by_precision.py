@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pydeploy.graph import Graph, Widths
-from pydeploy.latency.table import Table
+from pydeploy.latency.table.table import Table
 from pydeploy.timing.records import Target
 
 BESIDE_INT8 = {"tensorrt": "fp16"}

@@ -28,11 +28,11 @@ from pydeploy.backends.base import Backend, Engine, Feeds, Session
 from pydeploy.backends.device import conditions
 from pydeploy.errors import DataError, MissingTiming
 from pydeploy.graph import Graph, OpKey, Widths
-from pydeploy.latency import store
-from pydeploy.latency.design import Grid, grid, op_keys, probe_plans
-from pydeploy.latency.probe import resize
-from pydeploy.latency.quantized import int8_transform, needs_pairs
-from pydeploy.latency.table import Table, origin
+from pydeploy.latency.probes.cut_onnx import resize
+from pydeploy.latency.probes.design import Grid, grid, op_keys, probe_plans
+from pydeploy.latency.probes.quantized import int8_transform, needs_pairs
+from pydeploy.latency.table import store
+from pydeploy.latency.table.table import Table, origin
 from pydeploy.profiling.profile import attribute, paddings, random_feeds
 from pydeploy.timing.records import Padding, Timing
 from pydeploy.timing.reference import Kept, Limits, Pace, take_turns, time_in_turns, timing_of

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pydeploy.backends.base import Backend
 from pydeploy.graph import Graph, Op, OpKey, Widths
-from pydeploy.latency.quantized import int8_transform, needs_pairs
+from pydeploy.latency.probes.quantized import int8_transform, needs_pairs
 from pydeploy.profiling.profile import random_feeds
 from pydeploy.timing.reference import Pace
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydeploy.errors import DataError, Mismatch
 from pydeploy.files import read_json, write_json, write_text
-from pydeploy.latency.store import (
+from pydeploy.latency.table.store import (
     NETWORK_COLUMNS,
     SAMPLE_COLUMNS,
     SCHEMA,

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from pydeploy.backends.base import Backend
 from pydeploy.errors import DataError
 from pydeploy.graph import Graph, OpKey, Widths
-from pydeploy.latency import store
-from pydeploy.latency.isolated import isolated_us
-from pydeploy.latency.measure import CHUNK, Lab, Probe, Transform, build, opened, probe_name, sessions, timed
-from pydeploy.latency.table import Table
+from pydeploy.latency.check.isolated import isolated_us
+from pydeploy.latency.probes.measure import CHUNK, Lab, Probe, Transform, build, opened, probe_name, sessions, timed
+from pydeploy.latency.table import store
+from pydeploy.latency.table.table import Table
 from pydeploy.timing.records import Timing
 from pydeploy.timing.reference import TOLERANCE
 

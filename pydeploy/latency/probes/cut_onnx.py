@@ -20,7 +20,7 @@ from onnx import numpy_helper, shape_inference
 
 from pydeploy.errors import Mismatch
 from pydeploy.graph import Graph, Op, Widths
-from pydeploy.latency.constants import Shape, Site, cut_constants
+from pydeploy.latency.probes.constant_rules import Shape, Site, cut_constants
 
 Kept = Mapping[tuple[str, int], NDArray[np.int64]]
 """Entries that stay, by (parameter, dim); dims that keep all their entries are absent."""
