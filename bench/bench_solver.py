@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from pydeploy import _core
-from pydeploy.baselines import fit_budget, global_threshold, halp, uniform
 from pydeploy.graph import Graph
 from pydeploy.latency.table.table import Table
-from pydeploy.solve import _problem, predict_us, solve
+from pydeploy.planning.baselines import fit_budget, global_threshold, halp, uniform
+from pydeploy.planning.solve import _problem, predict_us, solve
 
 
 def network(n, k, seed=0):

@@ -20,7 +20,7 @@ import numpy as np
 
 from pydeploy.errors import Infeasible
 from pydeploy.files import read_json, write_json, write_text
-from pydeploy.solve import _problem, predict_us, solve
+from pydeploy.planning.solve import _problem, predict_us, solve
 
 PAGE = Path("docs/solver.md")
 HEADING = "## Figures"

@@ -25,9 +25,7 @@ from typing import Any
 import numpy as np
 from tables_page import MODELS, SLACK, STEPS, TARGETS, page, read
 
-from pydeploy.aim import Built, Tried, next_plans
 from pydeploy.backends.base import Backend, Feeds, Session, open_backend
-from pydeploy.baselines import fit_budget, global_threshold, halp, uniform
 from pydeploy.errors import DeployError, Infeasible
 from pydeploy.files import write_json, write_text
 from pydeploy.graph import Graph, Plan
@@ -36,7 +34,9 @@ from pydeploy.latency.probes.design import grid
 from pydeploy.latency.probes.measure import Lab, Probe, build, layer_timings, measure, opened, sessions, timed
 from pydeploy.latency.table import store
 from pydeploy.latency.table.table import Table
-from pydeploy.solve import pareto_front, solve
+from pydeploy.planning.baselines import fit_budget, global_threshold, halp, uniform
+from pydeploy.planning.next_plans import Built, Tried, next_plans
+from pydeploy.planning.solve import pareto_front, solve
 from pydeploy.timing.records import Profile, Timing
 
 INPUT = (1, 3, 224, 224)

@@ -18,12 +18,12 @@ from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 
-from pydeploy.baselines import global_threshold, uniform
 from pydeploy.errors import MissingTiming
 from pydeploy.files import write_text
 from pydeploy.graph import Graph, OpKey
 from pydeploy.latency.table.foreign import read_lines
-from pydeploy.solve import pareto_front, predict_us
+from pydeploy.planning.baselines import global_threshold, uniform
+from pydeploy.planning.solve import pareto_front, predict_us
 
 RATIOS = (0.2, 0.3, 0.4, 0.5, 0.6)
 POINTS = 160

@@ -10,10 +10,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pydeploy.baselines import uniform
     from pydeploy.graph import Graph, Plan
     from pydeploy.latency.probes.measure import measure
     from pydeploy.latency.table.table import Table
+    from pydeploy.planning.baselines import uniform
+    from pydeploy.planning.solve import pareto_front, solve
     from pydeploy.prune.criteria.score import score
     from pydeploy.prune.structure.trace import trace
     from pydeploy.prune.surgery.absorb import channel_means
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from pydeploy.prune.surgery.save import load, save
     from pydeploy.quant.calibrate import calibrate
     from pydeploy.quant.qdq import quantize
-    from pydeploy.solve import pareto_front, solve
     from pydeploy.version import __version__
 
 _HOMES = {
@@ -38,13 +38,13 @@ _HOMES = {
     "fold": "pydeploy.prune.surgery.fold",
     "load": "pydeploy.prune.surgery.save",
     "measure": "pydeploy.latency.probes.measure",
-    "pareto_front": "pydeploy.solve",
+    "pareto_front": "pydeploy.planning.solve",
     "quantize": "pydeploy.quant.qdq",
     "save": "pydeploy.prune.surgery.save",
     "score": "pydeploy.prune.criteria.score",
-    "solve": "pydeploy.solve",
+    "solve": "pydeploy.planning.solve",
     "trace": "pydeploy.prune.structure.trace",
-    "uniform": "pydeploy.baselines",
+    "uniform": "pydeploy.planning.baselines",
 }
 
 __all__ = ["Graph", "Plan", "Table", "__version__", "apply", "calibrate", "channel_means", "compose", "fold", "load",

@@ -146,7 +146,7 @@ class CompareSection(_Section):
     global_threshold: list[Share] = []
     """The same for one threshold over all channels' scores, widths rounded to 8."""
     halp: list[Share] = []
-    """The same for HALP's plans (`pydeploy.baselines.halp`)."""
+    """The same for HALP's plans (`pydeploy.planning.baselines.halp`)."""
     torch_pruning: list[Annotated[float, Field(gt=0, lt=1)]] = []
     """Channel ratios for Torch-Pruning's global L1 rounded to 16; skipped with a note where it is not installed."""
     limit: Annotated[float, Field(ge=0)] = 1.0

@@ -12,14 +12,14 @@ from pathlib import Path
 from statistics import median
 from typing import Protocol
 
-from pydeploy.aim import Built, Tried, next_plans
 from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import Engine
 from pydeploy.errors import DataError, Infeasible
 from pydeploy.files import read_json, write_json
 from pydeploy.graph import Graph, Plan, Scores
 from pydeploy.latency.table.table import Table
-from pydeploy.solve import pareto_front, solve
+from pydeploy.planning.next_plans import Built, Tried, next_plans
+from pydeploy.planning.solve import pareto_front, solve
 from pydeploy.stages import (
     Job,
     build_engine,

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pydeploy.aim import (
+from pydeploy.errors import Infeasible
+from pydeploy.graph import Extent, Graph, Group, Op, OpKey, Plan, Widths
+from pydeploy.planning.next_plans import (
     BRACKET_AFTER,
     FINER,
     SPREAD,
@@ -23,9 +25,7 @@ from pydeploy.aim import (
     proposals,
     raised_aims,
 )
-from pydeploy.errors import Infeasible
-from pydeploy.graph import Extent, Graph, Group, Op, OpKey, Plan, Widths
-from pydeploy.solve import solve
+from pydeploy.planning.solve import solve
 from pydeploy.timing.records import Profile, Target, Timing
 
 TARGET = 0.985

@@ -14,9 +14,9 @@ from onnx import TensorProto
 
 import trt_fake
 from pydeploy.backends.base import open_backend
-from pydeploy.baselines import uniform
 from pydeploy.export import export
 from pydeploy.models import build
+from pydeploy.planning.baselines import uniform
 from pydeploy.prune.criteria.score import score
 from pydeploy.prune.structure.trace import trace
 from pydeploy.prune.surgery.apply import apply

@@ -19,10 +19,10 @@ from torch.nn.utils import parametrize
 import pydeploy
 from oracle import random_plan
 from patterns import PATTERNS
-from pydeploy.baselines import uniform
 from pydeploy.errors import DataError, DeployError, Mismatch
 from pydeploy.graph import Graph, Plan
 from pydeploy.models import MODELS
+from pydeploy.planning.baselines import uniform
 from pydeploy.prune.criteria.score import score
 from pydeploy.prune.structure.trace import trace
 from pydeploy.prune.surgery.apply import apply

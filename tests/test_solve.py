@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from pydeploy.baselines import fit_budget, global_threshold, halp, uniform
 from pydeploy.errors import ConfigError, DataError, Infeasible, MissingTiming
 from pydeploy.graph import Extent, Graph, Group, Op
-from pydeploy.solve import pareto_front, predict_us, solve
+from pydeploy.planning.baselines import fit_budget, global_threshold, halp, uniform
+from pydeploy.planning.solve import pareto_front, predict_us, solve
 
 
 @dataclass

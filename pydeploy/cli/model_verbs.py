@@ -124,10 +124,10 @@ def _scores(net: nn.Module, graph: Graph, criterion: str, config: Path | None) -
 
 def _plan(graph: Graph, scores: Any, budget_us: float | None, table: Path | None, ratio: float | None, align: int,
           min_width: int) -> Plan:  # fmt: skip
-    from pydeploy.baselines import uniform
     from pydeploy.errors import ConfigError
     from pydeploy.latency.table.table import Table
-    from pydeploy.solve import solve
+    from pydeploy.planning.baselines import uniform
+    from pydeploy.planning.solve import solve
 
     if (budget_us is None) == (ratio is None):
         raise ConfigError("give either --budget-us with --table, or --ratio")

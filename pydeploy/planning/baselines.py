@@ -17,7 +17,7 @@ import numpy as np
 from pydeploy import _core
 from pydeploy.errors import ConfigError, Infeasible, MissingTiming
 from pydeploy.graph import Extent, Graph, Group, Op, Plan, Scores, Widths, plan_from_widths
-from pydeploy.solve import Timings, candidates, check_scores, predict_us
+from pydeploy.planning.solve import Timings, candidates, check_scores, predict_us
 
 STEPS = 30
 """As in HALP's own configurations."""
