@@ -23,10 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pydeploy import stages
 from pydeploy.backends.base import Backend, Engine, open_backend
 from pydeploy.backends.openvino import OpenVino
-from pydeploy.config import load
 from pydeploy.data.manifest import load_manifest
 from pydeploy.errors import BackendUnavailable
 from pydeploy.files import read_json, sha256, write_json, write_text
@@ -34,6 +32,8 @@ from pydeploy.profiling.profile import random_feeds, time_engines
 from pydeploy.quant.calibrate import calibrate
 from pydeploy.quant.qdq import quantize
 from pydeploy.report import Report
+from pydeploy.run.config import load
+from pydeploy.run.stages import shared as stages
 from pydeploy.tasks.contract import Task
 from pydeploy.timing.records import Timing
 

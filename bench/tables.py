@@ -225,7 +225,7 @@ def run_budgets(case: Case, bench: Bench) -> None:
 
 
 def closed_loop(bench: Bench, scores: dict[str, np.ndarray], share: float) -> list[list[dict[str, Any]]]:
-    """Rounds as `pydeploy.search` makes them, without torch; each is the list of all plans so far, as it measured them."""
+    """Rounds as `pydeploy.run.stages.search` makes them, without torch; each is the list of all plans so far, as it measured them."""
     limit_us, rounds = share * bench.dense_us, list[list[dict[str, Any]]]()
     plans, inside, readings = dict[str, Plan](), dict[str, Profile](), dict[str, list[float]]()
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pydeploy.config import Config, load, parse
 from pydeploy.data.manifest import load_manifest
 from pydeploy.errors import ConfigError
+from pydeploy.run.config import Config, load, parse
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))

@@ -16,11 +16,11 @@ import torch
 from typer.testing import CliRunner
 
 from onnx_nets import residual
-from pydeploy.artefacts import Artefacts
 from pydeploy.cli import gpu_check
 from pydeploy.cli.app import app
 from pydeploy.cli.gpu_check import CHECKS, Broken, Check, check_all
-from pydeploy.config import Config, parse
+from pydeploy.run.artefacts import Artefacts
+from pydeploy.run.config import Config, parse
 from pydeploy.timing.records import Target, Timing
 from quiet import Quiet
 from trt_bench import machine

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pydeploy import stages
+from pydeploy.run.stages import shared as stages
 from pydeploy.timing import reference as pace
 
 

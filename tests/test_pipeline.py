@@ -15,22 +15,24 @@ import numpy as np
 import onnx
 import pytest
 
-from pydeploy import pipeline, precisions, stages
-from pydeploy import search as search_module
-from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import Engine, reopen
 from pydeploy.backends.null import Null
-from pydeploy.candidates import PLANNERS, wanted
-from pydeploy.config import Config, parse
 from pydeploy.errors import BackendUnavailable, ConfigError, DataError, Infeasible, Mismatch
 from pydeploy.graph import Graph, OpKey, Plan
 from pydeploy.latency.probes.measure import measure
 from pydeploy.latency.table.by_precision import other_target
 from pydeploy.latency.table.table import Table
-from pydeploy.pipeline import open_job, run
 from pydeploy.report import Report
-from pydeploy.search import Budget, best_plan, read_rounds, search
-from pydeploy.stages import model_of
+from pydeploy.run import pipeline
+from pydeploy.run.artefacts import Artefacts
+from pydeploy.run.config import Config, parse
+from pydeploy.run.pipeline import open_job, run
+from pydeploy.run.stages import precisions
+from pydeploy.run.stages import search as search_module
+from pydeploy.run.stages import shared as stages
+from pydeploy.run.stages.comparison import PLANNERS, wanted
+from pydeploy.run.stages.search import Budget, best_plan, read_rounds, search
+from pydeploy.run.stages.shared import model_of
 from pydeploy.timing import reference as pace
 from pydeploy.timing.records import Target, Timing
 from quiet import Quiet

@@ -109,7 +109,7 @@ def test_the_key_follows_every_setting() -> None:
 
 def test_the_pinned_set_is_the_evaluations_to_the_byte() -> None:
     from pydeploy.data.image_sets import find_fashion_mnist
-    from pydeploy.stages import calibration_batches, manifest_batches
+    from pydeploy.run.stages.shared import calibration_batches, manifest_batches
     from pydeploy.tasks.classification import classification
 
     try:
@@ -125,7 +125,7 @@ def test_the_pinned_set_is_the_evaluations_to_the_byte() -> None:
 
 
 def test_a_set_that_changed_is_refused() -> None:
-    from pydeploy.stages import calibration_batches, manifest_batches
+    from pydeploy.run.stages.shared import calibration_batches, manifest_batches
     from pydeploy.tasks.classification import classification
 
     manifest = load_manifest(SHIPPED[0].parent / "smoke.yaml")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pydeploy.errors import ConfigError, DataError
-from pydeploy.rundir import RunFolder
+from pydeploy.run.folder import RunFolder
 from quiet import Quiet
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pydeploy.rundir import Tick
+from pydeploy.run.folder import Tick
 from pydeploy.timing.records import Padding, Profile
 
 FLAGS = {

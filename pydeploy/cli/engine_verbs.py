@@ -36,12 +36,12 @@ def calibrate(
 
     Example: pydeploy calibrate model.onnx --data calib/fashion_mnist.yaml --out ranges.json
     """
-    from pydeploy import stages
     from pydeploy.cli.console import Terminal
-    from pydeploy.config import load
     from pydeploy.data.manifest import load_manifest
     from pydeploy.quant.calibrate import calibrate as observe
     from pydeploy.quant.implicit import cache_version, write_cache
+    from pydeploy.run.config import load
+    from pydeploy.run.stages import shared as stages
 
     manifest = load_manifest(data)
     if cache is not None:
@@ -114,13 +114,13 @@ def _calibrated(backend: Backend, model: Path, out: Path, data: Path, config: Pa
     import hashlib
     from functools import partial
 
-    from pydeploy import stages
     from pydeploy.backends.tensorrt.backend import TensorRt
-    from pydeploy.config import load
     from pydeploy.data.manifest import load_manifest
     from pydeploy.errors import ConfigError
     from pydeploy.files import sha256
     from pydeploy.quant.implicit import entropy_calibrator
+    from pydeploy.run.config import load
+    from pydeploy.run.stages import shared as stages
 
     if not isinstance(backend, TensorRt):
         raise ConfigError(
@@ -224,8 +224,8 @@ def compare(
 
 def _test_feeds(config: Path, batch: int, count: int) -> list[dict[str, Any]]:
     """The first batches of the task's test images. INT8 clips random inputs that no image reaches."""
-    from pydeploy import stages
-    from pydeploy.config import load
+    from pydeploy.run.config import load
+    from pydeploy.run.stages import shared as stages
 
     task = stages.open_task(load(config))
     first = next(iter(task.eval_batches(batch * count)))

@@ -15,25 +15,25 @@ from typing import Any
 import numpy as np
 import onnx
 
-from pydeploy import stages
-from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import Backend, Engine, open_backend, reopen
 from pydeploy.backends.tensorrt import compat
 from pydeploy.backends.tensorrt.backend import TensorRt
 from pydeploy.backends.tensorrt.checkup import checkup
-from pydeploy.config import Config
 from pydeploy.data.manifest import load_manifest
 from pydeploy.errors import DeployError
 from pydeploy.files import read_json, write_json
 from pydeploy.graph import Graph
 from pydeploy.latency.probes.cut_onnx import resize
 from pydeploy.latency.table.table import Table
-from pydeploy.pipeline import run
 from pydeploy.profiling.profile import profile, random_feeds
 from pydeploy.quant.implicit import entropy_calibrator, write_cache
 from pydeploy.quant.observe import Ranges
 from pydeploy.report import Report
-from pydeploy.rundir import Console
+from pydeploy.run.artefacts import Artefacts
+from pydeploy.run.config import Config
+from pydeploy.run.folder import Console
+from pydeploy.run.pipeline import run
+from pydeploy.run.stages import shared as stages
 from pydeploy.timing.rounds import interleave
 
 UNSEEN_PLANS = 8

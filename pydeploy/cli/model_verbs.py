@@ -115,8 +115,8 @@ def _scores(net: nn.Module, graph: Graph, criterion: str, config: Path | None) -
                 "criterion 'taylor' needs labelled batches: pass --config with the task, or use l1, l2, bn_scale"
             )
         return score(net, graph, criterion)
-    from pydeploy import stages
-    from pydeploy.config import load
+    from pydeploy.run.config import load
+    from pydeploy.run.stages import shared as stages
 
     settings = load(config)
     return stages.scores_of(settings, stages.open_task(settings), net, graph, criterion)

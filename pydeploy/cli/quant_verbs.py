@@ -86,11 +86,11 @@ def half(
 
 
 def _calibration_batches(model: Path, data: Path | None, config: Path | None) -> Iterable[Feeds]:
-    from pydeploy import stages
     from pydeploy.cli.engine_verbs import batch_of, input_of
-    from pydeploy.config import load
     from pydeploy.data.manifest import load_manifest
     from pydeploy.errors import ConfigError
+    from pydeploy.run.config import load
+    from pydeploy.run.stages import shared as stages
 
     batch, settings = batch_of(model), None if config is None else load(config)
     manifest = None if settings is None else stages.check_calibration(settings)

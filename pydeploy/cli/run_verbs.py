@@ -24,9 +24,9 @@ def run(
     Example: pydeploy run configs/fashion_mnist_resnet20_cpu.yaml --out runs/demo
     """
     from pydeploy.cli.console import Terminal
-    from pydeploy.config import load
-    from pydeploy.pipeline import run as run_all
     from pydeploy.report import Report, headline
+    from pydeploy.run.config import load
+    from pydeploy.run.pipeline import run as run_all
 
     settings = load(config, set_ or [])
     page = run_all(settings, out, Terminal(), resume=resume, reuse=reuse, command=" ".join(["pydeploy", *sys.argv[1:]]))
@@ -44,10 +44,10 @@ def train(
 
     Example: pydeploy train configs/fashion_mnist_resnet20_cpu.yaml --out runs/dense
     """
-    from pydeploy import stages
     from pydeploy.cli.console import Terminal
-    from pydeploy.config import load
-    from pydeploy.pipeline import open_job
+    from pydeploy.run.config import load
+    from pydeploy.run.pipeline import open_job
+    from pydeploy.run.stages import shared as stages
 
     job = open_job(load(config, set_ or []), Terminal())
     out.mkdir(parents=True, exist_ok=True)
@@ -66,10 +66,10 @@ def finetune(
 
     Example: pydeploy finetune CONFIG --model small.safetensors --teacher runs/dense/model.safetensors --out runs/tuned
     """
-    from pydeploy import stages
     from pydeploy.cli.console import Terminal
-    from pydeploy.config import load
-    from pydeploy.pipeline import open_job
+    from pydeploy.run.config import load
+    from pydeploy.run.pipeline import open_job
+    from pydeploy.run.stages import shared as stages
     from pydeploy.train.distill.logits import Teacher
 
     job = open_job(load(config, set_ or []), Terminal())

@@ -61,7 +61,7 @@ def gpu_check(
     """
     from pydeploy.cli.console import Terminal
     from pydeploy.cli.gpu_check import check_all
-    from pydeploy.config import load
+    from pydeploy.run.config import load
 
     out.mkdir(parents=True, exist_ok=True)
     checks = check_all(load(config, set_ or []), out, Terminal())

@@ -12,7 +12,6 @@ from pathlib import Path
 from statistics import median
 from typing import Protocol
 
-from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import Engine
 from pydeploy.errors import DataError, Infeasible
 from pydeploy.files import read_json, write_json
@@ -20,7 +19,8 @@ from pydeploy.graph import Graph, Plan, Scores
 from pydeploy.latency.table.table import Table
 from pydeploy.planning.next_plans import Built, Tried, next_plans
 from pydeploy.planning.solve import pareto_front, solve
-from pydeploy.stages import (
+from pydeploy.run.artefacts import Artefacts
+from pydeploy.run.stages.shared import (
     Job,
     build_engine,
     layer_profile,

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from pydeploy import stages
-from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import Engine
-from pydeploy.config import Config
 from pydeploy.errors import Infeasible
 from pydeploy.files import write_json
 from pydeploy.graph import Graph, Plan
 from pydeploy.latency.probes.cut_onnx import resize
 from pydeploy.planning.baselines import fit_budget, global_threshold, halp, uniform
 from pydeploy.planning.solve import solve
-from pydeploy.search import Budget, Planner, best_plan, level_us, search
-from pydeploy.stages import Job
+from pydeploy.run.artefacts import Artefacts
+from pydeploy.run.config import Config
+from pydeploy.run.stages import shared as stages
+from pydeploy.run.stages.search import Budget, Planner, best_plan, level_us, search
+from pydeploy.run.stages.shared import Job
 
 if TYPE_CHECKING:
     from torch import nn

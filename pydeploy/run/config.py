@@ -1,6 +1,6 @@
 """YAML → checked settings. Sections are in execution order; an unknown key is refused with the nearest known one.
 
-Nothing but `pydeploy.pipeline` and `pydeploy.cli` reads these models: stages take plain arguments.
+Nothing but `pydeploy.run.pipeline` and `pydeploy.cli` reads these models: stages take plain arguments.
 """
 
 from __future__ import annotations

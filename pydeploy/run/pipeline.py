@@ -3,8 +3,8 @@
     train -> trace -> score -> measure -> [solve -> cut -> export -> build -> profile -> correct]* -> fine-tune
           -> export -> build -> calibrate -> quantize -> mix -> build -> compare -> profile -> report
 
-Each stage leaves its files in its own folder, stamped with a hash of what it depends on (`pydeploy.rundir`);
-`pydeploy.artefacts` knows where they lie.
+Each stage leaves its files in its own folder, stamped with a hash of what it depends on (`pydeploy.run.folder`);
+`pydeploy.run.artefacts` knows where they lie.
 """
 
 from __future__ import annotations
@@ -15,17 +15,20 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pydeploy import candidates, precisions, stages, summary
-from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import open_backend
-from pydeploy.config import Config, QuantizeSection
 from pydeploy.errors import ConfigError, nearest
 from pydeploy.files import read_json, sha256, write_json
 from pydeploy.graph import Graph, Plan
 from pydeploy.latency.table.by_precision import other_table
-from pydeploy.rundir import Console, RunFolder
-from pydeploy.search import Budget, best_plan, search
-from pydeploy.stages import Job
+from pydeploy.run.artefacts import Artefacts
+from pydeploy.run.config import Config, QuantizeSection
+from pydeploy.run.folder import Console, RunFolder
+from pydeploy.run.stages import comparison as candidates
+from pydeploy.run.stages import final as summary
+from pydeploy.run.stages import precisions
+from pydeploy.run.stages import shared as stages
+from pydeploy.run.stages.search import Budget, best_plan, search
+from pydeploy.run.stages.shared import Job
 
 
 def run(

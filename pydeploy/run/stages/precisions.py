@@ -14,8 +14,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pydeploy import stages
-from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import Backend, Engine, Feeds, reopen
 from pydeploy.errors import BackendUnavailable, MissingTiming
 from pydeploy.files import read_json, write_json
@@ -26,7 +24,9 @@ from pydeploy.profiling.profile import profile
 from pydeploy.quant.mixed import Choice, LayerOption, choose, conversion_us, neighbours, sensitivity
 from pydeploy.quant.observe import Ranges
 from pydeploy.quant.placement import style_for
-from pydeploy.stages import Job
+from pydeploy.run.artefacts import Artefacts
+from pydeploy.run.stages import shared as stages
+from pydeploy.run.stages.shared import Job
 from pydeploy.timing.records import Target
 
 HALVES = ("fp16", "bf16")

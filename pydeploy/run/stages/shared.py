@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import Backend, Engine, Feeds, align_of
-from pydeploy.config import Config, TrainSection
 from pydeploy.data.manifest import Manifest, load_manifest
 from pydeploy.errors import ConfigError, DataError, nearest
 from pydeploy.files import replacing, write_json
@@ -24,7 +22,9 @@ from pydeploy.graph import Graph, Plan
 from pydeploy.profiling.profile import profile, random_feeds, time_engines
 from pydeploy.quant.observe import Ranges
 from pydeploy.quant.placement import style_for
-from pydeploy.rundir import Console
+from pydeploy.run.artefacts import Artefacts
+from pydeploy.run.config import Config, TrainSection
+from pydeploy.run.folder import Console
 from pydeploy.timing.records import Profile, Timing
 from pydeploy.timing.reference import Limits, Pace, time_in_turns
 from pydeploy.timing.rounds import Timer, Watch

@@ -7,8 +7,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from pydeploy import candidates, precisions, stages
-from pydeploy.artefacts import Artefacts
 from pydeploy.backends.base import Backend, Engine, reopen
 from pydeploy.files import read_json, write_json
 from pydeploy.graph import Graph, Plan
@@ -25,8 +23,12 @@ from pydeploy.report import (
     recommend,
     render,
 )
-from pydeploy.search import level_us, read_rounds
-from pydeploy.stages import Job
+from pydeploy.run.artefacts import Artefacts
+from pydeploy.run.stages import comparison as candidates
+from pydeploy.run.stages import precisions
+from pydeploy.run.stages import shared as stages
+from pydeploy.run.stages.search import level_us, read_rounds
+from pydeploy.run.stages.shared import Job
 from pydeploy.timing.records import Timing
 from pydeploy.version import __version__
 
