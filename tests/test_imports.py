@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 TARGET_SIDE = ["backends.base", "backends.null", "backends.onnxruntime", "backends.tensorrt.backend",
-               "backends.tensorrt.checkup", "backends.tensorrt.trtexec", "clock", "compare", "latency.board",
-               "latency.measure", "latency.table", "profile", "quant.calibrate", "quant.qdq", "report", "solve"]  # fmt: skip
+               "backends.tensorrt.checkup", "backends.tensorrt.trtexec", "timing.rounds", "profiling.compare_outputs",
+               "latency.board", "latency.probes.measure", "latency.table.table", "profiling.profile", "quant.calibrate",
+               "quant.qdq", "report", "planning.solve"]  # fmt: skip
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
