@@ -10,9 +10,37 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NOTABLE = ("avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16",
-           "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "asimdhp", "i8mm", "bf16",
-           "sve", "sve2")  # fmt: skip
+           "avx512_fp16", "avx_vnni_int8", "avx_ne_convert", "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp",
+           "asimdhp", "i8mm", "bf16", "sve", "sve2")  # fmt: skip
 """Instruction sets that change which kernels a CPU runtime chooses, by their names in ``/proc/cpuinfo``."""
+
+_AVX2 = "avx avx2 fma f16c"
+_AVX512 = f"{_AVX2} avx512f avx512bw"
+_FP16 = f"{_AVX512} avx512_vnni avx512_bf16 avx512_fp16 avx_vnni"
+_AMX = f"{_FP16} amx_tile amx_int8 amx_bf16"
+ONEDNN_CAPS: Mapping[str, str] = {
+    "SSE41": "",
+    "AVX": "avx",
+    "AVX2": _AVX2,
+    "AVX2_VNNI": f"{_AVX2} avx_vnni",
+    "AVX2_VNNI_2": f"{_AVX2} avx_vnni avx_vnni_int8 avx_ne_convert",
+    "AVX512_CORE": _AVX512,
+    "AVX512_CORE_VNNI": f"{_AVX512} avx512_vnni",
+    "AVX512_CORE_BF16": f"{_AVX512} avx512_vnni avx512_bf16",
+    "AVX512_CORE_FP16": _FP16,
+    "AVX10_1_512": _FP16,
+    "AVX512_CORE_AMX": _AMX,
+    "AVX10_1_512_AMX": _AMX,
+}
+"""What oneDNN may use of `NOTABLE` under each value of ``ONEDNN_MAX_CPU_ISA`` ("CPU dispatcher control" in its manual)."""
+
+
+def onednn_cap(environment: Mapping[str, str] = os.environ) -> str:
+    """The level of `ONEDNN_CAPS` that oneDNN, and so OpenVINO, is held to by the environment; '' = none."""
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        if value := environment.get(name, ""):
+            return value.upper() if value.upper() in ONEDNN_CAPS else ""
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +52,19 @@ class Device:
     facts: Mapping[str, str]
 
 
-def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Device:
-    """The processor that this process runs on; where there is no ``/proc/cpuinfo``, what `platform` tells."""
+def cpu(cpuinfo: Path = Path("/proc/cpuinfo"), cap: str = "") -> Device:
+    """The processor that this process runs on; where there is no ``/proc/cpuinfo``, what `platform` tells.
+
+    `cap`, one of `ONEDNN_CAPS`, leaves out the instruction sets that a runtime was told not to use.
+    """
     fields = next(iter(_processors(cpuinfo)), {})
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
     name = fields.get("model name") or platform.processor() or platform.machine() or "unknown CPU"
     cores = usable_cores()
     facts = {"system": platform.system(), "machine": platform.machine(), "cores": str(cores)}
     if flags:
-        facts["instruction_sets"] = " ".join(flag for flag in NOTABLE if flag in flags)
+        allowed = ONEDNN_CAPS[cap].split() if cap else NOTABLE
+        facts["instruction_sets"] = " ".join(flag for flag in NOTABLE if flag in flags and flag in allowed)
     return Device(name, cores, facts)
 
 

@@ -34,6 +34,8 @@ PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 _WARM_UP = 3  # runs of a newly loaded network that allocate memory and are kept out of its layer times
 
+_CAP = device.onednn_cap()  # oneDNN reads it once, when OpenVINO is loaded
+
 _BIAS_CUT = "/WithoutBiases"
 """What OpenVINO appends to the name of a layer whose bias it has split off."""
 
@@ -49,12 +51,22 @@ class OpenVino:
         if precision not in PRECISIONS:
             raise BackendUnavailable(f"backend 'openvino' runs {', '.join(PRECISIONS)}; '{precision}' was asked for")
         self._core = ov.Core()
-        if precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise BackendUnavailable("this CPU has no bf16 instructions (avx512_bf16, amx_bf16); use fp32 or int8")
         self.precision = precision
         self.batch = batch
-        self._device = device.cpu()
+        self._device = device.cpu(cap=_CAP)
         self.threads = threads or self._device.cores
+        if precision == "bf16":
+            self._require_bf16()
+
+    def _require_bf16(self) -> None:
+        """OpenVINO emulates bf16 without its instructions, slower than fp32, and lists it as a capability all the same."""
+        target = self.target()
+        listed = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if not listed or (target.instruction_sets and not target.has_bf16):
+            cap = f" under ONEDNN_MAX_CPU_ISA={_CAP}" if _CAP else ""
+            raise BackendUnavailable(
+                f"this CPU has no bf16 instructions (avx512_bf16, amx_bf16){cap}; use fp32 or int8"
+            )
 
     def target(self) -> Target:
         return Target(self._device.name, self.name, ov.__version__, self.precision, self.batch, self.threads,

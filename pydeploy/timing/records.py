@@ -14,6 +14,10 @@ from numpy.typing import ArrayLike
 
 from pydeploy.errors import DataError, Mismatch
 
+_X86 = ("x86_64", "amd64", "i386", "i686", "x86")
+_EXACT = {"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"}
+_BF16 = {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"}
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -39,6 +43,29 @@ class Target:
         note = "" if self.measured else " (analytic, NOT measured)"
         name = f"{self.device} / {self.backend} {self.backend_version}"
         return f"{name} / {self.precision} / batch {self.batch} / {self.threads} threads{note}"
+
+    @property
+    def instruction_sets(self) -> frozenset[str]:
+        """Those that the runtime uses, as ``/proc/cpuinfo`` spells them; empty where unknown, as on a GPU."""
+        return frozenset(self.facts.get("instruction_sets", "").split())
+
+    @property
+    def has_amx(self) -> bool:
+        """Whether integers are multiplied in tiles (x86)."""
+        return "amx_int8" in self.instruction_sets
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether the processor computes in bfloat16 itself."""
+        return bool(self.instruction_sets & _BF16)
+
+    @property
+    def saturates(self) -> bool:
+        """Whether sums of two uint8 x int8 products are cut off at 16 bits, so that weights should keep to 7 bits.
+
+        So on x86 without VNNI and AMX (the instruction ``vpmaddubsw``), and where an x86 does not tell what it has.
+        """
+        return self.facts.get("machine", "").lower() in _X86 and not self.instruction_sets & _EXACT
 
     def require(self, other: Target, what: str) -> None:
         """Raise `Mismatch` naming the first facts that differ between this target and `other`."""
