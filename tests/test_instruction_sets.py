@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pydeploy.backends import device
-from pydeploy.timing import Target
+from pydeploy.timing.records import Target
 
 SETS = ("avx2 avx512f avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16 avx_vnni", "amx_tile amx_int8 amx_bf16")
 LEVELS = ("AVX512_CORE", "AVX512_CORE_VNNI", "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX512_CORE_AMX")
