@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pydeploy.timing.records import rounds as clock
+from pydeploy.timing import rounds as clock
 from pydeploy.timing.rounds import DRIFT_LIMIT, FOREIGN_LIMIT, Load, Watch, busy_s, interleave, quiet_rounds, unwatched
 
 linux = pytest.mark.skipif(not clock.STAT.exists(), reason="only Linux tells how busy the cores were (/proc/stat)")

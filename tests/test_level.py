@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pydeploy.run.stages import shared as stages
-from pydeploy.timing.records import reference as pace
+from pydeploy.timing import reference as pace
 
 
 class Computer:

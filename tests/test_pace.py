@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from pydeploy.timing.records import reference as module
+from pydeploy.timing import reference as module
 from pydeploy.timing.reference import LEAST, READINGS, Kept, Limits, Pace, Unit, take_turns, time_in_turns, timing_of
 from pydeploy.timing.rounds import Load, Watch, unwatched
 
