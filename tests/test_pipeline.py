@@ -33,8 +33,8 @@ from pydeploy.run.stages import shared as stages
 from pydeploy.run.stages.comparison import PLANNERS, wanted
 from pydeploy.run.stages.search import Budget, best_plan, read_rounds, search
 from pydeploy.run.stages.shared import model_of
-from pydeploy.timing.records import Target, Timing
 from pydeploy.timing import reference as pace
+from pydeploy.timing.records import Target, Timing
 from quiet import Quiet
 
 ROOT = Path(__file__).parent.parent
