@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from portable import portable
 from trt_bench import world
 
-__all__ = ["world"]
+__all__ = ["portable", "world"]
 
 # A slow example says that the machine is busy, not that the code is wrong; speed is measured in bench/.
 settings.register_profile("pydeploy", deadline=None, print_blob=True)

@@ -181,3 +181,32 @@ def test_float32_and_the_exported_file_agree(name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         assert worst(small(x), silenced(model, graph, plan)(x)) < 1e-4
     export(small, torch.zeros(SHAPE), tmp_path / "small.onnx", tolerance=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ZOO)
+def test_a_cut_in_another_precision_is_the_cut_of_float32(name: str, dtype: torch.dtype) -> None:
+    model = build(name)
+    graph = trace(model, torch.zeros(SHAPE))
+    for seed in range(3):
+        plan = random_plan(graph, np.random.default_rng(seed))
+        assert_same_model(apply(copy.deepcopy(model).to(dtype), graph, plan), apply(model, graph, plan).to(dtype))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.integers(2, 100), st.sampled_from([torch.float16, torch.bfloat16, torch.float64]))
+def test_wide_layers_in_any_precision_hold_the_entries_of_the_plan(seed: int, width: int, dtype: torch.dtype) -> None:
+    """What a plan names is what is left, of rows of every width, with a flattened map of two pixels in front of the head."""
+    rng = np.random.default_rng(seed)
+    model = nn.Sequential(nn.Conv2d(3, width, 1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(),
+                          nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten(), nn.Linear(2 * width, 5))  # fmt: skip
+    graph = trace(model, torch.zeros(1, 3, 4, 4))
+    model = model.to(dtype)
+    first, second = (np.sort(rng.permutation(width)[: rng.integers(1, width + 1)]) for _ in range(2))
+    plan = Plan({"0": tuple(first.tolist()), "2": tuple(second.tolist())}, graph.fingerprint)
+    small = apply(model, graph, plan)
+    pixels = (2 * second[:, None] + [0, 1]).ravel()
+    assert small[0].weight.equal(model[0].weight[first])
+    assert small[2].weight.equal(model[2].weight[second][:, first])
+    assert small[2].bias.equal(model[2].bias[second])
+    assert small[6].weight.equal(model[6].weight[:, pixels])

@@ -16,8 +16,13 @@ constexpr std::size_t worth = 2;
 }  // namespace
 
 Masks compress_masks(std::span<const std::uint32_t> offsets) {
+    if (!has_avx512() || offsets.empty()) {
+        return {};
+    }
+    // Pairs of 2-byte items may begin between two of the 4-byte items that a mask knows.
+    const bool whole = std::ranges::all_of(offsets, [](std::uint32_t offset) { return offset % 4 == 0; });
     const bool ascending = std::ranges::adjacent_find(offsets, std::greater_equal<>()) == offsets.end();
-    if (!has_avx512() || offsets.empty() || !ascending) {
+    if (!whole || !ascending) {
         return {};
     }
     const std::size_t count = offsets.back() / (4 * lanes) + 1;

@@ -1,5 +1,5 @@
-// The histogram as processors without AVX-512 run it, callable from Python's ctypes: built by test_core_histogram.py
-// with PYDEPLOY_PORTABLE, together with the files of csrc/core that it needs.
+// Histogram and surgery as processors without AVX-512 run them, callable from Python's ctypes: tests/portable.py builds
+// this with PYDEPLOY_PORTABLE, together with the files of csrc/core that it needs.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -7,6 +7,7 @@
 
 #include "core/bins.hpp"
 #include "core/histogram.hpp"
+#include "core/surgery.hpp"
 
 extern "C" {
 
@@ -31,5 +32,22 @@ void histogram(const float* values, std::size_t count, std::size_t bins, int thr
     numbers[2] = static_cast<std::int64_t>(state.inf_count);
     extremes[0] = state.minimum;
     extremes[1] = state.maximum;
+}
+
+// One job; `picks` and `counts` have an entry for each dimension, a null pick keeps the whole dimension.
+void gather(const std::byte* source, std::size_t item_bytes, std::size_t rank, const std::size_t* shape,
+            const std::int64_t* const* picks, const std::size_t* counts, std::byte* target, std::size_t target_bytes,
+            int threads) {
+    deploy::GatherJob job;
+    job.item_bytes = item_bytes;
+    std::size_t items = 1;
+    for (std::size_t dim = 0; dim < rank; ++dim) {
+        job.shape.push_back(shape[dim]);
+        job.entries.push_back(picks[dim] ? deploy::Entries{{picks[dim], counts[dim]}} : deploy::Entries{});
+        items *= shape[dim];
+    }
+    job.source = {source, items * item_bytes};
+    const std::span<std::byte> result{target, target_bytes};
+    deploy::gather_many({&job, 1}, {&result, 1}, threads);
 }
 }
