@@ -30,7 +30,6 @@ FLOORS = (
     ("models",),
     ("export",),
     ("quant",),
-    ("train.distill",),
     ("tasks",),
     ("train",),
     ("latency.table",),
@@ -54,7 +53,6 @@ OPEN = {
     ("pydeploy.onnxfile.prepare", "pydeploy.quant.placement"),
     ("pydeploy.prune.surgery.apply", "pydeploy.prune.structure.width_numbers"),
     ("pydeploy.prune.surgery.save", "pydeploy.prune.structure.width_numbers"),
-    ("pydeploy.train.distill.logits", "pydeploy.tasks.contract"),
     ("pydeploy.prune.structure.rules.elementwise", "pydeploy.prune.structure.propagate"),
     ("pydeploy.prune.structure.rules.layers", "pydeploy.prune.structure.propagate"),
     ("pydeploy.prune.structure.rules.rearrange", "pydeploy.prune.structure.propagate"),
@@ -63,7 +61,7 @@ OPEN = {
 
 RANKS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
-TORCH = ("prune", "train", "tasks", "models", "export", "data.image_sets")
+TORCH = ("prune", "train", "tasks", "models", "export")
 """Rooms that may import torch at module level; everything else must work on a board without it."""
 
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from pydeploy.data.image_sets import synthetic
 from pydeploy.errors import ConfigError
 from pydeploy.tasks.contract import Batch
-from pydeploy.train.distill.logits import DistillSettings, Teacher, soft_divergence
+from pydeploy.tasks.losses import soft_divergence
+from pydeploy.train.distill.logits import DistillSettings, Teacher
 from pydeploy.train.loop import fit
 from pydeploy.train.settings import FitSettings
 from train_helpers import TinyTask

@@ -55,7 +55,7 @@ def test_an_epoch_holds_every_image_once_in_full_batches(task: Task) -> None:
     assert [len(batch.target) for batch in batches] == [16] * (task.train_size // 16)
     plain = Classification("resnet20", synthetic(train_size=32, size=8), {"width": 4}, Augment(pad=0, flip="none"))
     seen = torch.cat([batch.inputs[0] for batch in plain.train_batches(5, 8, 1)]).flatten(1)
-    everything = plain.images.normalise(torch.from_numpy(plain.images.train_images)).flatten(1)
+    everything = torch.from_numpy(plain.images.normalize(plain.images.train_images)).flatten(1)
     assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, everything.tolist()))
 
 

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pydeploy.data.idx import read_idx
 from pydeploy.data.preprocessing import Preprocessing
@@ -57,9 +55,9 @@ class ImageSet:
         """What training, evaluation and calibration all do to the images."""
         return Preprocessing(self.mean, self.std)
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 ``(N, C, H, W)`` to float32, ``(pixel / 255 - mean) / std`` per channel."""
-        return torch.from_numpy(self.preprocessing(images.numpy(), planar=True))
+        return self.preprocessing(images, planar=True)
 
 
 def fashion_mnist() -> ImageSet:
@@ -152,8 +150,9 @@ def synthetic(
         if value < 1:
             raise ConfigError(f"setting '{key}' of the synthetic data set must be at least 1, got {value}")
     rng = np.random.default_rng([seed, classes, channels, size])
-    coarse = torch.from_numpy(rng.normal(0.0, 60.0, (classes, channels, 4, 4)))
-    patterns = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear").numpy()
+    coarse = rng.normal(0.0, 60.0, (classes, channels, 4, 4))
+    between = _bilinear(4, size)
+    patterns = between @ coarse @ between.T
 
     def draw(count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         labels = rng.integers(0, classes, count)
@@ -167,6 +166,12 @@ def synthetic(
     test_images, test_labels = draw(test_size)
     level, spread = (0.5,) * channels, (0.25,) * channels
     return ImageSet("synthetic", classes, train_images, train_labels, test_images, test_labels, level, spread)
+
+
+def _bilinear(count: int, size: int) -> NDArray[np.float64]:
+    """``(size, count)`` weights that stretch `count` samples over `size` pixels linearly; pixels' centres count."""
+    at = np.clip((np.arange(size) + 0.5) * count / size - 0.5, 0, count - 1)
+    return np.maximum(0.0, 1.0 - np.abs(at[:, None] - np.arange(count)))
 
 
 DATA: Mapping[str, Callable[..., ImageSet]] = {

@@ -17,7 +17,7 @@ from pydeploy.errors import ConfigError, DataError, nearest
 from pydeploy.models import build
 from pydeploy.tasks.augment import Augment, augment, augment_by
 from pydeploy.tasks.contract import Batch, Predict, Task, padded
-from pydeploy.train.distill.logits import soft_divergence
+from pydeploy.tasks.losses import soft_divergence
 
 _SPLITS = ("train", "test")
 
@@ -49,7 +49,7 @@ class Classification:
         return build(self.model, **{**shape, **self.model_settings})
 
     def example(self) -> tuple[Tensor, ...]:
-        return (self.images.normalise(torch.from_numpy(self.images.test_images[:1])),)
+        return (torch.from_numpy(self.images.normalize(self.images.test_images[:1])),)
 
     def train_batches(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
         rng = np.random.default_rng([seed, epoch])
@@ -59,13 +59,14 @@ class Classification:
         for start in range(0, self.train_size - batch_size + 1, batch_size):
             chosen = order[start : start + batch_size]
             pixels = augment(images, chosen, self.augmentation, epoch=epoch, seed=seed, rng=rng)
-            yield Batch((self.images.normalise(pixels),), labels[torch.from_numpy(chosen)])
+            inputs = torch.from_numpy(self.images.normalize(pixels.numpy()))
+            yield Batch((inputs,), labels[torch.from_numpy(chosen)])
 
     def eval_batches(self, batch_size: int, split: str = "test") -> Iterator[Batch]:
         images, labels = self._split(split)
         for start in range(0, len(labels), batch_size):
-            pixels = torch.from_numpy(images[start : start + batch_size])
-            yield Batch((self.images.normalise(pixels),), torch.from_numpy(labels[start : start + batch_size]))
+            inputs = torch.from_numpy(self.images.normalize(images[start : start + batch_size]))
+            yield Batch((inputs,), torch.from_numpy(labels[start : start + batch_size]))
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         return F.cross_entropy(outputs, batch.target, label_smoothing=self.label_smoothing)
