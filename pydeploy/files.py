@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,30 +18,24 @@ Parsed = TypeVar("Parsed")
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder that becomes `path` when the block ends without an error."""
+    """A temporary path in the same folder that becomes `path` when the block ends without an error.
+
+    Its name is chosen before the file exists, so that Ctrl-C at any moment leaves nothing behind.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
+    remedy = "choose a writable folder with free space"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}; choose a writable folder with free space") from None
-    partial = Path(name)
-    try:
+        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        remedy = "nothing was changed"
         yield partial
         _flush(partial)
-        # mkstemp makes private files; give the result the permissions a plain open() would.
-        partial.chmod(0o666 & ~_umask())
         partial.replace(path)
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from None
+        raise DataError(f"cannot write {path}: {error.strerror or error}; {remedy}") from None
     finally:
-        partial.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

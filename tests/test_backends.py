@@ -174,14 +174,16 @@ def test_fused_nodes_are_named_as_origins(tmp_path: Path) -> None:
 
 
 @pytest.mark.openvino
-@pytest.mark.parametrize(("precision", "executed"), [("fp32", "f32"), ("bf16", "bf16"), ("int8", "i8")])
+@pytest.mark.parametrize(("precision", "executed"), [("fp32", "f32"), ("bf16", "bf16"), ("int8", "i8 u8")])
 def test_openvino_computes_at_the_asked_precision(precision: str, executed: str, tmp_path: Path) -> None:
+    """Without AMX, OpenVINO shifts signed inputs of a convolution to unsigned ones."""
     backend, engine, _ = built(Setting("openvino", precision, 0.0), tmp_path)
     with backend.open(engine) as session:
         ops = session._compiled.get_runtime_model().get_ordered_ops()
         facts = [op.get_rt_info() for op in ops]
     used = {str(f["runtimePrecision"].astype(str)) for f in facts if f["layerType"].astype(str) == "Convolution"}
-    assert used == {executed}
+    assert used
+    assert used <= set(executed.split())
 
 
 @every

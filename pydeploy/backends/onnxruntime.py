@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -148,17 +147,14 @@ class OnnxRuntimeSession:
 
     def layers(self, feeds: Feeds, n: int) -> Sequence[LayerTime]:
         check_feeds(feeds, self.inputs)
-        folder = Path(tempfile.mkdtemp(prefix="pydeploy-"))
-        try:
+        with tempfile.TemporaryDirectory(prefix="pydeploy-", ignore_cleanup_errors=True) as folder:
             options = _options(self._threads)
             options.enable_profiling = True
-            options.profile_file_prefix = str(folder / "profile")
+            options.profile_file_prefix = str(Path(folder) / "profile")
             session = _load(self._path, options)
             for _ in range(_WARM_UP + n):
                 session.run(None, dict(feeds))
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
         return _layer_times(events, self._origins, n)
 
 

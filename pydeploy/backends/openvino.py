@@ -1,9 +1,12 @@
 """OpenVINO on the CPU: fp32, bf16 (computed in bf16 where the processor has it), and int8 from Q/DQ files.
 
-* An engine file is one line of JSON (which ONNX nodes each layer came from) followed by OpenVINO's compiled blob.
+* An engine file is one line of JSON (the layers in execution order, and which ONNX nodes each came from) followed by
+  OpenVINO's compiled blob.
 * One stream, latency hint, fixed number of threads. What an int8 file leaves unquantised runs in fp32.
 * Layer times come from the runtime's counters. These are means over all runs since the network was loaded, in whole
   microseconds, so `layers` loads the network anew and returns one sample: the mean over its runs.
+* Names that OpenVINO makes up are numbered anew at each load, so layers are joined by their place (`_in_place`).
+* OpenVINO leaves an alternate signal stack on the thread that loads it: `_core` keeps that off the caller's threads.
 """
 
 from __future__ import annotations
@@ -11,7 +14,10 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -40,6 +46,25 @@ _BIAS_CUT = "/WithoutBiases"
 """What OpenVINO appends to the name of a layer whose bias it has split off."""
 
 Origins = Mapping[str, Sequence[str]]
+"""ONNX node names of each layer, layers in execution order."""
+
+
+@cache
+def _core() -> ov.Core:
+    """The one Core of this process, with its CPU plugin loaded.
+
+    The plugin registers an alternate signal stack on the thread that loads it and unmaps it when its Core goes, but
+    takes it back only where Cores go in the reverse order of their coming; the next signal on that thread is then the
+    last. So the Core stays, and a thread that ends loads it.
+    """
+
+    def load() -> ov.Core:
+        core = ov.Core()
+        core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return core
+
+    with ThreadPoolExecutor(1) as apart:
+        return apart.submit(load).result()
 
 
 class OpenVino:
@@ -50,7 +75,7 @@ class OpenVino:
     def __init__(self, precision: str = "fp32", batch: int = 1, threads: int = 0) -> None:
         if precision not in PRECISIONS:
             raise BackendUnavailable(f"backend 'openvino' runs {', '.join(PRECISIONS)}; '{precision}' was asked for")
-        self._core = ov.Core()
+        self._core = _core()
         self.precision = precision
         self.batch = batch
         self._device = device.cpu(cap=_CAP)
@@ -101,20 +126,36 @@ def _reason(error: Exception) -> str:
 
 
 def _origins(compiled: ov.CompiledModel, source: onnx.GraphProto) -> dict[str, list[str]]:
-    """ONNX node names of each layer that costs time, as OpenVINO kept them, in source order.
+    """ONNX node names of each layer of `compiled`, in source order; names of OpenVINO's own making are left out.
 
-    OpenVINO names a layer after its ONNX node, or after the output tensor where that is an output of the network;
-    names of its own making are left out.
+    OpenVINO names a layer after its ONNX node, or after the output tensor where that is an output of the network.
     """
     known = {output: node_name(node) for node in source.node for output in node.output}
     known.update({node_name(node): node_name(node) for node in source.node})
     order = {node_name(node): index for index, node in enumerate(source.node)}
-    found = {}
-    for layer in compiled.get_runtime_model().get_ordered_ops():
-        merged = str(layer.get_rt_info()["originalLayersNames"].astype(str)).replace(_BIAS_CUT, "").split(",")
-        found[layer.get_friendly_name()] = sorted(
-            {known[name] for name in merged if name in known}, key=order.__getitem__
-        )
+    found: dict[str, list[str]] = {}
+    for name, merged in _layers(compiled):
+        nodes = {known[one] for one in merged if one in known}
+        found.setdefault(name, []).extend(sorted(nodes, key=order.__getitem__))
+    return found
+
+
+def _layers(compiled: ov.CompiledModel) -> list[tuple[str, list[str]]]:
+    """(name, names of what was merged into it) of each layer that runs with the network, in execution order.
+
+    What depends on constants alone was computed when the network was loaded.
+    """
+    constant: set[str] = set()
+    found = []
+    for op in compiled.get_runtime_model().get_ordered_ops():
+        name, facts = op.get_friendly_name(), op.get_rt_info()
+        kind = str(facts["layerType"].astype(str))
+        sources = [port.get_source_output().get_node().get_friendly_name() for port in op.inputs()]
+        if kind == "Const" or (sources and constant.issuperset(sources)):
+            constant.add(name)
+        elif kind not in ("Input", "Output"):
+            merged = str(facts["originalLayersNames"].astype(str)).replace(_BIAS_CUT, "").split(",")
+            found.append((name, merged))
     return found
 
 
@@ -162,19 +203,51 @@ class OpenVinoSession:
             request.set_tensor(name, ov.Tensor(array))
         cold = _counters(request, _WARM_UP)
         warm = _counters(request, n)
-        total = {name: (_WARM_UP + n) * mean - _WARM_UP * cold.get(name, mean) for name, mean in warm.items()}
-        # A run's time is rounded down before it is summed: half a microsecond is added back.
-        return [LayerTime(name, tuple(self._origins.get(name, ())), np.array([max(0.0, value / n + 0.5)]))
-                for name, value in total.items()]  # fmt: skip
+        told = _in_place([counter.name for counter in warm], self._origins)
+        return [LayerTime(name, origins, np.array([_mean_us(before, after, n)]))
+                for (name, origins), before, after in zip(told, cold, warm, strict=True)]  # fmt: skip
 
 
-def _counters(request: ov.InferRequest, runs: int) -> dict[str, float]:
-    """Mean time in microseconds of each executed layer since loading, after `runs` more runs, in execution order."""
+def _in_place(names: Sequence[str], built: Origins) -> list[tuple[str, tuple[str, ...]]]:
+    """Name and origins of each loaded layer as they were when the engine was built.
+
+    By place, where all names that both know stand at the same place; otherwise by name.
+    """
+    places = {name: place for place, name in enumerate(built)}
+    if len(names) == len(built) and all(places.get(name, place) == place for place, name in enumerate(names)):
+        return [(name, tuple(origins)) for name, origins in built.items()]
+    return [(name, tuple(built.get(name, ()))) for name in names]
+
+
+@dataclass(frozen=True, slots=True)
+class _Counter:
+    """Mean time of a layer since loading, rounded down to whole microseconds."""
+
+    name: str
+    mean_us: float
+    kernel: bool
+    """False where OpenVINO names none: a layer that changes nothing but the shape, and then takes no time."""
+
+
+def _counters(request: ov.InferRequest, runs: int) -> list[_Counter]:
+    """The counters of all layers after `runs` more runs, in execution order.
+
+    The runtime lists what it merged into a layer as well ("undef"), and says of what took less than a microsecond that
+    it did not run.
+    """
     for _ in range(runs):
         request.infer(share_outputs=True)
-    # The mean is rounded down to whole microseconds as well.
-    return {info.node_name: info.real_time.total_seconds() * 1e6 + 0.5
-            for info in request.get_profiling_info() if info.status == ov.ProfilingInfo.Status.EXECUTED}  # fmt: skip
+    return [_Counter(info.node_name, info.real_time.total_seconds() * 1e6, not info.exec_type.startswith("unknown"))
+            for info in request.get_profiling_info()
+            if info.exec_type != "undef" and info.node_type not in ("Parameter", "Result")]  # fmt: skip
+
+
+def _mean_us(cold: _Counter, warm: _Counter, n: int) -> float:
+    """Mean of the last `n` runs. A run's time is rounded down before it is summed, and the mean again: each half of one."""
+    if warm.mean_us == 0.0 and not warm.kernel:
+        return 0.0
+    total = (_WARM_UP + n) * (warm.mean_us + 0.5) - _WARM_UP * (cold.mean_us + 0.5)
+    return max(0.0, total / n + 0.5)
 
 
 def _spec(port: ov.ConstOutput) -> TensorSpec:

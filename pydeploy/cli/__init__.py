@@ -11,6 +11,8 @@ import signal
 import sys
 from types import FrameType
 
+from pydeploy.errors import DeployError
+
 TRAINING = ("torch", "torchvision", "accelerate", "safetensors", "onnxscript")
 """Packages of the extra 'train'; what runs on a target does without."""
 
@@ -33,13 +35,12 @@ def main() -> None:
 
 
 def _run() -> None:
-    from pydeploy.cli.app import app
-    from pydeploy.errors import DeployError
-
     # Long steps tell how far they are through their log; other packages only when something is wrong.
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("pydeploy").setLevel(logging.INFO)
     try:
+        from pydeploy.cli.app import app
+
         app()
     except DeployError as error:
         _fail(str(error))

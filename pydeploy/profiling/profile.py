@@ -119,4 +119,6 @@ def _by_name(layers: Sequence[LayerTime]) -> dict[str, NDArray[np.float64]]:
 
 
 def _joined(rounds: Sequence[Mapping[str, NDArray[np.float64]]]) -> dict[str, NDArray[np.float64]]:
-    return {name: np.concatenate([layers[name] for layers in rounds]) for name in rounds[0]}
+    """Samples of all rounds; a layer that a runtime lists in some of them only has fewer."""
+    names = dict.fromkeys(name for layers in rounds for name in layers)
+    return {name: np.concatenate([layers[name] for layers in rounds if name in layers]) for name in names}
