@@ -26,7 +26,7 @@ from pydeploy.errors import TraceError
 from pydeploy.prune.forward import evaluating
 from pydeploy.prune.structure.shapes import run_meta
 from pydeploy.prune.surgery.attention_heads import by_heads
-from pydeploy.prune.surgery.copying import copied
+from pydeploy.prune.surgery.copying import Memo, copied
 
 
 @dataclass(eq=False, slots=True)
@@ -292,7 +292,7 @@ def record(model: nn.Module, inputs: tuple[Any, ...], tensors: Mapping[str, Tens
 
 def _twin(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     try:
-        return copied(model, {id(t): t for t in tensors.values()})
+        return copied(model, Memo({id(t): t for t in tensors.values()}))
     except Exception as error:
         raise TraceError(f"the model cannot be copied, so it cannot be cut: {type(error).__name__}: {error}") from error
 

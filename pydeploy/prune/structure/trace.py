@@ -45,10 +45,7 @@ def trace(model: nn.Module, example: Any, *, exclude: Sequence[str] = (), min_wi
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     tensors = _own_tensors(model)
     tape, twin = record(model, inputs, tensors)
-    if {name: id(t) for name, t in _own_tensors(twin).items()} != {name: id(t) for name, t in tensors.items()}:
-        raise TraceError(
-            "the forward replaces the model's parameters; a model that changes itself has no fixed structure"
-        )
+    _check_same(tensors, _own_tensors(twin))
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
     learnable = sum(p.numel() for p in model.parameters())
     decisions, steady = Decisions(), False
@@ -87,6 +84,20 @@ def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
                 f"'{name}' is a sparse tensor ({tensor.layout}); make it dense first ('tensor.to_dense()')"
             )
     return tensors
+
+
+def _check_same(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
+    """The run may have added buffers, which the cut model will do as well, but neither parameters nor another value for a name."""
+    changed = next((name for name, tensor in before.items() if after.get(name) is not tensor), None)
+    if changed is not None:
+        raise TraceError(
+            f"the forward replaces '{changed}' by another tensor; a model that changes itself has no fixed structure"
+        )
+    made = next((name for name, t in after.items() if name not in before and isinstance(t, nn.Parameter)), None)
+    if made is not None:
+        raise TraceError(
+            f"the forward makes parameter '{made}' in its first run; run the model once on the example, then trace it"
+        )
 
 
 def _separate_memory(tracer: Tracer, tensors: Mapping[str, Tensor]) -> None:

@@ -65,7 +65,7 @@ def replaced(model: nn.Module, tensors: Mapping[str, Tensor], new: Mapping[str, 
     Tied tensors stay tied. Everything that is not replaced is copied.
     """
     # The memo puts the new tensors wherever the old ones are referenced, so the dense ones are never copied.
-    memo: Memo = {id(tensors[name]): tensor for name, tensor in new.items()}
+    memo = Memo({id(tensors[name]): tensor for name, tensor in new.items()})
     small = copied(model, memo)
     update_attributes(model, memo)
     return small

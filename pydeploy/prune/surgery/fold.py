@@ -41,8 +41,8 @@ def _foldable(layer: Any) -> bool:
 
 def _memo(model: nn.Module, pairs: dict[str, str]) -> Memo:
     """Weights that are replaced right after are not copied."""
-    return {id(weight): weight for layer in pairs for weight in [model.get_submodule(layer)._parameters.get("weight")]
-            if weight is not None}  # fmt: skip
+    return Memo({id(weight): weight for layer in pairs
+                 for weight in [model.get_submodule(layer)._parameters.get("weight")] if weight is not None})  # fmt: skip
 
 
 def _fold(target: nn.Module, layer: Any, norm: Any) -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from pydeploy.prune.surgery.attention_heads import adopt, supported
+from pydeploy.prune.surgery.copying import own_class
 
 
 def update_attributes(before: nn.Module, twins: Mapping[int, Any]) -> None:
     """Set the attributes of every module's cut copy, ``twins[id(module)]``, to what its parameters now are."""
     for old in before.modules():
         kind: Any = type(old)  # mypy takes a module class for something without a hash
-        update = _updater(kind)
+        update = _updater(kind.__base__ if own_class(kind) else kind)
+        if old._forward_pre_hooks:
+            _legacy(twins[id(old)])
         if update is not None:
             update(old, twins[id(old)])
 
@@ -29,10 +35,11 @@ def _updater(kind: type[nn.Module]) -> Callable[[Any, Any], None] | None:
 
 
 def _convolution(before: Any, after: Any) -> None:
-    shape, dense = after.weight.shape, before.weight.shape
-    if shape == dense:
+    groups, wide, narrow = before.groups, before.out_channels, before.in_channels // before.groups
+    dense = (before.in_channels, wide // groups) if before.transposed else (wide, narrow)
+    shape = _shape(after, (*dense, *before.kernel_size))
+    if shape[:2] == dense:
         return
-    groups = before.groups
     if 1 < groups == before.in_channels:
         groups = shape[0] * groups // dense[0]
     if before.transposed:
@@ -41,13 +48,34 @@ def _convolution(before: Any, after: Any) -> None:
         _set(after, groups=groups, in_channels=shape[1] * groups, out_channels=shape[0])
 
 
+def _shape(after: Any, dense: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of a cut layer's weight. A parametrized one is not computed for that, which could change the state of its
+    parametrization; the tensor that it is made of has its shape.
+    """
+    made = vars(after)["_modules"].get("parametrizations", ())
+    if "weight" not in made:
+        return tuple(after.weight.shape)
+    tensors = [*made["weight"].parameters(recurse=False), *made["weight"].buffers(recurse=False)]
+    largest = max((t.shape for t in tensors), key=lambda shape: (len(shape) == len(dense), math.prod(shape)))
+    return tuple(largest) if len(largest) == len(dense) else tuple(after.weight.shape)
+
+
+def _legacy(after: Any) -> None:
+    """`torch.nn.utils.weight_norm` and `spectral_norm` of old keep the last computed weight as a plain attribute."""
+    for hook in after._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm):
+            setattr(after, hook.name, hook.compute_weight(after).detach())
+        elif isinstance(hook, SpectralNorm):
+            setattr(after, hook.name, hook.compute_weight(after, do_power_iteration=False).detach())
+
+
 def _set(module: nn.Module, **numbers: int) -> None:
     """Set plain numbers; torch's `__setattr__` first looks for each among parameters, buffers and submodules."""
     vars(module).update(numbers)
 
 
-def _linear(_before: Any, after: Any) -> None:
-    rows, columns = after.weight.shape
+def _linear(before: Any, after: Any) -> None:
+    rows, columns = _shape(after, (before.out_features, before.in_features))
     _set(after, out_features=rows, in_features=columns)
 
 
