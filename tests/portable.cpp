@@ -43,7 +43,10 @@ void gather(const std::byte* source, std::size_t item_bytes, std::size_t rank, c
     std::size_t items = 1;
     for (std::size_t dim = 0; dim < rank; ++dim) {
         job.shape.push_back(shape[dim]);
-        job.entries.push_back(picks[dim] ? deploy::Entries{{picks[dim], counts[dim]}} : deploy::Entries{});
+        deploy::Entries& entries = job.entries.emplace_back();
+        if (picks[dim]) {
+            entries.emplace(picks[dim], picks[dim] + counts[dim]);
+        }
         items *= shape[dim];
     }
     job.source = {source, items * item_bytes};

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-CORE = ("histogram", "bins", "surgery", "compress", "threads")
+CORE = ("histogram", "bins", "surgery", "compress", "sizes", "threads")
 """Files of csrc/core that `portable.cpp` needs."""
 
 

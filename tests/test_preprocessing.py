@@ -105,7 +105,7 @@ def test_no_images_give_no_batches() -> None:
     [
         ([picture(8, 8), picture(9, 8)], "becomes a sample of .9, 8. pixels, those before are .8, 8."),
         ([picture(8, 8, 1)], "the image has 1 channels, expected 3"),
-        ([picture(8, 8).astype(np.float32)], "uint8 array of three dimensions"),
+        ([picture(8, 8).astype(np.float32)], "three-dimensional, C-contiguous uint8 array, got one of float32"),
         ([picture(8, 8)[0]], "must have three dimensions"),
     ],
     ids=["sizes", "channels", "dtype", "rank"],

@@ -1,6 +1,7 @@
 #include "bindings/numpy.hpp"
 //
-#include <deque>
+#include <unistd.h>
+
 #include <memory>
 #include <utility>
 #include <vector>
@@ -11,16 +12,12 @@
 namespace deploy::bindings {
 namespace {
 
-Image image_of(const py::handle& object, bool planar) {
-    if (!py::isinstance<Array<std::uint8_t>>(object) || py::reinterpret_borrow<py::array>(object).ndim() != 3) {
-        throw py::type_error("an image must be a contiguous uint8 array of three dimensions");
-    }
-    const auto array = py::reinterpret_borrow<Array<std::uint8_t>>(object);
-    const auto shape = shape_of(array);
+Image image_of(const Owned<std::uint8_t>& array, bool planar) {
+    const std::vector<std::size_t>& shape = array.shape();
     if (planar) {
-        return {span_of(array), shape[1], shape[2], shape[0], true};
+        return {array.span(), shape[1], shape[2], shape[0], true};
     }
-    return {span_of(array), shape[0], shape[1], shape[2], false};
+    return {array.span(), shape[0], shape[1], shape[2], false};
 }
 
 Interpolation interpolation_of(const std::string& name) {
@@ -33,7 +30,7 @@ Interpolation interpolation_of(const std::string& name) {
     throw py::value_error("interpolation is bilinear or bicubic, not " + name);
 }
 
-// The images' arrays are held until their batch has been taken; the threads only read their memory.
+// Locks of the batcher are only waited for without the GIL.
 class PyBatcher {
   public:
     PyBatcher(std::pair<std::size_t, std::size_t> size, std::pair<std::size_t, std::size_t> resize,
@@ -45,47 +42,55 @@ class PyBatcher {
                                                    interpolation_of(interpolation), std::move(shift), std::move(scale)},
                                         batch, buffers, threads)) {}
 
-    // The threads end before the images that they read are let go of.
-    ~PyBatcher() { batcher_.reset(); }
+    // A forked process has none of the threads, and waiting for them would never end.
+    ~PyBatcher() {
+        if (process_ != getpid()) {
+            static_cast<void>(batcher_.release());
+        }
+    }
     PyBatcher(const PyBatcher&) = delete;
     PyBatcher& operator=(const PyBatcher&) = delete;
 
-    void submit(const py::sequence& images) {
+    void submit(const py::object& images) {
+        check_process();
+        std::vector<Owned<std::uint8_t>> owners;
         std::vector<Image> spans;
-        std::vector<py::object> arrays;
-        for (const py::handle image : images) {
-            spans.push_back(image_of(image, planar_));
-            arrays.push_back(py::reinterpret_borrow<py::object>(image));
+        for (const py::handle image : items_of(images, "images")) {
+            owners.push_back(read<std::uint8_t>(image, "an image", 3));
+            spans.push_back(image_of(owners.back(), planar_));
         }
-        batcher_->submit(std::move(spans));
-        held_.push_back(std::move(arrays));
+        auto keep = kept_alive(std::move(owners));
+        const py::gil_scoped_release release;
+        batcher_->submit(std::move(spans), std::move(keep));
     }
 
     py::array take() {
-        std::span<const float> samples;
-        try {
+        check_process();
+        Batcher::Batch batch;
+        {
             const py::gil_scoped_release release;
-            samples = batcher_->take();
-        } catch (...) {
-            if (!held_.empty()) {
-                held_.pop_front();
-            }
-            throw;
+            batch = batcher_->take();
         }
-        held_.pop_front();
         const Preprocess& settings = batcher_->settings();
-        const auto count = static_cast<py::ssize_t>(samples.size() / settings.sample_size());
-        const std::vector<py::ssize_t> shape{count, static_cast<py::ssize_t>(settings.channels()),
-                                             static_cast<py::ssize_t>(settings.height),
-                                             static_cast<py::ssize_t>(settings.width)};
-        auto* const keep = new std::shared_ptr<const void>(batcher_->memory());
-        const py::capsule owner(keep, [](void* memory) { delete static_cast<std::shared_ptr<const void>*>(memory); });
-        return py::array_t<float>(shape, samples.data(), owner);
+        const std::vector<std::size_t> shape{batch.count, settings.channels(), settings.height, settings.width};
+        auto memory = std::make_unique<Samples>(std::move(batch.samples));
+        const float* const samples = memory->get();
+        const py::capsule owner(memory.get(), [](void* held) { delete static_cast<Samples*>(held); });
+        static_cast<void>(memory.release());
+        return py::array_t<float>(shape, samples, owner);
     }
 
   private:
+    using Samples = std::shared_ptr<const float>;
+
+    void check_process() const {
+        if (process_ != getpid()) {
+            throw std::runtime_error("this Batcher belongs to the process that made it; make one in every process");
+        }
+    }
+
+    pid_t process_ = getpid();
     bool planar_;
-    std::deque<std::vector<py::object>> held_;
     std::unique_ptr<Batcher> batcher_;
 };
 

@@ -4,6 +4,7 @@
 #include <memory>
 #include <mutex>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "bindings/bind.hpp"
@@ -51,53 +52,69 @@ class SharedHistogram {
     Histogram histogram_;
 };
 
-// The values of a float32 or float16 array, as what they are in memory. Valid while the array lives.
-struct Values {
-    std::span<const float> singles;
-    std::span<const std::uint16_t> halves;
+// float32, or float16 as its bits.
+using Values = std::variant<Owned<float>, Owned<std::uint16_t>>;
 
-    Histogram::Extremes count_into(Histogram& histogram, int threads) const {
-        return halves.empty() ? histogram.update(singles, threads) : histogram.update_half(halves, threads);
+template <typename What>
+Values read_values(py::handle object, const What& what) {
+    const py::array array = plain_array(object, what);
+    if (is_array_of<float>(array)) {
+        return Owned<float>(array);
+    }
+    if (array.dtype().equal(py::dtype("e"))) {
+        return Owned<std::uint16_t>(array);
+    }
+    throw refusal(object, what, "float32 or float16");
+}
+
+struct Counting {
+    Histogram& histogram;
+    int threads;
+
+    Histogram::Extremes operator()(const Owned<float>& values) const {
+        return histogram.update(values.span(), threads);
+    }
+    Histogram::Extremes operator()(const Owned<std::uint16_t>& halves) const {
+        return histogram.update_half(halves.span(), threads);
     }
 };
 
-Values values_of(const py::array& array) {
-    if (py::isinstance<Array<float>>(array)) {
-        return {span_of(py::reinterpret_borrow<Array<float>>(array)), {}};
-    }
-    const bool half = array.dtype().equal(py::dtype("e"));
-    const auto bytes = bytes_of(array, "the array of values");
-    if (!half) {
-        throw py::type_error("expected an array of float32 or float16, got " +
-                             py::cast<std::string>(py::str(array.dtype())));
-    }
-    // NumPy aligns its arrays to their item size or says so in the flags.
-    return {{}, {reinterpret_cast<const std::uint16_t*>(bytes.data()), bytes.size() / 2}};
+void update(SharedHistogram& self, const py::object& object, int threads) {
+    const Values values = read_values(object, "values");
+    self.change([&](Histogram& histogram) { std::visit(Counting{histogram, threads}, values); });
 }
 
-void update(SharedHistogram& self, const py::array& array, int threads) {
-    const Values values = values_of(array);
-    self.change([&](Histogram& histogram) { values.count_into(histogram, threads); });
+// A histogram and the values to count into it, both held.
+struct Job {
+    py::object owner;
+    SharedHistogram* histogram;
+    Values values;
+};
+
+Job read_job(py::handle object, std::size_t number) {
+    const auto name = [&] { return "job " + std::to_string(number); };
+    const py::tuple pair = pair_of(object, name, "(Histogram, array)");
+    const py::object histogram = pair[0];
+    if (!py::isinstance<SharedHistogram>(histogram)) {
+        throw py::type_error(name() + " holds no Histogram in first place, but " + name_of(py::type::of(histogram)));
+    }
+    return {histogram, histogram.cast<SharedHistogram*>(),
+            read_values(pair[1], [&] { return name() + ": the array"; })};
 }
 
-py::array_t<double> count_many(const py::sequence& jobs, int threads) {
-    struct Job {
-        SharedHistogram* histogram;
-        Values values;
-    };
+py::array_t<double> count_many(const py::object& jobs, int threads) {
     std::vector<Job> work;
-    for (const py::handle item : jobs) {
-        const auto pair = py::reinterpret_borrow<py::tuple>(item);
-        work.push_back({pair[0].cast<SharedHistogram*>(), values_of(pair[1].cast<py::array>())});
+    for (const py::handle item : items_of(jobs, "jobs")) {
+        work.push_back(read_job(item, work.size()));
     }
-    py::array_t<double> extremes(std::vector<py::ssize_t>{static_cast<py::ssize_t>(work.size()), 2});
-    double* const result = extremes.mutable_data();
+    py::array_t<double> extremes(std::vector<std::size_t>{work.size(), 2});
+    const std::span<double> result = writable(extremes);
     {
         const py::gil_scoped_release release;
         // One tensor is one task: they are many, and most are too small to be worth splitting.
         parallel_for(work.size(), thread_count(threads), [&](std::size_t i) {
             const auto [low, high] = work[i].histogram->locked(
-                [&](Histogram& histogram) { return work[i].values.count_into(histogram, 1); });
+                [&](Histogram& histogram) { return std::visit(Counting{histogram, 1}, work[i].values); });
             result[2 * i] = low;
             result[2 * i + 1] = high;
         });
@@ -127,26 +144,46 @@ py::object entry(const py::dict& record, const char* key) {
 }
 
 // From a list (JSON) or any array of integers (npz).
-std::vector<std::uint64_t> read_counts(const py::object& value) {
-    const auto counts = py::array_t<std::uint64_t, py::array::c_style | py::array::forcecast>(value);
-    const auto span = span_of<std::uint64_t>(counts);
-    return {span.begin(), span.end()};
+std::vector<std::uint64_t> read_counts(const py::dict& record, const char* key) {
+    const auto array = py::array::ensure(entry(record, key));
+    const bool integers = array && (array.dtype().kind() == 'i' || array.dtype().kind() == 'u' || array.size() == 0);
+    if (!integers || array.ndim() != 1) {
+        PyErr_Clear();
+        throw py::value_error(std::string("the histogram's '") + key + "' must be a list of whole numbers");
+    }
+    return copied<std::uint64_t>(py::array_t<std::uint64_t, py::array::c_style | py::array::forcecast>(array), key);
+}
+
+template <typename Integer>
+Integer read_whole(const py::dict& record, const char* key) {
+    const py::object value = entry(record, key);
+    try {
+        const auto whole = py::reinterpret_steal<py::int_>(PyNumber_Index(value.ptr()));
+        if (whole) {
+            return whole.cast<Integer>();
+        }
+        PyErr_Clear();
+    } catch (const py::cast_error&) {
+        // Too large, or negative where that makes no sense.
+    }
+    throw py::value_error(std::string("the histogram's '") + key + "' must be a whole number, not " + name_of(value));
 }
 
 // JSON has no NaN; pydeploy.files writes null.
-double read_extreme(const py::object& value) {
+double read_extreme(const py::dict& record, const char* key) {
+    const py::object value = entry(record, key);
     return value.is_none() ? std::numeric_limits<double>::quiet_NaN() : py::float_(value).cast<double>();
 }
 
 std::unique_ptr<SharedHistogram> from_state(const py::dict& record) {
     Histogram::State state;
-    state.exponent = py::int_(entry(record, "exponent")).cast<int>();
-    state.negative = read_counts(entry(record, "negative"));
-    state.positive = read_counts(entry(record, "positive"));
-    state.minimum = read_extreme(entry(record, "minimum"));
-    state.maximum = read_extreme(entry(record, "maximum"));
-    state.nan_count = py::int_(entry(record, "nan_count")).cast<std::uint64_t>();
-    state.inf_count = py::int_(entry(record, "inf_count")).cast<std::uint64_t>();
+    state.exponent = read_whole<int>(record, "exponent");
+    state.negative = read_counts(record, "negative");
+    state.positive = read_counts(record, "positive");
+    state.minimum = read_extreme(record, "minimum");
+    state.maximum = read_extreme(record, "maximum");
+    state.nan_count = read_whole<std::uint64_t>(record, "nan_count");
+    state.inf_count = read_whole<std::uint64_t>(record, "inf_count");
     return std::make_unique<SharedHistogram>(Histogram::from_state(std::move(state)));
 }
 
@@ -172,7 +209,7 @@ void bind_histogram(py::module_& module) {
                                 "Streaming counts of magnitudes, negative and positive apart.")
         .def(py::init([](std::size_t bins) { return std::make_unique<SharedHistogram>(Histogram(bins)); }),
              py::arg("bins") = 4096)
-        .def("update", &update, py::arg("values").noconvert(), py::arg("threads") = 0)
+        .def("update", &update, py::arg("values"), py::arg("threads") = 0)
         .def(
             "merge",
             [](SharedHistogram& self, SharedHistogram& other) {

@@ -7,48 +7,38 @@
 namespace deploy::bindings {
 namespace {
 
-GatherJob read_job(const py::array& array, const py::tuple& entries, std::size_t number) {
-    GatherJob job;
-    job.source = bytes_of(array, [&] { return "job " + std::to_string(number) + ": the array"; });
-    job.item_bytes = static_cast<std::size_t>(array.itemsize());
-    job.shape = shape_of(array);
+// An array and its list of entries. Read by hand, because pybind11's own message would print all arrays.
+std::pair<Owned<std::byte>, py::array> read_job(py::handle argument, GatherJob& job, std::size_t number) {
+    const auto name = [&] { return "job " + std::to_string(number); };
+    const py::tuple pair = pair_of(argument, name, "(array, [one index or None for each dimension])");
+    const py::object first = pair[0];
+    if (!py::isinstance<py::array>(first)) {
+        throw py::type_error(name() + " holds no NumPy array in first place, but " + name_of(py::type::of(first)));
+    }
+    py::array array = plain_array(first, [&] { return name() + ": the array"; });
+    Owned<std::byte> owned(array);
+    const py::tuple entries = items_of(pair[1], [&] { return name() + ": the list of indices"; });
     for (std::size_t dim = 0; dim < entries.size(); ++dim) {
         const py::object index = entries[dim];
-        const auto what = [&] {
-            return "job " + std::to_string(number) + ", dim " + std::to_string(dim) + ": the index";
-        };
-        job.entries.push_back(index.is_none() ? Entries{} : Entries{list_of<std::int64_t>(index, what)});
+        const auto what = [&] { return name() + ", dim " + std::to_string(dim) + ": the index"; };
+        job.entries.push_back(index.is_none() ? Entries{} : Entries{copied<std::int64_t>(index, what)});
     }
-    return job;
+    job.source = owned.span();
+    job.item_bytes = static_cast<std::size_t>(array.itemsize());
+    job.shape = owned.shape();
+    return {std::move(owned), std::move(array)};
 }
 
-// The array and its list of entries. Read by hand, because pybind11's own message would print all arrays.
-std::pair<py::array, py::tuple> read_pair(py::handle argument, std::size_t number) {
-    if (!py::isinstance<py::sequence>(argument) || py::len(argument) != 2) {
-        throw py::type_error("job " + std::to_string(number) +
-                             " must be a pair (array, [one index or None for each dimension])");
-    }
-    const auto pair = py::reinterpret_borrow<py::sequence>(argument);
-    const py::object array = pair[0];
-    const py::object entries = pair[1];
-    if (!py::isinstance<py::array>(array)) {
-        throw py::type_error("job " + std::to_string(number) + " holds no NumPy array in first place, but " +
-                             py::cast<std::string>(py::str(py::type::of(array))));
-    }
-    // A tuple of its own: another thread may change a list while the GIL is released.
-    return {py::reinterpret_borrow<py::array>(array), py::tuple(entries)};
-}
-
-py::list gather(const py::sequence& arguments, int threads) {
-    std::vector<std::pair<py::array, py::tuple>> owners;  // keeps alive what the spans point to
+py::list gather(const py::object& arguments, int threads) {
+    std::vector<Owned<std::byte>> owners;
     std::vector<GatherJob> jobs;
     std::vector<py::array> results;
     std::vector<std::span<std::byte>> targets;
-    for (const py::handle argument : arguments) {
-        owners.push_back(read_pair(argument, jobs.size()));
-        jobs.push_back(read_job(owners.back().first, owners.back().second, jobs.size()));
-        results.emplace_back(owners.back().first.dtype(), gathered_shape(jobs.back(), jobs.size() - 1));
-        targets.push_back(writable_bytes_of(results.back()));
+    for (const py::handle argument : items_of(arguments, "jobs")) {
+        auto [owned, array] = read_job(argument, jobs.emplace_back(), jobs.size());
+        owners.push_back(std::move(owned));
+        results.emplace_back(array.dtype(), gathered_shape(jobs.back(), jobs.size() - 1));
+        targets.push_back(writable_bytes(results.back()));
     }
     {
         const py::gil_scoped_release release;
@@ -57,27 +47,34 @@ py::list gather(const py::sequence& arguments, int threads) {
     return py::cast(results);
 }
 
-py::list entries(const Array<std::int64_t>& widths, const py::sequence& kept, const Array<std::int64_t>& axis_sizes,
-                 const Array<std::int64_t>& slices) {
-    if (slices.ndim() != 2 || slices.shape(1) != 5) {
+std::vector<AxisSlice> read_slices(py::handle object) {
+    const auto slices = read<std::int64_t>(object, "slices");
+    if (slices.shape().size() != 2 || slices.shape()[1] != 5) {
         throw py::value_error("slices must have the shape (slices, 5): group, axis, offset, repeat, step");
     }
-    std::vector<py::object> owners;  // keeps alive what the spans point to
-    std::vector<std::span<const std::int64_t>> channels;
-    for (const py::handle item : kept) {
-        owners.push_back(py::reinterpret_borrow<py::object>(item));
-        channels.push_back(
-            list_of<std::int64_t>(item, [&] { return "kept channels of group " + std::to_string(channels.size()); }));
-    }
     std::vector<AxisSlice> rows;
-    for (py::ssize_t i = 0; i < slices.shape(0); ++i) {
-        const std::int64_t* row = slices.data(i, 0);
+    for (std::size_t i = 0; i < slices.span().size(); i += 5) {
+        const auto row = slices.span().subspan(i, 5);
         rows.push_back({row[0], row[1], row[2], row[3], row[4]});
     }
+    return rows;
+}
+
+py::list entries(const py::object& widths, const py::object& kept, const py::object& axis_sizes,
+                 const py::object& slices) {
+    const auto channel_counts = copied<std::int64_t>(widths, "widths");
+    std::vector<std::vector<std::int64_t>> channels;
+    for (const py::handle item : items_of(kept, "kept")) {
+        channels.push_back(
+            copied<std::int64_t>(item, [&] { return "kept channels of group " + std::to_string(channels.size()); }));
+    }
+    const auto sizes = copied<std::int64_t>(axis_sizes, "axis_sizes");
+    const std::vector<AxisSlice> rows = read_slices(slices);
     std::vector<std::vector<std::int64_t>> found;
     {
         const py::gil_scoped_release release;
-        found = kept_entries(span_of(widths), channels, span_of(axis_sizes), rows);
+        const std::vector<std::span<const std::int64_t>> spans(channels.begin(), channels.end());
+        found = kept_entries(channel_counts, spans, sizes, rows);
     }
     py::list result;
     for (const std::vector<std::int64_t>& axis : found) {
@@ -91,8 +88,7 @@ py::list entries(const Array<std::int64_t>& widths, const py::sequence& kept, co
 void bind_surgery(py::module_& module) {
     module.def("gather_many", &gather, py::arg("jobs"), py::arg("threads") = 0,
                "Each array cut to the given entries along all its dimensions (None = the whole dimension).");
-    module.def("kept_entries", &entries, py::arg("widths").noconvert(), py::arg("kept"),
-               py::arg("axis_sizes").noconvert(), py::arg("slices").noconvert(),
+    module.def("kept_entries", &entries, py::arg("widths"), py::arg("kept"), py::arg("axis_sizes"), py::arg("slices"),
                "Entries of each axis that survive when group g keeps only the channels kept[g].");
 }
 

@@ -1,4 +1,6 @@
 #include <exception>
+#include <new>
+#include <stdexcept>
 
 #include "bindings/bind.hpp"
 #include "bindings/numpy.hpp"
@@ -8,6 +10,8 @@ namespace {
 
 namespace py = pybind11;
 
+constexpr const char* no_memory = "there is not enough memory for what was asked of pydeploy's compiled part";
+
 void translate(std::exception_ptr error) {
     try {
         if (error) {
@@ -15,6 +19,10 @@ void translate(std::exception_ptr error) {
         }
     } catch (const deploy::Infeasible& infeasible) {
         py::set_error(py::module_::import("pydeploy.errors").attr("Infeasible"), infeasible.what());
+    } catch (const std::bad_alloc&) {
+        py::set_error(PyExc_MemoryError, no_memory);
+    } catch (const std::length_error&) {  // more than a vector could ever hold
+        py::set_error(PyExc_MemoryError, no_memory);
     }
 }
 

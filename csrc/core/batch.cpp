@@ -5,10 +5,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
-#include <system_error>
 #include <utility>
-
-#include "core/threads.hpp"
 
 namespace deploy {
 namespace {
@@ -58,7 +55,7 @@ void Preprocess::check(const Image& image) const {
                                     std::to_string(channels()));
     }
     if (image.height == 0 || image.width == 0 || std::max(image.height, image.width) > largest_side ||
-        image.pixels.size() != image.height * image.width * image.channels) {
+        image.pixels.size() != product({image.height, image.width, image.channels})) {
         throw std::invalid_argument("an image cannot be " + size_text(image.height, image.width) + " pixels in " +
                                     std::to_string(image.pixels.size()) + " bytes");
     }
@@ -70,6 +67,10 @@ void Preprocess::check(const Image& image) const {
     if (std::max(tall, wide) > largest_side) {
         throw std::invalid_argument("an image of " + size_text(image.height, image.width) + " would become " +
                                     size_text(tall, wide));
+    }
+    const bool resizes = tall != image.height || wide != image.width;
+    if (resizes && !image.planar && image.channels != 1 && image.channels != 3 && image.channels != 4) {
+        throw std::invalid_argument("images to resize have 1, 3 or 4 channels, not " + std::to_string(image.channels));
     }
 }
 
@@ -173,25 +174,16 @@ Batcher::Batcher(Preprocess settings, std::size_t batch, std::size_t buffers, in
         throw std::invalid_argument("a batcher needs batches of 1 sample or more and 2 buffers or more, not " +
                                     std::to_string(batch) + " and " + std::to_string(buffers));
     }
-    const std::size_t floats = batch * settings_.sample_size();
-    const std::size_t stride = (floats * sizeof(float) + alignment - 1) / alignment * alignment / sizeof(float);
-    memory_ = aligned(buffers * stride);
+    product({buffers, batch, settings_.sample_size(), sizeof(float)});  // can be counted
+    floats_ = batch * settings_.sample_size();
     buffers_.resize(buffers);
+    pending_.reserve(buffers);
+    free_.reserve(buffers);
     for (std::size_t i = 0; i < buffers; ++i) {
-        buffers_[i].samples = {memory_.get() + i * stride, floats};
+        buffers_[i].samples = aligned(floats_);
         free_.push_back(i);
     }
-    const int wanted = thread_count(threads);
-    for (int i = 0; i < wanted; ++i) {
-        try {
-            threads_.emplace_back([this] { work(); });
-        } catch (const std::system_error&) {
-            if (threads_.empty()) {
-                throw;
-            }
-            break;  // the process may not start more threads; those that run share the work
-        }
-    }
+    threads_ = start_threads(static_cast<std::size_t>(thread_count(threads)), [this] { work(); });
 }
 
 Batcher::~Batcher() {
@@ -200,12 +192,9 @@ Batcher::~Batcher() {
         stop_ = true;
     }
     work_.notify_all();
-    for (std::thread& thread : threads_) {
-        thread.join();
-    }
 }
 
-void Batcher::submit(std::vector<Image> images) {
+void Batcher::submit(std::vector<Image> images, std::shared_ptr<const void> keep) {
     if (images.empty() || images.size() > batch_) {
         throw std::invalid_argument("a batch has 1.." + std::to_string(batch_) + " images, not " +
                                     std::to_string(images.size()));
@@ -218,19 +207,22 @@ void Batcher::submit(std::vector<Image> images) {
         if (free_.empty()) {
             throw std::invalid_argument("all " + std::to_string(buffers_.size()) + " buffers are in use; take() first");
         }
-        const std::size_t index = free_.front();
-        free_.pop_front();
-        Buffer& buffer = buffers_[index];
+        Buffer& buffer = buffers_[free_.front()];
+        if (buffer.samples.use_count() > 1) {  // somebody still reads what it held
+            buffer.samples = aligned(floats_);
+        }
         buffer.left = images.size();
         buffer.next = 0;
-        buffer.failure = nullptr;
         buffer.images = std::move(images);
-        pending_.push_back(index);
+        buffer.keep = std::move(keep);
+        pending_.push_back(free_.front());
+        free_.erase(free_.begin());
     }
     work_.notify_all();
 }
 
-std::span<const float> Batcher::take() {
+Batcher::Batch Batcher::take() {
+    const std::lock_guard turn(turn_);
     std::unique_lock lock(mutex_);
     if (pending_.empty()) {
         throw std::invalid_argument("no batch was submitted");
@@ -238,20 +230,22 @@ std::span<const float> Batcher::take() {
     const std::size_t index = pending_.front();
     Buffer& buffer = buffers_[index];
     done_.wait(lock, [&] { return buffer.left == 0; });
-    pending_.pop_front();
-    if (has_taken_) {
-        free_.push_back(taken_);
+    pending_.erase(pending_.begin());
+    if (taken_) {
+        free_.push_back(*taken_);
     }
     taken_ = index;
-    has_taken_ = true;
-    if (buffer.failure) {
-        std::rethrow_exception(buffer.failure);
+    const std::exception_ptr failure = std::exchange(buffer.failure, nullptr);
+    Batch batch{buffer.samples, buffer.images.size(), std::move(buffer.keep)};
+    lock.unlock();
+    if (failure) {
+        std::rethrow_exception(failure);
     }
-    return buffer.samples.first(buffer.images.size() * settings_.sample_size());
+    return batch;
 }
 
 void Batcher::work() {
-    Packer packer(settings_);
+    std::optional<Packer> packer;
     std::unique_lock lock(mutex_);
     while (true) {
         // Oldest batch first, as that is what take() waits for.
@@ -269,8 +263,11 @@ void Batcher::work() {
         lock.unlock();
         std::exception_ptr failure;
         try {
-            packer.pack(buffer.images[at],
-                        buffer.samples.subspan(at * settings_.sample_size(), settings_.sample_size()));
+            if (!packer) {
+                packer.emplace(settings_);
+            }
+            const std::size_t size = settings_.sample_size();
+            packer->pack(buffer.images[at], {buffer.samples.get() + at * size, size});
         } catch (...) {
             failure = std::current_exception();
         }

@@ -3,16 +3,17 @@
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
-#include <thread>
 #include <utility>
 #include <vector>
 
 #include "core/resample.hpp"
+#include "core/sizes.hpp"
+#include "core/threads.hpp"
 
 namespace deploy {
 
@@ -37,7 +38,7 @@ struct Preprocess {
     std::vector<float> scale;
 
     std::size_t channels() const { return shift.size(); }
-    std::size_t sample_size() const { return channels() * height * width; }
+    std::size_t sample_size() const { return product({channels(), height, width}); }
     void check() const;                    // throws std::invalid_argument for sizes or values that make no sense
     void check(const Image& image) const;  // the same for an image that cannot become a sample
 
@@ -64,8 +65,8 @@ class Packer {
     std::vector<std::int32_t> sums_;
 };
 
-// Batches packed by threads of its own into a few buffers that are used again and again.
-// submit() and take() are for one thread; pixels must live until the batch they went into has been taken.
+// Batches packed by threads of its own into a few buffers that are used again and again. Safe for several threads:
+// submissions are taken in their order, by one taker after the other.
 class Batcher {
   public:
     // Buffers hold `batch` samples each and are aligned to 64 bytes; `threads` as in thread_count.
@@ -74,21 +75,29 @@ class Batcher {
     Batcher(const Batcher&) = delete;
     Batcher& operator=(const Batcher&) = delete;
 
-    // Begin to pack 1..batch images; returns at once. Throws std::invalid_argument for images that do not fit, and
-    // where every buffer is in use: one belongs to the batch last taken, the others to batches not yet taken.
-    void submit(std::vector<Image> images);
+    // Begin to pack 1..batch images; returns at once. `keep` is what their pixels live in: it is held until the batch
+    // is taken. Throws std::invalid_argument for images that do not fit, and where every buffer is in use: one belongs
+    // to the batch last taken, the others to batches not yet taken.
+    void submit(std::vector<Image> images, std::shared_ptr<const void> keep);
 
-    // Wait for the oldest batch; its samples stay valid until the next call. Throws std::invalid_argument where
-    // nothing was submitted.
-    std::span<const float> take();
+    // `count` samples. Their memory is not written to while somebody holds it; the next batches need no new memory
+    // where the one before the last is let go of before the next submission.
+    struct Batch {
+        std::shared_ptr<const float> samples;
+        std::size_t count = 0;
+        std::shared_ptr<const void> keep;  // as submitted
+    };
+
+    // Wait for the oldest batch. Throws std::invalid_argument where nothing was submitted.
+    Batch take();
 
     const Preprocess& settings() const { return settings_; }
-    std::shared_ptr<const void> memory() const { return memory_; }
 
   private:
     struct Buffer {
-        std::span<float> samples;
+        std::shared_ptr<float> samples;
         std::vector<Image> images;
+        std::shared_ptr<const void> keep;
         std::size_t next = 0;  // image that no thread has begun yet
         std::size_t left = 0;  // images that are not finished
         std::exception_ptr failure;
@@ -98,17 +107,17 @@ class Batcher {
 
     Preprocess settings_;
     std::size_t batch_;
-    std::shared_ptr<float> memory_;
+    std::size_t floats_;  // of a buffer
     std::vector<Buffer> buffers_;
-    std::deque<std::size_t> pending_;  // buffers in the order of submission
-    std::deque<std::size_t> free_;
-    std::size_t taken_ = 0;
-    bool has_taken_ = false;
+    std::vector<std::size_t> pending_;  // buffers in the order of submission
+    std::vector<std::size_t> free_;
+    std::optional<std::size_t> taken_;  // the buffer of the batch last taken
     bool stop_ = false;
-    std::mutex mutex_;
+    std::mutex turn_;   // of takers; locked before mutex_
+    std::mutex mutex_;  // of all of the above
     std::condition_variable work_;
     std::condition_variable done_;
-    std::vector<std::thread> threads_;
+    std::vector<JoiningThread> threads_;
 };
 
 }  // namespace deploy

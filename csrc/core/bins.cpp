@@ -27,17 +27,21 @@ double from_ordered(std::int32_t number) {
 // Multiplying by a power of two is exact. 2^-127, for two bins and huge values, is not a normal float: so the product
 // is at most halved once more, as an integer.
 struct Scale {
-    explicit Scale(int exponent)
-        : factor(std::ldexp(1.0F, -std::min(exponent, 126))), shift(std::max(0, exponent - 126)) {}
+    Scale(int exponent, std::uint32_t half)
+        : factor(std::ldexp(1.0F, -std::min(exponent, 126))),
+          shift(std::max(0, exponent - 126)),
+          largest(std::nextafter(std::ldexp(static_cast<float>(half), shift), 0.0F)) {}
 
     float factor;
     int shift;
+    float largest;  // scaled magnitude: another thread that writes to the values meanwhile gets wrong bins, but bins
 };
 
 std::size_t portable(std::span<const float> values, Scale scale, std::uint32_t half, std::uint32_t* bins) {
     // Two loops, because only the first one vectorises.
     for (std::size_t i = 0; i < values.size(); ++i) {
-        const auto index = static_cast<std::int32_t>(std::abs(values[i]) * scale.factor) >> scale.shift;
+        const float scaled = std::abs(values[i]) * scale.factor;
+        const auto index = static_cast<std::int32_t>(scaled < scale.largest ? scaled : scale.largest) >> scale.shift;
         bins[i] = static_cast<std::uint32_t>(index) + (values[i] < 0.0F ? half : 0U);
     }
     std::size_t kept = 0;
@@ -54,12 +58,14 @@ std::size_t portable(std::span<const float> values, Scale scale, std::uint32_t h
 [[gnu::target("avx512f,popcnt")]] std::size_t avx512(std::span<const float> values, Scale scale, std::uint32_t half,
                                                      std::uint32_t* bins) {
     const __m512 factor = _mm512_set1_ps(scale.factor);
+    const __m512 largest = _mm512_set1_ps(scale.largest);  // also in place of NaN, as the second operand
     const __m128i shift = _mm_cvtsi32_si128(scale.shift);
     const __m512i below = _mm512_set1_epi32(static_cast<int>(half));
     std::size_t kept = 0;
     for (std::size_t i = 0; i < values.size(); i += 16) {
         const __m512 value = _mm512_loadu_ps(values.data() + i);
-        const __m512i index = _mm512_srl_epi32(_mm512_cvttps_epi32(_mm512_mul_ps(_mm512_abs_ps(value), factor)), shift);
+        const __m512 scaled = _mm512_min_ps(_mm512_mul_ps(_mm512_abs_ps(value), factor), largest);
+        const __m512i index = _mm512_srl_epi32(_mm512_cvttps_epi32(scaled), shift);
         const __mmask16 negative = _mm512_cmp_ps_mask(value, _mm512_setzero_ps(), _CMP_LT_OQ);
         const __m512i bin = _mm512_mask_add_epi32(index, negative, index, below);
         const __mmask16 above = _mm512_test_epi32_mask(bin, bin);
@@ -123,7 +129,7 @@ BlockScan scan(std::span<const float> values) {
 
 std::size_t bins_above_zero(std::span<const float> values, int exponent, std::uint32_t half,
                             std::span<std::uint32_t> bins) {
-    const Scale scale(exponent);
+    const Scale scale(exponent, half);
     std::size_t kept = 0;
     std::size_t done = 0;
 #ifdef PYDEPLOY_X86

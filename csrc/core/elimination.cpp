@@ -1,6 +1,7 @@
 #include "core/elimination.hpp"
 
 #include <algorithm>
+#include <numeric>
 #include <set>
 #include <stdexcept>
 #include <tuple>
@@ -44,7 +45,7 @@ void remove(Neighbours& neighbours, std::size_t variable) {
 std::size_t table_size(std::span<const std::size_t> sizes, const std::set<std::size_t>& variables) {
     std::size_t result = 1;
     for (const std::size_t variable : variables) {
-        result = std::min(result * sizes[variable], max_entries + 1);
+        result = sizes[variable] > max_entries / result ? max_entries + 1 : result * sizes[variable];
     }
     return result;
 }
@@ -113,8 +114,17 @@ void decide(Bucket& bucket, const Problem& problem, std::span<const std::size_t>
 
 }  // namespace
 
+void check_entries(std::size_t entries) {
+    if (entries > max_entries) {
+        throw std::invalid_argument(
+            "the costs couple too many variables: an exact solution needs tables of more "
+            "than 33554432 entries; offer fewer options or split wide scopes");
+    }
+}
+
 Order elimination_order(const Problem& problem) {
     const std::vector<std::size_t> sizes = problem.sizes();
+    check_entries(std::accumulate(sizes.begin(), sizes.end(), std::size_t{0}));
     const std::vector<const Function*> decider = deciders(problem);
     Neighbours neighbours(sizes.size());
     std::vector<std::size_t> decides(sizes.size(), 0);  // how many variables that are left
@@ -140,11 +150,7 @@ Order elimination_order(const Problem& problem) {
         };
         const std::size_t variable = std::ranges::min(left, {}, key);
         entries += std::get<2>(key(variable));
-        if (entries > max_entries) {
-            throw std::invalid_argument(
-                "the costs couple too many variables: an exact solution needs tables of more "
-                "than 33554432 entries; offer fewer options or split wide scopes");
-        }
+        check_entries(entries);
         order.variables.push_back(variable);
         order.separators.emplace_back(neighbours[variable].begin(), neighbours[variable].end());
         if (const Function* function = decider[variable]) {

@@ -15,9 +15,12 @@ struct Order {
     std::vector<std::vector<std::size_t>> separators;  // ascending
 };
 
+// Throws std::invalid_argument where an exact solution would need tables of so many entries, more than 2^25.
+void check_entries(std::size_t entries);
+
 // Next comes the variable that couples the fewest others anew (min-fill). A variable that others decide is
 // eliminated before them, so that its tables have no dimension for it.
-// Throws std::invalid_argument where the tables that this needs hold more than 2^25 entries.
+// Throws as check_entries, for the entries of all tables and for the options of all variables.
 Order elimination_order(const Problem& problem);
 
 // One elimination step: a variable given the variables in `separator`. Assignments of separator and variable

@@ -9,7 +9,10 @@ namespace deploy {
 namespace {
 
 std::vector<std::int64_t> removed_channels(std::int64_t width, std::span<const std::int64_t> kept, std::size_t group) {
-    std::vector<bool> stays(static_cast<std::size_t>(std::max<std::int64_t>(width, 0)), false);
+    if (width < 0) {
+        throw std::invalid_argument("group " + std::to_string(group) + ": a width cannot be " + std::to_string(width));
+    }
+    std::vector<bool> stays(static_cast<std::size_t>(width), false);
     for (const std::int64_t channel : kept) {
         if (channel < 0 || channel >= width) {
             throw std::invalid_argument("group " + std::to_string(group) + ": channel " + std::to_string(channel) +
@@ -35,10 +38,10 @@ void check(const AxisSlice& slice, std::span<const std::int64_t> widths, std::sp
     }
     const std::int64_t width = widths[static_cast<std::size_t>(slice.group)];
     const std::int64_t size = axis_sizes[static_cast<std::size_t>(slice.axis)];
-    // Each term is bounded by the axis before it is multiplied, so nothing overflows.
-    const bool fits = slice.offset >= 0 && slice.offset <= size && slice.repeat >= 1 && slice.repeat <= size &&
-                      slice.step >= 1 && (slice.step <= size || width <= 1) && width <= size &&
-                      (width == 0 || slice.offset + (width - 1) * slice.step + slice.repeat <= size);
+    // Divided instead of multiplied, so nothing overflows.
+    const bool fits = slice.offset >= 0 && slice.offset <= size && slice.repeat >= 1 && slice.step >= 1 &&
+                      (width == 0 || (slice.repeat <= size - slice.offset &&
+                                      width - 1 <= (size - slice.offset - slice.repeat) / slice.step));
     if (!fits) {
         throw std::invalid_argument(name + "its entries lie outside an axis of " + std::to_string(size));
     }
@@ -66,7 +69,11 @@ std::vector<std::vector<std::int64_t>> kept_entries(std::span<const std::int64_t
     std::vector<std::vector<std::int64_t>> result;
     std::vector<std::uint8_t> stays;  // bytes: bits are slow to fill
     for (std::size_t axis = 0; axis < axis_sizes.size(); ++axis) {
-        stays.assign(static_cast<std::size_t>(std::max<std::int64_t>(axis_sizes[axis], 0)), std::uint8_t{1});
+        if (axis_sizes[axis] < 0) {
+            throw std::invalid_argument("axis " + std::to_string(axis) + ": a size cannot be " +
+                                        std::to_string(axis_sizes[axis]));
+        }
+        stays.assign(static_cast<std::size_t>(axis_sizes[axis]), std::uint8_t{1});
         for (const std::size_t number : of_axis[axis]) {
             const AxisSlice& slice = slices[number];
             for (const std::int64_t channel : removed[static_cast<std::size_t>(slice.group)]) {

@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "core/sizes.hpp"
 #include "core/threads.hpp"
 
 namespace deploy {
@@ -28,10 +29,11 @@ std::vector<double> input_shift(std::span<const T> weight, std::span<const doubl
             std::to_string(outputs) + " outputs and " + std::to_string(means.size()) + " inputs do not divide into " +
                 std::to_string(groups) + " groups");
     const std::size_t inputs = means.size() / groups;
-    require(outputs > 0 && inputs > 0 && weight.size() % (outputs * inputs) == 0,
-            "the weight's length " + std::to_string(weight.size()) + " contradicts " + std::to_string(outputs) +
-                " outputs and " + std::to_string(inputs) + " inputs a group");
-    const std::size_t kernel = weight.size() / (outputs * inputs);
+    const std::size_t block = product({outputs, inputs});
+    require(block > 0 && weight.size() % block == 0, "the weight's length " + std::to_string(weight.size()) +
+                                                         " contradicts " + std::to_string(outputs) + " outputs and " +
+                                                         std::to_string(inputs) + " inputs a group");
+    const std::size_t kernel = weight.size() / block;
     std::vector<std::vector<std::size_t>> present(groups);  // inputs of each group that are not silent
     for (std::size_t i = 0; i < means.size(); ++i) {
         if (means[i] != 0) {
@@ -62,9 +64,10 @@ template <typename T>
 void fold_batch_norm(std::span<const T> weight, std::span<const T> bias, const BatchNorm<T>& norm, std::size_t outer,
                      std::span<T> target_weight, std::span<T> target_bias) {
     const std::size_t channels = norm.mean.size();
-    require(channels > 0 && outer > 0 && weight.size() % (outer * channels) == 0,
-            "the weight's length " + std::to_string(weight.size()) + " is no multiple of " + std::to_string(channels) +
-                " channels");
+    const std::size_t block = product({outer, channels});
+    require(block > 0 && weight.size() % block == 0, "the weight's length " + std::to_string(weight.size()) +
+                                                         " is no multiple of " + std::to_string(channels) +
+                                                         " channels");
     for (const std::size_t size : {bias.size(), norm.gamma.size(), norm.beta.size()}) {
         require(size == 0 || size == channels,
                 "expected " + std::to_string(channels) + " values a channel, got " + std::to_string(size));
@@ -72,7 +75,7 @@ void fold_batch_norm(std::span<const T> weight, std::span<const T> bias, const B
     require(
         norm.variance.size() == channels && target_bias.size() == channels && target_weight.size() == weight.size(),
         "the variance's or a target's length contradicts the batch norm's " + std::to_string(channels) + " channels");
-    const std::size_t inner = weight.size() / (outer * channels);
+    const std::size_t inner = weight.size() / block;
     for (std::size_t c = 0; c < channels; ++c) {
         const double spread = static_cast<double>(norm.variance[c]) + norm.epsilon;
         require(spread > 0, "channel " + std::to_string(c) + " has a variance + epsilon of " + std::to_string(spread) +

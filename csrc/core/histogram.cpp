@@ -19,6 +19,7 @@ constexpr std::size_t block_values = 2048;                     // with their bin
 constexpr std::size_t task_values = std::size_t{1} << 19;      // values that make a thread worth its start
 constexpr std::uint64_t tally_limit = std::uint64_t{1} << 31;  // before 32-bit counts could overflow
 constexpr std::size_t max_bins = std::size_t{1} << 24;
+constexpr std::uint64_t max_count = std::uint64_t{1} << 52;  // more than anybody counts, and exact as a double
 constexpr std::size_t tables = 4;
 constexpr std::size_t stagger = 64;  // entries by which tables miss being whole pages apart, which would slow loads
 constexpr std::uint32_t magnitude_mask = 0x7fffffffU;
@@ -45,8 +46,13 @@ int needed_exponent(double magnitude, std::size_t bins) {
     return magnitude > 0 ? std::max(Histogram::min_exponent, above - bits) : Histogram::min_exponent;
 }
 
+// No more than max_count.
+std::uint64_t added(std::uint64_t one, std::uint64_t other) {
+    return one >= max_count || other >= max_count ? max_count : std::min(one + other, max_count);
+}
+
 std::uint64_t sum(std::span<const std::uint64_t> counts) {
-    return std::accumulate(counts.begin(), counts.end(), std::uint64_t{0});
+    return std::accumulate(counts.begin(), counts.end(), std::uint64_t{0}, added);
 }
 
 void merge_neighbours(std::vector<std::uint64_t>& counts, int doublings) {
@@ -74,12 +80,10 @@ Histogram Histogram::from_state(State state) {
                                     std::to_string(state.positive.size()) + " bins; expected as many in both");
     }
     Histogram result(state.positive.size());
-    const std::uint64_t largest = std::uint64_t{1} << 52;
-    const auto fits = [&](std::uint64_t count) { return count < largest; };
-    if (!std::ranges::all_of(state.negative, fits) || !std::ranges::all_of(state.positive, fits)) {
+    result.count_ = added(sum(state.negative), sum(state.positive));
+    if (std::max({result.count_, state.nan_count, state.inf_count}) >= max_count) {
         throw std::invalid_argument("a bin holds a negative or absurdly large count");
     }
-    result.count_ = sum(state.negative) + sum(state.positive);
     const bool bounded = std::isfinite(state.minimum) && std::isfinite(state.maximum) && state.minimum <= state.maximum;
     if (bounded != (result.count_ > 0)) {
         throw std::invalid_argument("minimum and maximum contradict the counts");
@@ -220,7 +224,8 @@ void Histogram::drain(Tally& tally) {
         state_.negative[i] += tally[bins() + i];
     }
     count_ += tally.values;
-    tally = Tally(bins());
+    std::ranges::fill(tally.counts, 0U);
+    tally.values = 0;
 }
 
 void Histogram::include(double low, double high) {
@@ -242,6 +247,12 @@ void Histogram::merge(const Histogram& other) {
     if (other.bins() != bins()) {
         throw std::invalid_argument("cannot merge a histogram of " + std::to_string(other.bins()) +
                                     " bins into one of " + std::to_string(bins()));
+    }
+    const std::uint64_t largest =
+        std::max({added(count_, other.count_), added(state_.nan_count, other.state_.nan_count),
+                  added(state_.inf_count, other.state_.inf_count)});
+    if (largest >= max_count) {
+        throw std::invalid_argument("the histograms hold too many counts to add: 2^52 or more");
     }
     if (other.count_ > 0) {
         include(other.state_.minimum, other.state_.maximum);

@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "core/sizes.hpp"
 #include "core/threads.hpp"
 
 namespace deploy {
@@ -20,7 +21,8 @@ template <typename T>
 void mark_run(const T* values, std::size_t stride, std::size_t count, std::size_t n, std::uint8_t* mask) {
     std::array<T, longest_run> magnitude;
     for (std::size_t i = 0; i < count; ++i) {
-        magnitude[i] = std::abs(values[i * stride]);
+        const T value = std::abs(values[i * stride]);
+        magnitude[i] = std::isnan(value) ? T{-0.5} : value;  // below all numbers, above what is marked
         mask[i * stride] = 0;
     }
     for (std::size_t kept = 0; kept < std::min(n, count); ++kept) {
@@ -42,11 +44,14 @@ void keep_largest(std::span<const T> values, std::size_t size, std::size_t inner
         throw std::invalid_argument("expected 1 <= n <= m <= 64, got n = " + std::to_string(n) +
                                     ", m = " + std::to_string(m));
     }
-    if (size == 0 || inner == 0 || values.size() % (size * inner) != 0 || mask.size() != values.size()) {
+    const std::size_t block = product({size, inner});
+    if ((block == 0 ? !values.empty() : values.size() % block != 0) || mask.size() != values.size()) {
         throw std::invalid_argument("the length " + std::to_string(values.size()) + " contradicts the axes " +
                                     std::to_string(size) + " and " + std::to_string(inner));
     }
-    const std::size_t block = size * inner;
+    if (values.empty()) {
+        return;
+    }
     const std::size_t outer = values.size() / block;
     const std::size_t step = std::max<std::size_t>(1, task_values / block);
     parallel_for((outer + step - 1) / step, thread_count(threads), [&](std::size_t task) {

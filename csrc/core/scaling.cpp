@@ -8,6 +8,8 @@
 #include <set>
 #include <stdexcept>
 
+#include "core/sizes.hpp"
+
 namespace deploy {
 namespace {
 
@@ -23,7 +25,6 @@ void check_table(const CostTable& table, std::size_t number, std::span<const std
         throw std::invalid_argument(name + "expected a scope of 1 to 4 variables and as many dimensions, got " +
                                     std::to_string(table.scope.size()) + " and " + std::to_string(table.shape.size()));
     }
-    std::size_t size = 1;
     for (std::size_t i = 0; i < table.scope.size(); ++i) {
         if (table.scope[i] >= sizes.size()) {
             throw std::invalid_argument(name + "variable " + std::to_string(table.scope[i]) +
@@ -39,9 +40,8 @@ void check_table(const CostTable& table, std::size_t number, std::span<const std
                                         std::to_string(table.scope[i]) + " has " +
                                         std::to_string(sizes[table.scope[i]]) + " options");
         }
-        size *= table.shape[i];
     }
-    if (table.cost.size() != size) {
+    if (table.cost.size() != product(table.shape) || table.cost.size() > std::numeric_limits<std::uint32_t>::max()) {
         throw std::invalid_argument(name + "the number of entries contradicts the shape");
     }
     for (const double cost : table.cost) {
@@ -61,6 +61,9 @@ Function checked(const Dependence& dependence, std::size_t number, std::span<con
     }
     if (shape != std::vector<std::size_t>{sizes[first], sizes[second]}) {
         throw std::invalid_argument(name + "expected one entry for each pair of options of its two variables");
+    }
+    if (option.size() != product(shape)) {
+        throw std::invalid_argument(name + "the number of entries contradicts the shape");
     }
     Function result{variable, first, second, {}};
     for (const std::int64_t x : option) {

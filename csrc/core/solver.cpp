@@ -184,7 +184,10 @@ std::vector<Solution> solve(std::span<const std::vector<double>> values, std::sp
 Solution minimum_cost(std::span<const std::size_t> sizes, std::span<const CostTable> tables,
                       std::span<const Dependence> dependences) {
     std::vector<std::vector<double>> values;
+    std::size_t options = 0;
     for (const std::size_t size : sizes) {
+        check_entries(size);
+        check_entries(options += size);
         values.emplace_back(size, 0.0);
     }
     const Scaled scaled = scale(values, tables, dependences);

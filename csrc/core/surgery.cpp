@@ -13,6 +13,7 @@
 #include <string>
 
 #include "core/compress.hpp"
+#include "core/sizes.hpp"
 #include "core/threads.hpp"
 
 namespace deploy {
@@ -57,12 +58,9 @@ std::string place(std::size_t number, std::size_t dim) {
     return "job " + std::to_string(number) + ", dim " + std::to_string(dim) + ": ";
 }
 
-std::size_t product(std::span<const std::size_t> shape) {
-    std::size_t result = 1;
-    for (const std::size_t size : shape) {
-        result *= size;
-    }
-    return result;
+// Bytes of an array.
+std::size_t bytes_of(std::span<const std::size_t> shape, std::size_t item_bytes) {
+    return product({product(shape), item_bytes});
 }
 
 std::size_t entry_count(const GatherJob& job, std::size_t dim) {
@@ -253,7 +251,7 @@ std::vector<std::size_t> gathered_shape(const GatherJob& job, std::size_t number
                                     std::to_string(job.shape.size()) + " dimensions, got " +
                                     std::to_string(job.entries.size()));
     }
-    if (job.source.size() != product(job.shape) * job.item_bytes) {
+    if (job.source.size() != bytes_of(job.shape, job.item_bytes)) {
         throw std::invalid_argument(name() + "the array's length contradicts its shape");
     }
     std::vector<std::size_t> result;
@@ -272,6 +270,7 @@ std::vector<std::size_t> gathered_shape(const GatherJob& job, std::size_t number
             }
         }
     }
+    bytes_of(result, job.item_bytes);  // can be counted
     return result;
 }
 
@@ -282,7 +281,7 @@ void gather_many(std::span<const GatherJob> jobs, std::span<const std::span<std:
                                     std::to_string(targets.size()));
     }
     for (std::size_t i = 0; i < jobs.size(); ++i) {
-        if (product(gathered_shape(jobs[i], i)) * jobs[i].item_bytes != targets[i].size()) {
+        if (bytes_of(gathered_shape(jobs[i], i), jobs[i].item_bytes) != targets[i].size()) {
             throw std::invalid_argument("job " + std::to_string(i) + ": the target's length contradicts the cut shape");
         }
     }

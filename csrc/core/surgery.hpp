@@ -9,7 +9,7 @@
 namespace deploy {
 
 // Entries to keep along one dimension, in output order; std::nullopt keeps the whole dimension.
-using Entries = std::optional<std::span<const std::int64_t>>;
+using Entries = std::optional<std::vector<std::int64_t>>;
 
 // One array to cut along all its dimensions at once.
 struct GatherJob {
@@ -22,8 +22,8 @@ struct GatherJob {
 inline constexpr std::size_t max_gather_rank = 8;
 
 // Shape of the cut array. `number` names the job in messages.
-// Throws std::invalid_argument for a wrong rank, item size or source length, an empty list of entries and an
-// entry outside its dimension.
+// Throws std::invalid_argument for a wrong rank, item size or source length, an empty list of entries, an entry outside
+// its dimension, and a result that no memory holds.
 std::vector<std::size_t> gathered_shape(const GatherJob& job, std::size_t number);
 
 // Cut jobs[i] into targets[i], which hold product(gathered_shape) * item_bytes bytes and overlap nothing.

@@ -8,20 +8,24 @@
 #include <atomic>
 #include <exception>
 #include <mutex>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <system_error>
-#include <thread>
-#include <vector>
 
 namespace deploy {
+namespace {
+
+constexpr int most_threads = 1024;  // more than any processor has, and few enough for any process
+
+}  // namespace
 
 int thread_count(int requested) {
     if (requested < 0) {
         throw std::invalid_argument("threads must be 0 (all processors) or positive, not " + std::to_string(requested));
     }
     if (requested > 0) {
-        return requested;
+        return std::min(requested, most_threads);
     }
     int available = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 #ifdef __linux__
@@ -32,6 +36,25 @@ int thread_count(int requested) {
     }
 #endif
     return available;
+}
+
+std::vector<JoiningThread> start_threads(std::size_t count, const std::function<void()>& work) {
+    std::vector<JoiningThread> threads;
+    std::exception_ptr failure;
+    try {
+        threads.reserve(count);
+        while (threads.size() < count) {
+            threads.emplace_back(work);
+        }
+    } catch (const std::bad_alloc&) {
+        failure = std::current_exception();
+    } catch (const std::system_error&) {
+        failure = std::current_exception();
+    }
+    if (failure && threads.empty()) {
+        std::rethrow_exception(failure);
+    }
+    return threads;
 }
 
 void parallel_for(std::size_t count, int threads, const std::function<void(std::size_t)>& body) {
@@ -49,19 +72,15 @@ void parallel_for(std::size_t count, int threads, const std::function<void(std::
             failure = failure ? failure : std::current_exception();
         }
     };
-    std::vector<std::thread> others;
     const std::size_t wanted = std::min<std::size_t>(static_cast<std::size_t>(std::max(threads, 1)), count);
-    others.reserve(wanted);
-    for (std::size_t i = 1; i < wanted; ++i) {
+    {
+        std::vector<JoiningThread> others;
         try {
-            others.emplace_back(work);
-        } catch (const std::system_error&) {
-            break;  // the process may not start more threads; those that run share the tasks
+            others = start_threads(wanted > 1 ? wanted - 1 : 0, work);
+        } catch (const std::exception&) {
+            // This thread does all of it.
         }
-    }
-    work();
-    for (std::thread& other : others) {
-        other.join();
+        work();
     }
     if (failure) {
         std::rethrow_exception(failure);

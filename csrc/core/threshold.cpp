@@ -136,7 +136,7 @@ double mse_threshold(std::span<const std::uint64_t> counts, double width, std::s
     const auto top = static_cast<double>(levels);
     double smallest = infinity;
     double best = static_cast<double>(counts.size());
-    for (std::size_t i = levels + 1; i < counts.size(); ++i) {
+    for (std::size_t i = std::min(levels, counts.size()) + 1; i < counts.size(); ++i) {
         const double threshold = static_cast<double>(i) + 0.5;
         const double step = threshold / top;
         double loss = 0.0;
