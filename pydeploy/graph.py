@@ -30,6 +30,11 @@ Widths = Mapping[str, int]
 """Number of kept channels of each prunable group."""
 
 
+ROLES = ("filter", "bias", "input", "scale", "shift")
+"""What an operator takes a group's entries of a parameter for: outputs of a layer's weight (the filters), something added to
+the channels, inputs of a layer's weight, a batch norm's scale and shift. Other entries are cut along and no more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Slice:
     """Where a group's channels lie in one tensor.
@@ -43,6 +48,8 @@ class Slice:
     offset: int = 0
     repeat: int = 1
     step: int = 1
+    roles: tuple[str, ...] = ()
+    """Which of `ROLES` the entries have; several where a tensor is shared. Empty in graphs of version 0.1."""
 
     def entries(self, channels: NDArray[np.int64]) -> NDArray[np.int64]:
         """Axis entries of `channels`, shape ``(len(channels) * repeat,)``."""
@@ -190,12 +197,15 @@ class Graph:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the structure; a plan carries it so that it is never applied to another model."""
-        text = json.dumps(self.to_json(), sort_keys=True)
+        text = json.dumps(self._json(roles=False), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
+        return self._json(roles=True)
+
+    def _json(self, *, roles: bool) -> dict[str, Any]:
         numbers = {name: [_plain(e) for e in extents] for name, extents in self.numbers.items()}
-        return {"schema": 1, "groups": [{**_plain(g), "slices": [_plain(s) for s in g.slices]} for g in self.groups],
+        return {"schema": 1, "groups": [{**_plain(g), "slices": [_slice_json(s, roles=roles) for s in g.slices]} for g in self.groups],
                 "ops": [{**_plain(o), "cin": _plain(o.cin), "cout": _plain(o.cout)} for o in self.ops],
                 "params": {k: list(v) for k, v in self.params.items()}, "learnable": self.learnable,
                 "inputs": [list(s) for s in self.inputs], **({"numbers": numbers} if numbers else {})}  # fmt: skip
@@ -203,7 +213,7 @@ class Graph:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Graph:
         try:
-            groups = tuple(Group(**{**g, "slices": tuple(Slice(**s) for s in g["slices"])}) for g in data["groups"])
+            groups = tuple(Group(**{**g, "slices": tuple(map(_slice, g["slices"]))}) for g in data["groups"])
             ops = tuple(_op_from_json(o) for o in data["ops"])
             params = {k: tuple(v) for k, v in data["params"].items()}
             numbers = {k: tuple(_extent(e) for e in v) for k, v in data.get("numbers", {}).items()}
@@ -224,6 +234,16 @@ class Graph:
 def _plain(record: Any) -> dict[str, Any]:
     """The fields of a record; what `asdict` makes of ten thousand slices takes longer than finding them."""
     return {name: getattr(record, name) for name in record.__slots__}
+
+
+def _slice_json(piece: Slice, *, roles: bool) -> dict[str, Any]:
+    data = _plain(piece)
+    names = data.pop("roles")
+    return {**data, "roles": list(names)} if roles and names else data
+
+
+def _slice(data: Mapping[str, Any]) -> Slice:
+    return Slice(**{**data, "roles": tuple(data.get("roles", ()))})
 
 
 def _extent(data: Mapping[str, Any]) -> Extent:

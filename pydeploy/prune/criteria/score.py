@@ -1,7 +1,7 @@
 """Channel importance: one function per criterion, in the literal table `CRITERIA`. Higher = keep.
 
-A criterion is ``f(members, group, context) -> (width,) array`` for one group. `members` are the layers that *make* the
-group's channels; criteria average or add over them, so a residual stream is judged by all its producers.
+A criterion is ``f(members, graph, context) -> {group: (width,) array}``. `members` are what makes each group's channels and
+what reads them; criteria average or add over them, so a residual stream is judged by all its producers.
 """
 
 from __future__ import annotations
@@ -15,24 +15,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from pydeploy.errors import ConfigError, DataError, nearest
-from pydeploy.graph import Graph, Group, Slice
+from pydeploy.graph import Graph
+from pydeploy.prune.criteria.members import Member, Members, members
 from pydeploy.prune.forward import evaluating
 
 Score = NDArray[np.float64]
 Loss = Callable[[Any, Any], Tensor]
-
-
-@dataclass(frozen=True)
-class Members:
-    """One group's entries in the model: weights of the layers that make its channels, and its normalisation scales."""
-
-    weights: Sequence[tuple[Slice, Tensor]]
-    """(slice on dim 0, weight of a convolution or linear layer)."""
-    norms: Sequence[tuple[Slice, nn.Module]]
-    """(slice of gamma, batch-norm module)."""
-    biases: Sequence[tuple[Slice, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -54,9 +45,8 @@ def score(model: nn.Module, graph: Graph, criterion: str, *, data: Iterable[tupl
     """
     if criterion not in CRITERIA:
         raise ConfigError(f"unknown criterion '{criterion}'{nearest(criterion, CRITERIA)}")
-    members = {group.name: _members(model, group) for group in graph.prunable}
     with _no_side_effects(model):
-        scores = CRITERIA[criterion](members, graph, Context(model, seed, data, loss))
+        scores = CRITERIA[criterion](members(model, graph), graph, Context(model, seed, data, loss))
     for name, values in scores.items():
         if not np.isfinite(values).all():
             raise DataError(
@@ -65,136 +55,100 @@ def score(model: nn.Module, graph: Graph, criterion: str, *, data: Iterable[tupl
     return {name: values.astype(np.float32) for name, values in scores.items()}
 
 
-def _members(model: nn.Module, group: Group) -> Members:
-    weights, norms, biases = [], [], []
-    for piece in group.slices:
-        path, _, leaf = piece.param.rpartition(".")
-        module = model.get_submodule(path)
-        if piece.dim != 0:
-            continue
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            if leaf == "weight":
-                norms.append((piece, module))
-        elif leaf == "weight":
-            weights.append((piece, model.get_parameter(piece.param)))
-        elif leaf == "bias":
-            biases.append((piece, model.get_parameter(piece.param)))
-    return Members(weights, norms, biases)
+Criterion = Callable[[Mapping[str, Members], Graph, Context], dict[str, Score]]
 
 
 @contextmanager
 def _no_side_effects(model: nn.Module) -> Iterator[None]:
     """Eval mode and gradients on inside; every mode, flag and gradient as before after."""
-    params = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    for p, _, _ in params:
-        p.grad = None
-        if p.is_floating_point():
-            p.requires_grad_()
+    before = [(t, t.requires_grad, t.grad) for t in (*model.parameters(), *model.buffers())]
+    for tensor, _, _ in before:
+        tensor.grad = None
+        if isinstance(tensor, nn.Parameter) and tensor.is_floating_point():
+            tensor.requires_grad_()
     try:
-        with evaluating(model):
+        with torch.inference_mode(mode=False), torch.enable_grad(), evaluating(model):
             yield
     finally:
-        for p, flag, grad in params:
-            p.requires_grad_(flag)
-            p.grad = grad
+        for tensor, flag, grad in before:
+            tensor.requires_grad_(flag)
+            tensor.grad = grad
 
 
-def _rows(piece: Slice, tensor: Tensor, width: int) -> Score:
-    """Entries of a group's channels along dim 0, flattened: shape ``(width, -1)`` in float64."""
-    entries = piece.entries(np.arange(width, dtype=np.int64))
-    values = tensor.detach().to("cpu", torch.float64)[torch.from_numpy(entries)]
-    return np.asarray(values.reshape(width, -1).numpy())
-
-
-def _random(members: Mapping[str, Members], graph: Graph, context: Context) -> dict[str, Score]:
+def _random(groups: Mapping[str, Members], graph: Graph, context: Context) -> dict[str, Score]:
     """U(0, 1), one draw per channel of a group."""
     generator = np.random.default_rng(context.seed)
-    return {name: generator.random(graph.by_name[name].width) for name in members}
+    return {name: generator.random(graph.by_name[name].width) for name in groups}
 
 
-def _norm(power: int) -> Callable[[Mapping[str, Members], Graph, Context], dict[str, Score]]:
-    """Lp norm of each filter (Li et al. 2017), divided by its layer's mean so that layers compare, mean over members."""
+def _norm(power: int) -> Criterion:
+    """Lp norm of each filter (Li et al. 2017), divided by its layer's mean so that layers compare, mean over producers."""
 
-    def criterion(members: Mapping[str, Members], graph: Graph, _context: Context) -> dict[str, Score]:
+    def criterion(groups: Mapping[str, Members], _graph: Graph, _context: Context) -> dict[str, Score]:
         result = {}
-        for name, group in members.items():
-            norms = [
-                np.linalg.norm(_rows(piece, w, graph.by_name[name].width), ord=power, axis=1)
-                for piece, w in group.weights
-            ]
+        for name, group in groups.items():
+            norms = [np.linalg.norm(member.rows(), ord=power, axis=1) for member in group.filters]
             result[name] = np.mean([n / max(n.mean(), 1e-30) for n in norms], axis=0)
         return result
 
     return criterion
 
 
-def _bn_scale(members: Mapping[str, Members], graph: Graph, _context: Context) -> dict[str, Score]:
+def _bn_scale(groups: Mapping[str, Members], _graph: Graph, _context: Context) -> dict[str, Score]:
     """abs(gamma) of the batch norms on the group's channels, mean over them (Network Slimming, Liu et al. 2017)."""
     result = {}
-    for name, group in members.items():
-        if not group.norms:
+    for name, group in groups.items():
+        if not group.scales:
             raise DataError(
                 f"criterion 'bn_scale' needs a batch norm on every group; '{name}' has none: use l1, l2 or taylor"
             )
-        scales = [
-            np.abs(_rows(piece, _parameter(m, "weight"), graph.by_name[name].width)).sum(axis=1)
-            for piece, m in group.norms
-        ]
-        result[name] = np.mean(scales, axis=0)
+        result[name] = np.mean([np.abs(member.rows()).sum(axis=1) for member in group.scales], axis=0)
     return result
 
 
-def _taylor(members: Mapping[str, Members], graph: Graph, context: Context) -> dict[str, Score]:
-    """Squared first-order change of the loss when the channel is gated off, mean over batches (Molchanov et al. 2019).
-
-    The gate's derivative is ``gamma*g_gamma + beta*g_beta`` of the batch norm, or ``sum w*g`` of a layer without one.
-    Derivatives of the members of one group add up before squaring, because one gate closes them all.
-    """
+def _taylor(groups: Mapping[str, Members], graph: Graph, context: Context) -> dict[str, Score]:
+    """Squared first-order change of the loss when the channel is gated off, mean over batches (Molchanov et al. 2019)."""
     if context.data is None or context.loss is None:
         raise ConfigError("criterion 'taylor' needs labelled batches: pass data= and loss=")
-    totals: dict[str, Score] = {name: np.zeros(graph.by_name[name].width) for name in members}
+    totals: dict[str, Score] = {name: np.zeros(graph.by_name[name].width) for name in groups}
     count = 0
     for inputs, target in context.data:
-        context.model.zero_grad(set_to_none=True)
-        value = context.loss(context.model(*inputs), target)
-        if not bool(torch.isfinite(value)):
-            raise DataError(
-                f"the loss is {float(value.detach())} on batch {count} while scoring: NaN in the weights or the data"
-            )
-        value.backward()  # type: ignore[no-untyped-call]
-        for name, group in members.items():
-            totals[name] += _gate(group, graph.by_name[name].width) ** 2
+        with parametrize.cached():
+            _watch([member.tensor for group in groups.values() for member in _gate(group)])
+            value = context.loss(context.model(*((inputs,) if isinstance(inputs, Tensor) else inputs)), target)
+            if not bool(torch.isfinite(value)):
+                raise DataError(
+                    f"the loss is {float(value.detach())} on batch {count} while scoring: NaN in the weights or the data"
+                )
+            value.backward()  # type: ignore[no-untyped-call]
+            for name, group in groups.items():
+                totals[name] += np.sum([member.products() for member in _gate(group)], axis=0) ** 2
         count += 1
     if count == 0:
         raise DataError("criterion 'taylor' got no batches; pass at least one")
     return {name: total / count for name, total in totals.items()}
 
 
-def _gate(group: Members, width: int) -> Score:
-    total = np.zeros(width)
-    for piece, module in group.norms:
-        for leaf in ("weight", "bias"):
-            total += _products(piece, _parameter(module, leaf), width)
-    if not group.norms:
-        for piece, tensor in [*group.weights, *group.biases]:
-            total += _products(piece, tensor, width)
-    return total
+def _watch(tensors: Iterable[Tensor]) -> None:
+    """Gradients of these from zero: of parameters, of buffers that layers use as weights, and of computed weights."""
+    for tensor in tensors:
+        if tensor.is_leaf:
+            tensor.grad = None
+            tensor.requires_grad_()
+        else:
+            tensor.retain_grad()  # type: ignore[no-untyped-call]
 
 
-def _products(piece: Slice, tensor: Tensor, width: int) -> Score:
-    """Sum of value * gradient over each channel's entries."""
-    if tensor.grad is None:
-        return np.zeros(width)
-    return np.asarray((_rows(piece, tensor, width) * _rows(piece, tensor.grad, width)).sum(axis=1))
+def _gate(group: Members) -> Sequence[Member]:
+    """Tensors whose sum of ``value * gradient`` is the derivative of a gate on the channel: what reads it, linearly.
+
+    Between a batch norm and the reader, ReLUs and additions pass a gate through: this is the published gate behind the norm.
+    A channel that no layer reads is gated where it is made.
+    """
+    return group.inputs or [*group.scales, *group.shifts] or [*group.filters, *group.biases]
 
 
-def _parameter(module: nn.Module, leaf: str) -> Tensor:
-    value = getattr(module, leaf)
-    assert isinstance(value, Tensor)
-    return value
-
-
-CRITERIA: Mapping[str, Callable[[Mapping[str, Members], Graph, Context], dict[str, Score]]] = {
+CRITERIA: Mapping[str, Criterion] = {
     "random": _random,
     "l1": _norm(1),
     "l2": _norm(2),

@@ -121,7 +121,7 @@ def _members(atoms: Atoms, makers: Labels, frozen: Labels, noted: Labels) -> lis
         own, family = np.frombuffer(key, dtype=np.int64), np.concatenate(begin)
         table = entry[family[:, None] + np.arange(len(own))]
         for first, last in _regular_runs(table):
-            found_groups.append((root[family[first:last]], _slices([places[p] for p in own], table[first:last])))
+            found_groups.append((root[family[first:last]], _slices(atoms, [places[p] for p in own], table[first:last])))
     return sorted(found_groups, key=lambda found: int(found[0][0]))
 
 
@@ -154,7 +154,7 @@ def _regular_runs(table: Labels) -> list[tuple[int, int]]:
     return runs
 
 
-def _slices(places: Sequence[tuple[str, int]], table: Labels) -> tuple[Slice, ...]:
+def _slices(atoms: Atoms, places: Sequence[tuple[str, int]], table: Labels) -> tuple[Slice, ...]:
     """Where the channels of one group lie; adjacent columns of one parameter and dim are one slice."""
     result: list[Slice] = []
     column = 0
@@ -163,7 +163,8 @@ def _slices(places: Sequence[tuple[str, int]], table: Labels) -> tuple[Slice, ..
         while end < len(places) and places[end] == places[column] and (table[:, end] == table[:, end - 1] + 1).all():
             end += 1
         step = int(table[1, column] - table[0, column]) if len(table) > 1 else end - column
-        result.append(Slice(*places[column], int(table[0, column]), end - column, step))
+        roles = atoms.roles_of(*places[column], table[:, column:end])
+        result.append(Slice(*places[column], int(table[0, column]), end - column, step, roles))
         column = end
     return tuple(result)
 

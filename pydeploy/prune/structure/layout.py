@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from pydeploy.graph import ROLES
+
 Labels = NDArray[np.int64]
 """Atom of each entry along one axis; `FIXED` where no channel lies."""
 
@@ -47,6 +49,8 @@ class Atoms:
     """(atoms, why cutting them changes the other channels' values)."""
     places: dict[tuple[str, int], Labels] = field(default_factory=dict)
     """Atom of every entry along (parameter, dim), or `FIXED`, or `UNUSED`."""
+    roles: dict[tuple[str, int], NDArray[np.uint8]] = field(default_factory=dict)
+    """What operators take every entry along (parameter, dim) for: bit i for ``ROLES[i]`` of `pydeploy.graph`."""
 
     def fresh(self, count: int) -> Labels:
         """`count` new atoms, shape ``(count,)``."""
@@ -124,6 +128,17 @@ class Atoms:
         again = table[entries]
         if (again != atoms).any():  # one entry may occur several times
             self.unite(again, atoms)
+
+    def read_as(self, param: str, dim: int, size: int, entries: Labels, role: str) -> None:
+        """Note what an operator takes these entries for (``entries[i] < 0``: none lies there)."""
+        table = self.roles.setdefault((param, dim), np.zeros(size, dtype=np.uint8))
+        table[entries[entries >= 0]] |= np.uint8(1 << ROLES.index(role))
+
+    def roles_of(self, param: str, dim: int, entries: Labels) -> tuple[str, ...]:
+        """All roles of any of these entries."""
+        table = self.roles.get((param, dim))
+        bits = 0 if table is None else int(np.bitwise_or.reduce(table[entries], axis=None))
+        return tuple(role for i, role in enumerate(ROLES) if bits >> i & 1)
 
     def why(self) -> tuple[Labels, list[str]]:
         """Number of every representative's text about freezing (-1: none), and the texts."""

@@ -33,6 +33,8 @@ class RawOp:
         return self.weight.removesuffix(".weight")
 
 
+NO_ROLES: Mapping[int, str] = {}
+
 _HIDDEN = frozenset({"empty", "detach", "alias", "t", "view", "_unsafe_view", "reshape", "permute", "transpose", "unsqueeze",
                      "squeeze", "expand", "native_batch_norm", "_native_batch_norm_legit_no_training", "dropout",
                      "native_dropout", "lift_fresh", "clone", "contiguous", "_to_copy", "select", "slice", "split", "unbind",
@@ -255,8 +257,10 @@ class Tracer:
             raise Unknown(f"channels lie on axis {layout.axis}, not {axis % value.rank}")
         return layout.atoms
 
-    def bind(self, value: Value, on: Mapping[int, Labels | None]) -> None:
-        """Channels `on` the axes of a tensor made of parameters (None: an axis that always stays whole)."""
+    def bind(self, value: Value, on: Mapping[int, Labels | None], roles: Mapping[int, str] = NO_ROLES) -> None:
+        """Channels `on` the axes of a tensor made of parameters (None: an axis that always stays whole), and what the operator
+        takes them for.
+        """
         view = self.views.get(value)
         if view is None:
             raise Unknown("the weight is computed from something else than parameters")
@@ -269,6 +273,8 @@ class Tracer:
                 labels = np.full(size, FIXED, dtype=np.int64) if atoms is None else atoms
                 if size > 1 or origin.size > 1 or atoms is not None:
                     self.atoms.place(origin.param, origin.dim, origin.size, origin.entries, labels)
+                if atoms is not None and axis in roles:
+                    self.atoms.read_as(origin.param, origin.dim, origin.size, origin.entries, roles[axis])
                 if origin.note and atoms is not None and self.call is not None:
                     self.atoms.notes.append((labels, f"{self.call.location}: {origin.note}"))
         for origin in view.lost:

@@ -25,7 +25,7 @@ Rule = Callable[["Tracer", Call], Made]
 
 def elementwise(t: Tracer, call: Call) -> Made:
     """Entry by entry on any number of tensors with broadcasting: channels that meet are united."""
-    return layers.met(t, call.inputs, call.outs[0].rank)
+    return layers.met(t, call.inputs, call.outs[0].rank, added=call.op in ("add", "sub", "rsub"))
 
 
 def same(t: Tracer, call: Call) -> Made:

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from pydeploy.prune.structure.propagate import Tracer
 
 
-def met(t: Tracer, operands: Sequence[Any], rank: int) -> Layout | None:
-    """Tensors that meet entry by entry, broadcast to `rank` axes: channels are united, parameters are cut along."""
+def met(t: Tracer, operands: Sequence[Any], rank: int, *, added: bool = False) -> Layout | None:
+    """Tensors that meet entry by entry, broadcast to `rank` axes: channels are united, parameters are cut along; where they are
+    `added`, they are biases.
+    """
     values = [value for value in operands if isinstance(value, Value)]
     result: Layout | None = None
     for value in values:
@@ -34,7 +36,9 @@ def met(t: Tracer, operands: Sequence[Any], rank: int) -> Layout | None:
     for value in values:
         own = result.axis - (rank - value.rank)
         if value in t.views:
-            t.bind(value, {own: result.atoms} if own >= 0 and value.shape[own] > 1 else {})
+            t.bind(
+                value, {own: result.atoms} if own >= 0 and value.shape[own] > 1 else {}, {own: "bias"} if added else {}
+            )
         elif (
             t.layout(value) is None
             and own >= 0
@@ -88,9 +92,10 @@ def _convolve(
     if passing is not None:
         t.atoms.freeze(outgoing, f"{call.location}: channels lie on the batch axis")
     dims = _weight_dims(t, call, incoming, outgoing, groups, depthwise)
-    t.bind(weight, dict(zip((1, 0) if transposed else (0, 1), dims, strict=True)))
+    to, of = (1, 0) if transposed else (0, 1)
+    t.bind(weight, {to: dims[0], of: dims[1]}, {0: "filter"} if depthwise else {to: "filter", of: "input"})
     if bias is not None:
-        t.bind(bias, {0: outgoing})
+        t.bind(bias, {0: outgoing}, {0: "bias"})
     size = source.shape[axis + 1 :] if transposed else out.shape[axis + 1 :]
     h, w = int(np.prod(size[:-1], dtype=np.int64)), size[-1]
     t.record("conv_transpose" if transposed else "conv", name, incoming, outgoing, (h, w), source.shape[axis],
@@ -132,9 +137,10 @@ def linear(t: Tracer, source: Value, weight: Value, bias: Value | None, call: Ca
     outgoing = t.fresh(out.shape[-1])
     if passing is not None:
         t.atoms.freeze(outgoing, f"{call.location}: channels lie on another axis than the last")
-    t.bind(weight, {weight.rank - 1: outgoing, weight.rank - 2: incoming})
+    to, of = weight.rank - 1, weight.rank - 2
+    t.bind(weight, {to: outgoing, of: incoming}, {to: "filter", of: "input"})
     if bias is not None:
-        t.bind(bias, {bias.rank - 1: outgoing})
+        t.bind(bias, {bias.rank - 1: outgoing}, {bias.rank - 1: "bias"})
     rows = int(np.prod(out.shape[:-1], dtype=np.int64))
     positions = rows // t.batch if rows % t.batch == 0 else rows
     t.record("linear", name, incoming, outgoing, (positions, 1), source.shape[-1])
@@ -149,7 +155,7 @@ def addmm(t: Tracer, call: Call) -> Layout | None:
     product = matmul(t, left, right, call)
     if product is not None:
         t.layouts[call.outs[0]] = product
-    return met(t, [call.outs[0], bias], call.outs[0].rank)
+    return met(t, [call.outs[0], bias], call.outs[0].rank, added=True)
 
 
 def mm(t: Tracer, call: Call) -> Layout | None:
@@ -193,7 +199,8 @@ def _weight_first(t: Tracer, weight: Value, source: Value, call: Call) -> Layout
         raise Unknown("channels lie on another axis than the weight's")
     incoming = None if layout is None else layout.atoms
     outgoing = t.fresh(out.shape[-2])
-    t.bind(weight, {weight.rank - 2: outgoing, weight.rank - 1: incoming})
+    to, of = weight.rank - 2, weight.rank - 1
+    t.bind(weight, {to: outgoing, of: incoming}, {to: "filter", of: "input"})
     t.record("linear", t.name(weight), incoming, outgoing, (out.shape[-1], 1), source.shape[-2])
     return Layout(out.rank - 2, outgoing)
 
@@ -220,11 +227,11 @@ def batch_norm(t: Tracer, call: Call) -> Layout | None:
     if layout is not None and layout.axis == 0 and call.args[0].shape[0] > 1:
         raise Unknown("channels lie on the batch axis")
     atoms = t.channels(call.args[0], 1)
-    for tensor in call.args[1:5]:
+    for tensor, role in zip(call.args[1:5], ("scale", "shift", None, None), strict=True):
         if tensor is not None and (tensor in t.views or atoms is not None):
             if tensor not in t.views and tensor in t.uniform:
                 continue
-            t.bind(tensor, {0: atoms})
+            t.bind(tensor, {0: atoms}, {0: role} if role else {})
     return layout
 
 
@@ -269,7 +276,7 @@ def embedding(t: Tracer, call: Call) -> Layout | None:
     if t.layout(indices) is not None:
         raise Unknown("channels choose entries")
     outgoing = t.fresh(weight.shape[1])
-    t.bind(weight, {0: None, 1: outgoing})
+    t.bind(weight, {0: None, 1: outgoing}, {1: "filter"})
     return Layout(call.outs[0].rank - 1, outgoing)
 
 

@@ -1,0 +1,105 @@
+"""Producers and consumers of a group: the parameter entries that make a channel and those that read it, with their values.
+
+Which entries these are, and on which dim they lie, `trace` has learnt from the operators (`Slice.roles`); so weights that are
+transposed, grouped, fused, bare or shared need no rules of their own here. A parametrised weight is the one that its layer
+computes with, not what it is stored as.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from pydeploy.errors import DataError
+from pydeploy.graph import ROLES, Graph, Group, Slice
+
+Rows = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A group's entries of one tensor, which is attribute `name` of `owner` when asked for."""
+
+    piece: Slice
+    owner: nn.Module
+    name: str
+    width: int
+    """Channels of the group."""
+
+    @property
+    def tensor(self) -> Tensor:
+        """Inside ``torch.nn.utils.parametrize.cached()`` always the same one, and the one that the forward uses."""
+        value = getattr(self.owner, self.name)
+        assert isinstance(value, Tensor)
+        return value
+
+    def rows(self) -> Rows:
+        """Values by channel, shape ``(width, entries of a channel)`` in float64."""
+        return self._rows(self.tensor)
+
+    def products(self) -> Rows:
+        """Sum of value * gradient over each channel's entries, shape ``(width,)``; 0 where there is no gradient."""
+        tensor = self.tensor
+        if tensor.grad is None:
+            return np.zeros(self.width)
+        return np.asarray((self._rows(tensor) * self._rows(tensor.grad)).sum(axis=1))
+
+    def _rows(self, tensor: Tensor) -> Rows:
+        entries = torch.from_numpy(self.piece.entries(np.arange(self.width, dtype=np.int64)))
+        values = tensor.detach().movedim(self.piece.dim, 0)[entries.to(tensor.device)]
+        return np.asarray(values.to("cpu", torch.float64).reshape(self.width, -1).numpy())
+
+
+@dataclass(frozen=True)
+class Members:
+    """What makes and what reads one group's channels. `filters` is never empty."""
+
+    filters: Sequence[Member]
+    """Outputs of weights of layers. A weight that holds them in several runs (fused, grouped) has several members."""
+    biases: Sequence[Member]
+    """Biases of layers, and parameters that are added to the channels."""
+    inputs: Sequence[Member]
+    """Inputs of weights of the layers that read the channels."""
+    scales: Sequence[Member]
+    """Of batch norms over the channels."""
+    shifts: Sequence[Member]
+
+
+def members(model: nn.Module, graph: Graph) -> Mapping[str, Members]:
+    """Of every prunable group of `graph`, a trace of `model`. Raises `DataError` for a graph without roles."""
+    found = {group.name: _members(model, graph, group) for group in graph.prunable}
+    for name, group in found.items():
+        if not group.filters:
+            raise DataError(
+                f"the graph does not tell what makes the channels of '{name}': an earlier version wrote it; trace again"
+            )
+    return found
+
+
+def _members(model: nn.Module, graph: Graph, group: Group) -> Members:
+    by_role: dict[str, dict[tuple[int, str, Slice], Member]] = {role: {} for role in ROLES}
+    for piece in group.slices:
+        owner, name = _place(model, piece, graph.params[piece.param]) if piece.roles else (model, "")
+        for role in piece.roles:
+            # Parts of one parametrised weight (direction and length) are one member.
+            key = id(owner), name, Slice("", piece.dim, piece.offset, piece.repeat, piece.step)
+            by_role[role].setdefault(key, Member(piece, owner, name, group.width))
+    return Members(*(list(by_role[role].values()) for role in ("filter", "bias", "input", "scale", "shift")))
+
+
+def _place(model: nn.Module, piece: Slice, shape: Sequence[int]) -> tuple[nn.Module, str]:
+    """The module and attribute that hold a parameter, or the parametrised tensor made of it if its dim is as long there."""
+    path, _, leaf = piece.param.rpartition(".")
+    place, parametrised, below = path.partition("parametrizations.")
+    owner, tensor = model.get_submodule(place.removesuffix(".")), below.partition(".")[0]
+    if parametrised and parametrize.is_parametrized(owner, tensor):
+        made = getattr(owner, tensor).shape
+        if len(made) > piece.dim and made[piece.dim] == shape[piece.dim]:
+            return owner, tensor
+    return model.get_submodule(path), leaf
