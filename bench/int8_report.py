@@ -34,6 +34,7 @@ from pydeploy.quant.qdq import quantize
 from pydeploy.report import Report
 from pydeploy.run.config import load
 from pydeploy.run.stages import shared as stages
+from pydeploy.tasks import samples
 from pydeploy.tasks.contract import Task
 from pydeploy.timing.records import Timing
 
@@ -155,13 +156,13 @@ def fashion_mnist(run: Path, threads: int, work: Path, notes: dict[str, str]) ->
     """The dense and the pruned network of a run, on its task's test set; `notes` gets a sentence for each."""
     config = load(run / "config.json")
     task, manifest = stages.open_task(config), load_manifest(config.quantize.calibration if config.quantize else Path())
-    samples = list(stages.exact_batches(stages.calibration_batches(task, manifest), 1))
+    images = list(samples.exact_batches(samples.calibration_batches(task, manifest), 1))
     for network, folder in (("dense", "04_dense"), ("pruned", "08_pruned")):
-        engines = engines_of(run / folder / "model.onnx", samples, threads, work / network)
+        engines = engines_of(run / folder / "model.onnx", images, threads, work / network)
         label = f"{config.model.name} on {config.task.data}, {network}"
         notes[label] = beside_nncf(task, engines)
         yield from rows_of(
-            label, engines, lambda session: float(task.evaluate(session.run, batch_size=1)[task.metric]), samples[0]
+            label, engines, lambda session: float(task.evaluate(session.run, batch_size=1)[task.metric]), images[0]
         )
 
 

@@ -109,8 +109,8 @@ def test_the_key_follows_every_setting() -> None:
 
 def test_the_pinned_set_is_the_evaluations_to_the_byte() -> None:
     from pydeploy.data.image_sets import find_fashion_mnist
-    from pydeploy.run.stages.shared import calibration_batches, manifest_batches
     from pydeploy.tasks.classification import classification
+    from pydeploy.tasks.samples import calibration_batches, manifest_batches
 
     try:
         find_fashion_mnist(download=False)
@@ -125,8 +125,8 @@ def test_the_pinned_set_is_the_evaluations_to_the_byte() -> None:
 
 
 def test_a_set_that_changed_is_refused() -> None:
-    from pydeploy.run.stages.shared import calibration_batches, manifest_batches
     from pydeploy.tasks.classification import classification
+    from pydeploy.tasks.samples import calibration_batches, manifest_batches
 
     manifest = load_manifest(SHIPPED[0].parent / "smoke.yaml")
     assert sum(len(batch) for batch in manifest_batches(manifest)) == manifest.count

@@ -42,15 +42,16 @@ def calibrate(
     from pydeploy.quant.implicit import cache_version, write_cache
     from pydeploy.run.config import load
     from pydeploy.run.stages import shared as stages
+    from pydeploy.tasks import samples
 
     manifest = load_manifest(data)
     if cache is not None:
         cache_version(tensorrt)  # a wrong one is found before any work
     if config is not None:
-        feeds: Iterable[Feeds] = stages.calibration_batches(stages.open_task(load(config)), manifest)
+        feeds: Iterable[Feeds] = samples.calibration_batches(stages.open_task(load(config)), manifest)
     else:
         name = input_of(model)
-        feeds = ({name: samples} for samples in stages.manifest_batches(manifest, threads))
+        feeds = ({name: images} for images in samples.manifest_batches(manifest, threads))
     with Terminal().bar("calibrate") as tick:
         ranges = observe(model, feeds, observer=observer, style=style, every=cache is not None, threads=threads,
                          progress=lambda done: tick(done, manifest.count),
@@ -121,6 +122,7 @@ def _calibrated(backend: Backend, model: Path, out: Path, data: Path, config: Pa
     from pydeploy.quant.implicit import entropy_calibrator
     from pydeploy.run.config import load
     from pydeploy.run.stages import shared as stages
+    from pydeploy.tasks import samples
 
     if not isinstance(backend, TensorRt):
         raise ConfigError(
@@ -129,9 +131,9 @@ def _calibrated(backend: Backend, model: Path, out: Path, data: Path, config: Pa
         )
     manifest, name, batch = load_manifest(data), input_of(model), backend.batch
     if config is None:
-        feeds: Iterable[Feeds] = ({name: samples} for samples in stages.manifest_batches(manifest, batch=batch))
+        feeds: Iterable[Feeds] = ({name: images} for images in samples.manifest_batches(manifest, batch=batch))
     else:
-        feeds = stages.exact_batches(stages.calibration_batches(stages.open_task(load(config)), manifest), batch)
+        feeds = samples.exact_batches(samples.calibration_batches(stages.open_task(load(config)), manifest), batch)
     key = f"{sha256(model)} {manifest.key()} {batch} {backend.target().backend_version}"
     cache = out.with_name(f"{out.name}.{hashlib.sha256(key.encode()).hexdigest()[:12]}.calibration")
     return backend.build(model, out, partial(entropy_calibrator, batches=feeds, batch=batch, cache=cache))
@@ -226,11 +228,12 @@ def _test_feeds(config: Path, batch: int, count: int) -> list[dict[str, Any]]:
     """The first batches of the task's test images. INT8 clips random inputs that no image reaches."""
     from pydeploy.run.config import load
     from pydeploy.run.stages import shared as stages
+    from pydeploy.tasks import samples
 
     task = stages.open_task(load(config))
     first = next(iter(task.eval_batches(batch * count)))
     arrays = [tensor.numpy() for tensor in first.inputs]
-    feeds = stages.exact_batches([dict(zip(task.input_names, arrays, strict=True))], batch)
+    feeds = samples.exact_batches([dict(zip(task.input_names, arrays, strict=True))], batch)
     return [one for one, _ in zip(feeds, range(count), strict=False)]
 
 

@@ -34,6 +34,7 @@ from pydeploy.run.config import Config
 from pydeploy.run.folder import Console
 from pydeploy.run.pipeline import run
 from pydeploy.run.stages import shared as stages
+from pydeploy.tasks import samples
 from pydeploy.timing.rounds import interleave
 
 UNSEEN_PLANS = 8
@@ -301,7 +302,7 @@ def _calibrator(bench: Bench) -> str | None:
         return None
     manifest = load_manifest(bench.config.quantize.calibration)
     backend, task = _int8_backend(bench), stages.open_task(bench.config)
-    feeds = stages.exact_batches(stages.calibration_batches(task, manifest), backend.batch)
+    feeds = samples.exact_batches(samples.calibration_batches(task, manifest), backend.batch)
     make = partial(entropy_calibrator, batches=feeds, batch=backend.batch)
     engine = backend.build(bench.at.pruned / "model.onnx", bench.folder / "calibrated.engine", make)
     return f"{manifest.count} samples, {_implicit_int8(bench, backend, engine)}"

@@ -91,6 +91,7 @@ def _calibration_batches(model: Path, data: Path | None, config: Path | None) ->
     from pydeploy.errors import ConfigError
     from pydeploy.run.config import load
     from pydeploy.run.stages import shared as stages
+    from pydeploy.tasks import samples
 
     batch, settings = batch_of(model), None if config is None else load(config)
     manifest = None if settings is None else stages.check_calibration(settings)
@@ -98,9 +99,9 @@ def _calibration_batches(model: Path, data: Path | None, config: Path | None) ->
     if manifest is None:
         raise ConfigError(f"{config} names no calibration samples (section 'quantize'); give --data")
     if settings is not None:
-        return stages.exact_batches(stages.calibration_batches(stages.open_task(settings), manifest), batch)
+        return samples.exact_batches(samples.calibration_batches(stages.open_task(settings), manifest), batch)
     name = input_of(model, quantised=True)
-    return stages.exact_batches(({name: part} for part in stages.manifest_batches(manifest, batch=batch)), batch)
+    return samples.exact_batches(({name: part} for part in samples.manifest_batches(manifest, batch=batch)), batch)
 
 
 def lint(

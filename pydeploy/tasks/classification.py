@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pydeploy.data.image_sets import ImageSet, load
+from pydeploy.data.preprocessing import Preprocessing
 from pydeploy.errors import ConfigError, DataError, nearest
 from pydeploy.models import build
 from pydeploy.tasks.augment import Augment, augment, augment_by
@@ -41,6 +42,10 @@ class Classification:
             raise ConfigError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing}")
 
     @property
+    def data(self) -> str:
+        return self.images.name
+
+    @property
     def train_size(self) -> int:
         return len(self.images.train_labels)
 
@@ -62,11 +67,14 @@ class Classification:
             inputs = torch.from_numpy(self.images.normalize(pixels.numpy()))
             yield Batch((inputs,), labels[torch.from_numpy(chosen)])
 
-    def eval_batches(self, batch_size: int, split: str = "test") -> Iterator[Batch]:
+    def eval_batches(
+        self, batch_size: int, split: str = "test", preprocessing: Preprocessing | None = None
+    ) -> Iterator[Batch]:
         images, labels = self._split(split)
+        prepare = preprocessing or self.images.preprocessing
         for start in range(0, len(labels), batch_size):
-            inputs = torch.from_numpy(self.images.normalize(images[start : start + batch_size]))
-            yield Batch((inputs,), torch.from_numpy(labels[start : start + batch_size]))
+            samples = torch.from_numpy(prepare(images[start : start + batch_size], planar=True))
+            yield Batch((samples,), torch.from_numpy(labels[start : start + batch_size]))
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         return F.cross_entropy(outputs, batch.target, label_smoothing=self.label_smoothing)

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pydeploy.data.preprocessing import Preprocessing
 from pydeploy.errors import ConfigError, nearest
 from pydeploy.prune.forward import evaluating
 
@@ -38,6 +39,10 @@ class Task(Protocol):
     @property
     def name(self) -> str:
         """The task's name in `TASKS`."""
+
+    @property
+    def data(self) -> str:
+        """The name of the task's data set."""
 
     @property
     def metric(self) -> str:
@@ -64,10 +69,13 @@ class Task(Protocol):
     def train_batches(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
         """Augmented full batches of one epoch, a function of the arguments alone: no state is carried over."""
 
-    def eval_batches(self, batch_size: int, split: str = "test") -> Iterator[Batch]:
+    def eval_batches(
+        self, batch_size: int, split: str = "test", preprocessing: Preprocessing | None = None
+    ) -> Iterator[Batch]:
         """Batches as deployed, without augmentation, in a fixed order; the last one may be smaller.
 
-        `split` is ``test``, or ``train`` (for calibration and recalibration of normalisation statistics).
+        `split` is ``test``, or ``train`` (for calibration and recalibration of normalisation statistics);
+        `preprocessing` replaces the data set's own.
         """
 
     def loss(self, outputs: Any, batch: Batch) -> Tensor:

@@ -224,10 +224,12 @@ def _times(job: Job, at: Artefacts, pair: Pair) -> tuple[Times, str]:
 
 def _options(job: Job, pair: Pair, ranges: Ranges, times: Times) -> list[LayerOption]:
     """Times of every int8 layer in both precisions and its sensitivity."""
+    from pydeploy.tasks.samples import calibration_batches, exact_batches
+
     layers = read_json(pair.int8_folder / "quantized.json")["quantized"]
     manifest = stages.check_calibration(job.config)
     assert manifest is not None
-    batches = stages.exact_batches(stages.calibration_batches(job.task, manifest), job.backend.batch)
+    batches = exact_batches(calibration_batches(job.task, manifest), job.backend.batch)
     feeds: list[Feeds] = list(islice(batches, max(1, SENSITIVITY_SAMPLES // job.backend.batch)))
     with job.console.bar("sensitivity of layers") as tick:
         errors = sensitivity(pair.onnx, ranges, feeds, layers, style=style_for(job.backend.name),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -14,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pydeploy.backends.base import Backend, Engine, Feeds, align_of
+from pydeploy.backends.base import Backend, Engine, align_of
 from pydeploy.data.manifest import Manifest, load_manifest
-from pydeploy.errors import ConfigError, DataError, nearest
+from pydeploy.errors import DataError
 from pydeploy.files import replacing, write_json
 from pydeploy.graph import Graph, Plan
 from pydeploy.profiling.profile import profile, random_feeds, time_engines
@@ -169,6 +168,7 @@ def build_int8(job: Job, onnx: Path, here: Path, *, accurate: bool) -> Engine:
 def calibrated(job: Job, onnx: Path, here: Path) -> Ranges:
     """``ranges.json``: of the float file `onnx`, on the samples that the config names."""
     from pydeploy.quant.calibrate import calibrate
+    from pydeploy.tasks.samples import calibration_batches
 
     settings, manifest = job.config.quantize, check_calibration(job.config)
     assert settings is not None
@@ -279,55 +279,3 @@ def fill_table(job: Job, graph: Graph, onnx: Path, here: Path) -> None:
 def check_calibration(config: Config) -> Manifest | None:
     """The calibration manifest of a config, read before any work starts."""
     return load_manifest(config.quantize.calibration) if config.quantize is not None else None
-
-
-def calibration_batches(task: Task, manifest: Manifest) -> Iterator[dict[str, NDArray[Any]]]:
-    """Inputs of the manifest's samples, preprocessed as for evaluation: some of a batch of evaluation at a time."""
-    total = sum(len(batch.inputs[0]) for batch in task.eval_batches(1024, manifest.split))
-    wanted = manifest.indices(total)
-
-    def chosen() -> Iterator[list[NDArray[Any]]]:
-        at = 0
-        for batch in task.eval_batches(256, manifest.split):
-            count = len(batch.inputs[0])
-            inside = wanted[(wanted >= at) & (wanted < at + count)] - at
-            at += count
-            if len(inside):
-                yield [tensor.numpy()[inside] for tensor in batch.inputs]
-
-    digest = hashlib.sha256()
-    for arrays in chosen():
-        digest.update(np.ascontiguousarray(arrays[0], dtype="<f4").data)
-        yield dict(zip(task.input_names, arrays, strict=True))
-    manifest.require_hash(digest.hexdigest())
-
-
-def manifest_batches(manifest: Manifest, threads: int = 0, batch: int = 8) -> Iterator[NDArray[np.float32]]:
-    """Model inputs of the manifest's samples, without a task: a data set by its name, or a path. Valid for one step."""
-    if manifest.path is not None:
-        from pydeploy.data.images import batches
-
-        yield from batches(manifest, batch, threads)
-        return
-    from pydeploy.data.image_sets import load as load_images
-
-    images = load_images(manifest.source)
-    parts = {"train": images.train_images, "test": images.test_images}
-    if manifest.split not in parts:
-        raise ConfigError(f"unknown split '{manifest.split}'{nearest(manifest.split, parts)}")
-    pixels = parts[manifest.split]
-    settings = manifest.settings or images.preprocessing
-    chosen = (pixels[index] for index in manifest.indices(len(pixels)))
-    yield from manifest.checked(settings.batches(chosen, batch, planar=True, threads=threads))
-
-
-def exact_batches(feeds: Iterable[Feeds], batch: int) -> Iterator[dict[str, NDArray[Any]]]:
-    """The samples of `feeds` in batches of exactly `batch`. The last one is filled up by repeating its samples."""
-    waiting: dict[str, NDArray[Any]] = {}
-    for given in feeds:
-        waiting = {name: np.concatenate([waiting[name], part]) if waiting else part for name, part in given.items()}
-        while waiting and len(next(iter(waiting.values()))) >= batch:
-            yield {name: part[:batch] for name, part in waiting.items()}
-            waiting = {name: part[batch:] for name, part in waiting.items()}
-    if waiting and len(next(iter(waiting.values()))):
-        yield {name: np.resize(part, (batch, *part.shape[1:])) for name, part in waiting.items()}
