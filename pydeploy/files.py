@@ -86,8 +86,18 @@ def read_yaml(path: Path, what: str, remedy: str) -> dict[str, Any]:
     """The mapping in a YAML file; `ConfigError` that calls the file `what`, and names the `remedy` where it is missing."""
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """A key that is given twice is an error: one of its values would have no effect."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+            if twice := {key for key in keys if keys.count(key) > 1}:
+                text = f"key '{min(twice)}' is given twice in one section"
+                raise yaml.constructor.ConstructorError(problem=text, problem_mark=node.start_mark)
+            return super().construct_mapping(node, deep)
+
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        data = Loader(Path(path).read_text(encoding="utf-8")).get_single_data()
     except FileNotFoundError:
         raise ConfigError(f"{what} {path} does not exist; {remedy}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -98,9 +108,14 @@ def read_yaml(path: Path, what: str, remedy: str) -> dict[str, Any]:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Hex digest of a file's bytes; `DataError` where it cannot be read."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
+    try:
+        with path.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     return digest.hexdigest()

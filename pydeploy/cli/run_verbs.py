@@ -45,13 +45,12 @@ def train(
     Example: pydeploy train configs/fashion_mnist_resnet20_cpu.yaml --out runs/dense
     """
     from pydeploy.cli.console import Terminal
+    from pydeploy.run import pipeline
     from pydeploy.run.config import load
-    from pydeploy.run.pipeline import open_job
-    from pydeploy.run.stages import shared as stages
 
-    job = open_job(load(config, set_ or []), Terminal())
+    job = pipeline.open_job(load(config, set_ or []), Terminal())
     out.mkdir(parents=True, exist_ok=True)
-    stages.fit(job, stages.model_of(job), job.config.train, out, title="train the dense model")
+    pipeline.train(job, out)
     sys.stdout.write(f"{out / 'model.safetensors'}\n")
 
 
@@ -74,8 +73,9 @@ def finetune(
 
     job = open_job(load(config, set_ or []), Terminal())
     out.mkdir(parents=True, exist_ok=True)
-    stages.fit(job, stages.model_of(job, model), job.config.finetune, out,
-               teacher=Teacher(stages.model_of(job, teacher)), title="fine-tune")  # fmt: skip
+    section = job.config.finetune
+    stages.fit(job, stages.model_of(job, model), section, out, teacher=Teacher(stages.model_of(job, teacher)),
+               title="fine-tune", distill=section.distill)  # fmt: skip
     sys.stdout.write(f"{out / 'model.safetensors'}\n")
 
 

@@ -6,10 +6,12 @@ Fashion-MNIST is looked for in ``$PYDEPLOY_DATA`` (the folder itself, or ``fashi
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from pydeploy.data.idx import read_idx
 from pydeploy.data.preprocessing import Preprocessing
 from pydeploy.errors import ConfigError, DataError, nearest
+from pydeploy.factories import make
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 REMEDY = "install it (apt-get install dataset-fashion-mnist) or set PYDEPLOY_DATA to the folder with the four files"
@@ -149,6 +152,8 @@ def synthetic(
                        ("test_size", test_size)):  # fmt: skip
         if value < 1:
             raise ConfigError(f"setting '{key}' of the synthetic data set must be at least 1, got {value}")
+    if seed < 0 or not 0 <= noise < math.inf:
+        raise ConfigError(f"'seed' and 'noise' of the synthetic data set must be 0 or more, got {seed} and {noise}")
     rng = np.random.default_rng([seed, classes, channels, size])
     coarse = rng.normal(0.0, 60.0, (classes, channels, 4, 4))
     between = _bilinear(4, size)
@@ -182,11 +187,8 @@ DATA: Mapping[str, Callable[..., ImageSet]] = {
 """Every image set that a configuration may name; each function's parameters are its settings."""
 
 
-def load(name: str, **settings: int | float) -> ImageSet:
+def load(name: str, **settings: Any) -> ImageSet:
     """The named image set; raises `ConfigError` for an unknown name or setting, `DataError` when files are missing."""
     if name not in DATA:
         raise ConfigError(f"unknown data set '{name}'{nearest(name, DATA)}")
-    try:
-        return DATA[name](**settings)
-    except TypeError as error:
-        raise ConfigError(f"data set '{name}': {error}") from None
+    return make(DATA[name], settings, f"data set '{name}'")

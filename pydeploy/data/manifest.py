@@ -57,6 +57,12 @@ class Manifest:
             raise ConfigError(f"unknown preprocessing '{self.preprocessing}'{nearest(self.preprocessing, known)}")
         return PREPROCESSING[self.preprocessing]
 
+    def __str__(self) -> str:
+        """In words, for people."""
+        named = self.preprocessing if isinstance(self.preprocessing, str) else str(self.preprocessing)
+        part = "" if self.path else f", part '{self.split}'"
+        return f"{self.count} samples of {self.source}{part}, seed {self.seed}, preprocessing: {named or 'its own'}"
+
     def key(self) -> str:
         """Hash of everything that decides which samples these are."""
         record = {**asdict(self), "folder": str(self.folder.resolve()) if self.path else ""}

@@ -185,6 +185,12 @@ def _check_excluded(graph: gs.Graph, exclude: Iterable[str]) -> None:
             raise ConfigError(f"cannot exclude '{name}': the model has no such layer{nearest(name, layers)}")
 
 
+def excludable(graph: gs.Graph, style: Style) -> set[str]:
+    """Names of the layers whose exclusion makes a difference to `plan`."""
+    kernels = style.kernels if style.placement == "outputs-too" else frozenset()
+    return {label(node) for node in graph.nodes if node.op in WEIGHTED | kernels}
+
+
 def _kept_ends(graph: gs.Graph, float_ends: Sequence[str]) -> dict[int, str]:
     """By node id, why the first and last layers with weights stay in float, for the ends asked for."""
     if unknown := sorted(set(float_ends) - {"first", "last"}):

@@ -210,6 +210,8 @@ class Report:
     """Duration of each stage, in the order the stages ran."""
     total_seconds: Seconds = 0.0
     warnings: tuple[str, ...] = ()
+    calibration: str = ""
+    """The samples that INT8 ranges come from, in words, with their hash; '' where nothing was calibrated."""
 
     @model_validator(mode="after")
     def _recommends_what_exists(self) -> Report:

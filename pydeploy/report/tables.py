@@ -151,6 +151,8 @@ def target(report: Report) -> Grid:
     facts = {"device": at.device, "backend": f"{at.backend} {at.backend_version}", "precision": at.precision,
              "batch": f"{at.batch}", "threads": f"{at.threads}", **at.facts, "fingerprint": at.fingerprint,
              "measured": "yes" if at.measured else "NO: analytic, not measured"}  # fmt: skip
+    if report.calibration:
+        facts["calibration"] = report.calibration
     return _grid(["fact", "value"], list(facts.items()))
 
 

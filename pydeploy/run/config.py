@@ -1,22 +1,58 @@
-"""YAML → checked settings. Sections are in execution order; an unknown key is refused with the nearest known one.
-
-Nothing but `pydeploy.run.pipeline` and `pydeploy.cli` reads these models: stages take plain arguments.
-"""
+"""YAML → checked settings. Sections are in execution order; an unknown key or name is refused with the nearest known one."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from pydeploy.errors import ConfigError, nearest
 from pydeploy.files import read_yaml
 
-Share = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
+
+def _no_truth_value(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("should be a number, not yes or no")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_no_truth_value)]
+Number = Annotated[float, BeforeValidator(_no_truth_value)]
+Share = Annotated[Number, Field(gt=0, le=1)]
+Positive = Annotated[Whole, Field(ge=1)]
+
+
+def _name_in(kind: str, registry: str) -> AfterValidator:
+    """Refuses a name that is not in the mapping ``module:attribute``, which is imported for the first name only."""
+
+    def check(name: str) -> str:
+        module, _, attribute = registry.partition(":")
+        known: Mapping[str, Any] = getattr(importlib.import_module(module), attribute)
+        if name not in known:
+            raise ValueError(f"unknown {kind} '{name}'{nearest(name, known)}")
+        return name
+
+    return AfterValidator(check)
+
+
+Criterion = Annotated[str, _name_in("criterion", "pydeploy.prune.criteria.score:CRITERIA")]
+Observer = Annotated[str, _name_in("observer", "pydeploy.quant.observe:OBSERVERS")]
+Schedule = Annotated[str, _name_in("schedule", "pydeploy.train.settings:SCHEDULES")]
+DistillLoss = Annotated[str, _name_in("distillation loss", "pydeploy.train.distill.logits:LOSSES")]
+TaskName = Annotated[str, _name_in("task", "pydeploy.tasks.contract:TASKS")]
 
 
 class _Section(BaseModel):
@@ -26,7 +62,7 @@ class _Section(BaseModel):
 class TaskSection(_Section):
     """What is learned and on which data; `options` go to the task as they are."""
 
-    name: str = "classification"
+    name: TaskName = "classification"
     data: str = "fashion_mnist"
     options: dict[str, Any] = {}
 
@@ -41,26 +77,32 @@ class ModelSection(_Section):
 class DistillSection(_Section):
     """Distillation from the dense model: weight `alpha` of the teacher's term, `temperature` of its softmax."""
 
-    loss: str = "logits"
-    alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
-    temperature: Annotated[float, Field(gt=0)] = 4.0
+    loss: DistillLoss = "logits"
+    alpha: Annotated[Number, Field(ge=0, le=1)] = 0.7
+    temperature: Annotated[Number, Field(gt=0)] = 4.0
 
 
-class TrainSection(_Section):
+class FitSection(_Section):
     """One training run: SGD with Nesterov momentum; the learning rate rises to `lr`, then falls along `schedule`."""
 
     epochs: Positive = 5
     batch_size: Positive = 128
-    lr: Annotated[float, Field(gt=0)] = 0.2
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
-    schedule: str = "linear"
-    clip_norm: Annotated[float, Field(ge=0)] = 0.0
+    lr: Annotated[Number, Field(gt=0)] = 0.2
+    momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[Number, Field(ge=0)] = 5e-4
+    warmup_epochs: Annotated[Number, Field(ge=0)] = 1.0
+    schedule: Schedule = "linear"
+    clip_norm: Annotated[Number, Field(ge=0)] = 0.0
     amp: Literal["auto", "bf16", "off"] = "auto"
-    weights: Path | None = None
-    """Take the tensors of this file instead of training."""
-    distill: DistillSection | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_said(cls, data: Any) -> Any:
+        """Earlier versions wrote the other section's key here, as null."""
+        if not isinstance(data, Mapping):
+            return data
+        said_nothing = {key for key in ("weights", "distill") if key not in cls.model_fields and data.get(key) is None}
+        return {key: value for key, value in data.items() if key not in said_nothing}
 
     @field_validator("amp", mode="before")
     @classmethod
@@ -68,13 +110,26 @@ class TrainSection(_Section):
         """YAML reads a bare ``off`` as false."""
         return "off" if value is False else value
 
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> FitSection:
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"'warmup_epochs' ({self.warmup_epochs:g}) must not exceed 'epochs' ({self.epochs})")
+        return self
 
-class FinetuneSection(TrainSection):
+
+class TrainSection(FitSection):
+    """Training of the dense model."""
+
+    weights: Path | None = None
+    """Take the tensors of this file instead of training."""
+
+
+class FinetuneSection(FitSection):
     """Recovery of the cut model, with distillation from the dense one."""
 
     epochs: Positive = 2
-    lr: Annotated[float, Field(gt=0)] = 0.05
-    warmup_epochs: Annotated[float, Field(ge=0)] = 0.2
+    lr: Annotated[Number, Field(gt=0)] = 0.05
+    warmup_epochs: Annotated[Number, Field(ge=0)] = 0.2
     distill: DistillSection | None = DistillSection()
 
 
@@ -85,7 +140,7 @@ class TargetSection(_Section):
     precision: Literal["fp32", "tf32", "fp16", "bf16", "int8"] = "fp32"
     """With int8, all engines of the search are int8 ones, calibrated as `quantize` says; so are the dense one and the budget."""
     batch: Positive = 1
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[Whole, Field(ge=0)] = 0
     options: str = ""
     """For TensorRT, such as ``sparse,dla_core=0``."""
 
@@ -99,7 +154,7 @@ class TargetSection(_Section):
 class TableSection(_Section):
     """How much is measured for the latency table."""
 
-    points: Annotated[int, Field(ge=2, le=31)] = 7
+    points: Annotated[Whole, Field(ge=2, le=31)] = 7
     align: Positive | None = None
     """Widths are multiples of this; by default what suits the target."""
     rounds: Positive = 5
@@ -109,12 +164,12 @@ class TableSection(_Section):
 class PruneSection(_Section):
     """Which channels go. `budget` is a share of the dense engine's latency, `budget_us` an absolute one."""
 
-    criterion: str = "taylor"
+    criterion: Criterion = "taylor"
     batches: Positive = 20
     batch_size: Positive = 256
     budget: Share | None = None
-    budget_us: Annotated[float, Field(gt=0)] | None = None
-    headroom: Annotated[float, Field(ge=0, lt=0.5)] = 0.015
+    budget_us: Annotated[Number, Field(gt=0)] | None = None
+    headroom: Annotated[Number, Field(ge=0, lt=0.5)] = 0.015
     """The solver aims this share below the budget, because two builds of one plan differ by a few percent."""
     rounds: Positive = 3
     min_width: Positive = 1
@@ -129,7 +184,7 @@ class PruneSection(_Section):
 class QuantizeSection(_Section):
     """INT8 of the fine-tuned model, calibrated on the manifest's images."""
 
-    observer: str = "entropy"
+    observer: Observer = "entropy"
     calibration: Path = Path("calib/fashion_mnist.yaml")
     exclude: list[str] = []
     table: Path | None = None
@@ -147,16 +202,24 @@ class CompareSection(_Section):
     """The same for one threshold over all channels' scores, widths rounded to 8."""
     halp: list[Share] = []
     """The same for HALP's plans (`pydeploy.planning.baselines.halp`)."""
-    torch_pruning: list[Annotated[float, Field(gt=0, lt=1)]] = []
+    torch_pruning: list[Annotated[Number, Field(gt=0, lt=1)]] = []
     """Channel ratios for Torch-Pruning's global L1 rounded to 16; skipped with a note where it is not installed."""
-    limit: Annotated[float, Field(ge=0)] = 1.0
+    limit: Annotated[Number, Field(ge=0)] = 1.0
     """Accuracy points below dense that a recommended engine may lose."""
+
+    @field_validator("budgets", "uniform", "global_threshold", "halp", "torch_pruning")
+    @classmethod
+    def _each_once(cls, strengths: list[float]) -> list[float]:
+        texts = [f"{strength:g}" for strength in strengths]
+        if twice := sorted({text for text in texts if texts.count(text) > 1}):
+            raise ValueError(f"names {twice[0]} twice (six digits count)")
+        return strengths
 
 
 class Config(_Section):
     """Everything that `pydeploy run` needs."""
 
-    seed: int = 0
+    seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0
     task: TaskSection = TaskSection()
     model: ModelSection
     train: TrainSection = TrainSection()
@@ -215,19 +278,25 @@ def _sentence(item: Any) -> str:
     where = [str(part) for part in item["loc"]]
     name = ".".join(where)
     if item["type"] == "extra_forbidden":
-        return f"unknown key '{name}'{nearest(where[-1], _known(where[:-1]))}"
+        homes = [section for section in Config.model_fields if section != where[0] and where[-1] in _known([section])]
+        elsewhere = f"; section '{homes[0]}' has a key of this name" if len(where) == 2 and homes else ""
+        return f"unknown key '{name}'{nearest(where[-1], _known(where[:-1]))}{elsewhere}"
     if item["type"] == "missing":
         return f"key '{name}' is required"
+    text = item["msg"].removeprefix("Value error, ")
     given = item.get("input")
-    shown = f", got {given!r}" if not isinstance(given, dict) else ""
-    return f"'{name}': {item['msg']}{shown}" if name else item["msg"]
+    shown = "" if isinstance(given, dict) or item["type"] == "value_error" else f", got {given!r}"
+    return f"'{name}': {text}{shown}" if name else text
 
 
 def _known(sections: Sequence[str]) -> list[str]:
-    """Keys of the section at this path."""
+    """Keys of the section at this path; none where it is a value."""
     model: type[BaseModel] = Config
     for section in sections:
         annotation: Any = model.model_fields[section].annotation
         choices = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(c for c in choices if isinstance(c, type) and issubclass(c, BaseModel))
+        found = next((c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if found is None:
+            return []
+        model = found
     return list(model.model_fields)

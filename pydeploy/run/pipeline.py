@@ -11,15 +11,20 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import BaseModel
 
-from pydeploy.backends.base import open_backend
+from pydeploy.backends.base import align_of, open_backend, reopen
 from pydeploy.errors import ConfigError, nearest
 from pydeploy.files import read_json, sha256, write_json
 from pydeploy.graph import Graph, Plan
-from pydeploy.latency.table.by_precision import other_table
+from pydeploy.latency.probes.design import grid
+from pydeploy.latency.table.by_precision import other_table, other_target
+from pydeploy.onnxfile.prepare import prepare, read_float_model
+from pydeploy.quant.placement import excludable, style_for, style_named
+from pydeploy.quant.placement import plan as plan_pairs
 from pydeploy.run.artefacts import Artefacts
 from pydeploy.run.config import Config, QuantizeSection
 from pydeploy.run.folder import Console, RunFolder
@@ -41,6 +46,7 @@ def run(
     """
     job = open_job(config, console)
     folder = RunFolder.open(out, console, resume=resume, reuse=reuse)
+    check_structure(job)
     at = Artefacts(out)
     write_json(at.config, config.model_dump(mode="json"))
     learned = {
@@ -48,23 +54,25 @@ def run(
         "task": _dump(config.task),
         "model": _dump(config.model),
         "train": _dump(config.train),
+        "weights": sha256(config.train.weights) if config.train.weights is not None else "",
     }
     target = {"target": job.backend.target().to_json()}
     int8 = job.backend.precision == "int8"
     if int8:
-        target["quantize"] = _calibration(config.quantize) if config.quantize is not None else {}
+        target["quantize"] = _calibration(job, config.quantize) if config.quantize is not None else {}
 
     folder.stage("01_train", learned, lambda here: train(job, here))
     folder.stage("02_graph", {}, lambda here: trace(job, at, here), ("01_train",))
     folder.stage("03_scores", _scoring(config), lambda here: score(job, at, here), ("02_graph",))
     folder.stage("04_dense", target, lambda here: build_dense(job, at, here), ("01_train",))
-    folder.stage("05_table", _dump(config.table), lambda here: measure_table(job, at, here), ("02_graph", "04_dense"))
+    widths = {**_dump(config.table), "min_width": config.prune.min_width}
+    folder.stage("05_table", widths, lambda here: measure_table(job, at, here), ("02_graph", "04_dense"))
     folder.stage("06_search", _dump(config.prune), lambda here: search_plan(job, at, here), ("03_scores", "05_table"))
     folder.stage("07_finetune", _dump(config.finetune), lambda here: finetune(job, at, here), ("06_search",))
     folder.stage("08_pruned", {}, lambda here: build_pruned(job, at, here), ("07_finetune",))
     engines = ["04_dense", "08_pruned"]
     if config.quantize is not None:
-        settings = _calibration(config.quantize)
+        settings = _calibration(job, config.quantize)
         other, make_other = ("09_unquantized", precisions.unquantize) if int8 else ("09_quantized", precisions.quantize)
         folder.stage(other, settings, lambda here: make_other(job, at, here), ("08_pruned",))
         limits = {**settings, "limit": config.compare.limit}
@@ -79,26 +87,55 @@ def run(
     for point in candidates.wanted(config):
         engines.append(f"10_{point.slug}")
         make = partial(candidates.make, job, at, point)
-        folder.stage(engines[-1], _dump(config.finetune), make, ("03_scores", "05_table"))
+        settings = {**_dump(config.finetune), "strength": point.strength, "prune": _dump(config.prune)}
+        folder.stage(engines[-1], settings, make, ("03_scores", "05_table"))
     folder.stage("11_profile", {}, lambda here: summary.measure_all(job, at, here), tuple(engines))
     return summary.write_report(job, at, folder.seconds, command)
 
 
 def open_job(config: Config, console: Console) -> Job:
-    """The task and the backend of `config`, checked before any work starts."""
-    from pydeploy.prune.criteria.score import CRITERIA
+    """The task and the backend of `config`; whatever it names is looked up here, before any work starts."""
+    from pydeploy.tasks.samples import samples_digest
 
-    if config.prune.criterion not in CRITERIA:
-        raise ConfigError(
-            f"prune.criterion: unknown criterion '{config.prune.criterion}'{nearest(config.prune.criterion, CRITERIA)}"
-        )
     target = config.target
     backend = open_backend(target.backend, precision=target.precision, batch=target.batch, threads=target.threads,
                            options=target.options)  # fmt: skip
-    stages.check_calibration(config)
-    if config.quantize is not None and config.quantize.table is not None:
-        other_table(config.quantize.table, backend.target())
-    return Job(config, stages.open_task(config), backend, console)
+    manifest = stages.check_calibration(config)
+    if config.quantize is not None:
+        reopen(other_target(backend.target()))
+        if config.quantize.table is not None:
+            other_table(config.quantize.table, backend.target())
+    task = stages.open_task(config)
+    samples = samples_digest(task, manifest) if manifest is not None else ""
+    return Job(config, task, backend, console, manifest, samples)
+
+
+def check_structure(job: Job) -> None:
+    """Refuse weights that do not fit, and settings that contradict the network's structure: its untrained form tells."""
+    from pydeploy.export import export
+    from pydeploy.prune.structure.trace import trace as find
+
+    config = job.config
+    model = stages.model_of(job, config.train.weights)
+    graph = find(model, job.task.example())
+    widths = grid(graph, 2, config.table.align or align_of(job.backend, stages.ALIGN), config.prune.min_width)
+    if not any(len(choices) > 1 for choices in widths.values()):
+        widest = max((group.width for group in graph.prunable), default=0)
+        raise ConfigError(f"prune.min_width is {config.prune.min_width} and the widest group of channels that may be pruned "
+                          f"has {widest}: no width is left to choose; lower prune.min_width or table.align")  # fmt: skip
+    if config.quantize is not None and config.quantize.exclude:
+        with TemporaryDirectory(prefix="pydeploy-") as folder:
+            onnx = export(model, job.task.example(), Path(folder) / "model.onnx", batch=job.backend.batch,
+                          input_names=job.task.input_names, output_names=job.task.output_names)  # fmt: skip
+            layers, style = prepare(read_float_model(onnx)), style_named(style_for(job.backend.name))
+        known = excludable(layers, style)
+        for name in config.quantize.exclude:
+            if name not in known:
+                raise ConfigError(f"quantize.exclude: cannot exclude '{name}', no such layer{nearest(name, known)}")
+        if not plan_pairs(layers, style, exclude=config.quantize.exclude).nodes:
+            raise ConfigError(
+                "quantize.exclude leaves no layer that could be int8; remove the section 'quantize' instead"
+            )
 
 
 def train(job: Job, here: Path) -> None:
@@ -168,9 +205,9 @@ def _dump(section: BaseModel) -> dict[str, Any]:
     return section.model_dump(mode="json")
 
 
-def _calibration(section: QuantizeSection) -> dict[str, Any]:
+def _calibration(job: Job, section: QuantizeSection) -> dict[str, Any]:
     """What int8 engines depend on; the table decides nothing but which layers of the mixed one are int8."""
-    return section.model_dump(mode="json", exclude={"table"})
+    return {**section.model_dump(mode="json", exclude={"table"}), "samples": job.samples}
 
 
 def _scoring(config: Config) -> dict[str, Any]:

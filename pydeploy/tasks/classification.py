@@ -121,8 +121,8 @@ class Classification:
 def classification(
     model: str = "resnet20",
     data: str = "fashion_mnist",
-    model_settings: Mapping[str, int] | None = None,
-    data_settings: Mapping[str, int | float] | None = None,
+    model_settings: Mapping[str, Any] | None = None,
+    data_settings: Mapping[str, Any] | None = None,
     augmentation: Mapping[str, Any] | None = None,
     label_smoothing: float = 0.0,
 ) -> Task:

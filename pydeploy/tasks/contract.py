@@ -7,7 +7,6 @@ target or a model's outputs, so segmentation, detection and inspection fit behin
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from pydeploy.data.preprocessing import Preprocessing
 from pydeploy.errors import ConfigError, nearest
+from pydeploy.factories import make
 from pydeploy.prune.forward import evaluating
 
 Predict = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
@@ -104,11 +104,7 @@ def build_task(name: str, **settings: Any) -> Task:
         raise ConfigError(f"unknown task '{name}'{nearest(name, TASKS)}")
     module, _, attribute = TASKS[name].partition(":")
     factory: Callable[..., Task] = getattr(importlib.import_module(module), attribute)
-    known = inspect.signature(factory).parameters
-    for key in settings:
-        if key not in known:
-            raise ConfigError(f"task '{name}' has no setting '{key}'{nearest(key, known)}")
-    return factory(**settings)
+    return make(factory, settings, f"task '{name}'")
 
 
 def predict_with(model: nn.Module, task: Task) -> Predict:

@@ -93,6 +93,7 @@ def _report(job: Job, at: Artefacts, seconds: dict[str, float], command: str) ->
                            widths=r.plan.widths) for r in read_rounds(at.search)),
         layers=_layers(graph, plan, timings["layers"]), groups=_groups(graph, plan), table=_table(at), seconds=seconds,
         total_seconds=sum(seconds.values()), warnings=(*_of_int8(job, models.dense, lost), *_warnings(job, times, target.measured)),
+        calibration=f"{job.manifest}, sha256 {job.samples[:12]}" if job.manifest is not None else "",
     )  # fmt: skip
 
 

@@ -227,9 +227,8 @@ def _options(job: Job, pair: Pair, ranges: Ranges, times: Times) -> list[LayerOp
     from pydeploy.tasks.samples import calibration_batches, exact_batches
 
     layers = read_json(pair.int8_folder / "quantized.json")["quantized"]
-    manifest = stages.check_calibration(job.config)
-    assert manifest is not None
-    batches = exact_batches(calibration_batches(job.task, manifest), job.backend.batch)
+    assert job.manifest is not None
+    batches = exact_batches(calibration_batches(job.task, job.manifest), job.backend.batch)
     feeds: list[Feeds] = list(islice(batches, max(1, SENSITIVITY_SAMPLES // job.backend.batch)))
     with job.console.bar("sensitivity of layers") as tick:
         errors = sensitivity(pair.onnx, ranges, feeds, layers, style=style_for(job.backend.name),

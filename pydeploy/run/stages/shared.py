@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +16,14 @@ from numpy.typing import NDArray
 
 from pydeploy.backends.base import Backend, Engine, align_of
 from pydeploy.data.manifest import Manifest, load_manifest
-from pydeploy.errors import DataError
+from pydeploy.errors import ConfigError, DataError
 from pydeploy.files import replacing, write_json
 from pydeploy.graph import Graph, Plan
 from pydeploy.profiling.profile import profile, random_feeds, time_engines
 from pydeploy.quant.observe import Ranges
 from pydeploy.quant.placement import style_for
 from pydeploy.run.artefacts import Artefacts
-from pydeploy.run.config import Config, TrainSection
+from pydeploy.run.config import Config, DistillSection, FitSection
 from pydeploy.run.folder import Console
 from pydeploy.timing.records import Profile, Timing
 from pydeploy.timing.reference import Limits, Pace, time_in_turns
@@ -50,6 +51,10 @@ class Job:
     task: Task
     backend: Backend
     console: Console
+    manifest: Manifest | None = None
+    """The calibration set as it was when the job was opened, None where the config names none."""
+    samples: str = ""
+    """SHA-256 of its samples."""
     shared: dict[str, Any] = field(default_factory=dict)
     """Things that stages of one process share to save time (the distillation teacher with its outputs)."""
 
@@ -59,11 +64,20 @@ class Job:
 
 
 def open_task(config: Config) -> Task:
-    """The task of a config, its data loaded."""
+    """The task of a config, its data loaded. Raises `ConfigError` where its settings do not fit."""
     from pydeploy.tasks.contract import build_task
 
     task, model = config.task, config.model
-    return build_task(task.name, data=task.data, model=model.name, model_settings=model.options, **task.options)
+    homes = {"data": "task.data", "model": "model.name", "model_settings": "model.options"}
+    for key in task.options:
+        if key in homes:
+            raise ConfigError(f"task.options: '{key}' is given by {homes[key]}")
+    made = build_task(task.name, data=task.data, model=model.name, model_settings=model.options, **task.options)
+    for section, size in (("train", config.train.batch_size), ("prune", config.prune.batch_size),
+                          ("finetune", config.finetune.batch_size)):  # fmt: skip
+        if size > made.train_size:
+            raise ConfigError(f"{section}.batch_size is {size}, the data set has {made.train_size} training samples")
+    return made
 
 
 def model_of(job: Job, weights: Path | None = None) -> nn.Module:
@@ -78,8 +92,9 @@ def model_of(job: Job, weights: Path | None = None) -> nn.Module:
 
 
 def fit(
-    job: Job, model: nn.Module, section: TrainSection, here: Path, *, teacher: Teacher | None = None, title: str
-) -> None:
+    job: Job, model: nn.Module, section: FitSection, here: Path, *, teacher: Teacher | None = None, title: str,
+    distill: DistillSection | None = None,
+) -> None:  # fmt: skip
     """Train `model` by the settings of `section`; resumes from `here` and leaves ``model.safetensors`` there."""
     from pydeploy.prune.surgery.save import save
     from pydeploy.train.distill.logits import DistillSettings
@@ -87,10 +102,10 @@ def fit(
     from pydeploy.train.settings import FitSettings
 
     given = section.model_dump(exclude={"weights", "distill"})
-    distill = DistillSettings(**section.distill.model_dump()) if section.distill is not None else None
-    settings = FitSettings(**given, seed=job.seed, distill=distill)
+    mixed = DistillSettings(**distill.model_dump()) if distill is not None else None
+    settings = FitSettings(**given, seed=job.seed, distill=mixed)
     with job.console.bar(title) as tick:
-        result = train(model, job.task, settings, out=here, teacher=teacher if distill else None, resume=True,
+        result = train(model, job.task, settings, out=here, teacher=teacher if mixed else None, resume=True,
                        progress=lambda done, total, _loss: tick(done, total))  # fmt: skip
     save(here / "model.safetensors", result.model)
     write_json(here / "history.json", [asdict(record) for record in result.history])
@@ -100,9 +115,10 @@ def finetune(job: Job, at: Artefacts, small: nn.Module, here: Path, *, title: st
     """Train a cut model with the dense one as its teacher. All students of a run share the teacher's outputs."""
     from pydeploy.train.distill.logits import Teacher
 
-    if job.config.finetune.distill is not None and "teacher" not in job.shared:
+    section = job.config.finetune
+    if section.distill is not None and "teacher" not in job.shared:
         job.shared["teacher"] = Teacher(model_of(job, at.dense_weights))
-    fit(job, small, job.config.finetune, here, teacher=job.shared.get("teacher"), title=title)
+    fit(job, small, section, here, teacher=job.shared.get("teacher"), title=title, distill=section.distill)
 
 
 def cut_and_finetune(job: Job, at: Artefacts, plan: Plan, here: Path, *, title: str) -> None:
@@ -117,12 +133,12 @@ def cut_and_finetune(job: Job, at: Artefacts, plan: Plan, here: Path, *, title: 
 def scores_of(
     config: Config, task: Task, model: nn.Module, graph: Graph, criterion: str
 ) -> dict[str, NDArray[np.float32]]:
-    """Importance of every channel by `criterion`, on the first training batches of `task`."""
+    """Importance of every channel by `criterion`, on the first training batches of `task`, of several epochs if need be."""
     from pydeploy.prune.criteria.score import score
 
     settings = config.prune
-    batches = task.train_batches(0, settings.batch_size, config.seed)
-    data = ((batch.inputs, batch) for _, batch in zip(range(settings.batches), batches, strict=False))
+    batches = (b for epoch in count() for b in task.train_batches(epoch, settings.batch_size, config.seed))
+    data = ((batch.inputs, batch) for batch in islice(batches, settings.batches))
     return score(model, graph, criterion, data=data, loss=task.loss, seed=config.seed)
 
 
@@ -170,7 +186,7 @@ def calibrated(job: Job, onnx: Path, here: Path) -> Ranges:
     from pydeploy.quant.calibrate import calibrate
     from pydeploy.tasks.samples import calibration_batches
 
-    settings, manifest = job.config.quantize, check_calibration(job.config)
+    settings, manifest = job.config.quantize, job.manifest
     assert settings is not None
     assert manifest is not None
     with job.console.bar("calibrate") as tick:
