@@ -113,11 +113,11 @@ def session(path: Path, optimised: Path | None = None, *, optimise: bool = True)
 
 
 def openvino_model(path: Path) -> Any:
-    """The file compiled for the CPU, everything that is not quantised in float32."""
-    import openvino
+    """The file compiled as the backend compiles it, everything that is not quantised in float32."""
+    from pydeploy.backends.openvino import OpenVino
 
-    config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    return openvino.Core().compile_model(str(path), "CPU", config)
+    backend = OpenVino("int8", threads=1)
+    return backend._core.compile_model(backend._read(path, onnx.load(path)), "CPU", backend._properties())
 
 
 def openvino_layers(compiled: Any) -> list[tuple[str, str]]:

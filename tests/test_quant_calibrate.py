@@ -17,7 +17,7 @@ from pydeploy.files import sha256
 from pydeploy.quant.calibrate import calibrate
 from pydeploy.quant.counts import Counts
 from pydeploy.quant.observe import OBSERVERS
-from pydeploy.quant.placement import STYLES
+from pydeploy.quant.styles import STYLES
 from pydeploy.quant.tapped import Tapped
 
 SAMPLES = np.random.default_rng(3).normal(size=(64, 3, 8, 8)).astype(np.float32)

@@ -15,8 +15,8 @@ import quant_nets as nets
 from pydeploy.errors import ConfigError, DataError
 from pydeploy.quant.calibrate import calibrate
 from pydeploy.quant.lint import Finding, lint
-from pydeploy.quant.placement import STYLES
 from pydeploy.quant.qdq import quantize
+from pydeploy.quant.styles import STYLES
 
 Change = Callable[[onnx.ModelProto], None]
 

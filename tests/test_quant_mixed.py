@@ -14,8 +14,8 @@ import quant_nets as nets
 from pydeploy.errors import ConfigError, DataError
 from pydeploy.quant.calibrate import calibrate
 from pydeploy.quant.mixed import LayerOption, choose, conversion_us, neighbours, sensitivity
-from pydeploy.quant.placement import STYLES
 from pydeploy.quant.qdq import quantize
+from pydeploy.quant.styles import STYLES
 
 LAYERS = ["stem", "block.conv1", "block.conv2", "fc"]
 times = st.floats(0, 100).map(lambda x: round(x, 2))

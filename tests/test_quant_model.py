@@ -15,8 +15,8 @@ from pydeploy.errors import ConfigError, DataError, Mismatch
 from pydeploy.onnxfile.prepare import files_hash, read_float_model, read_model
 from pydeploy.quant.calibrate import calibrate
 from pydeploy.quant.lint import lint
-from pydeploy.quant.placement import STYLES
 from pydeploy.quant.qdq import quantize
+from pydeploy.quant.styles import STYLES
 
 
 def normalisation(name: str, source: str, target: str, width: int) -> tuple[onnx.NodeProto, dict[str, nets.Array]]:

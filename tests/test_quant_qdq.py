@@ -16,20 +16,34 @@ from onnx import numpy_helper
 from torch.nn import functional
 
 import quant_nets as nets
+from pydeploy.backends.base import open_backend
 from pydeploy.errors import ConfigError, DataError, Mismatch
 from pydeploy.files import sha256
 from pydeploy.quant.calibrate import calibrate
 from pydeploy.quant.lint import lint
 from pydeploy.quant.observe import Ranges
-from pydeploy.quant.placement import STYLES
 from pydeploy.quant.qdq import QuantizeReport, activation_grid, quantize, weight_scales
+from pydeploy.quant.styles import STYLES, processor
 
 Build = Callable[..., Path]
 
 
-def quantized(path: Path, style: str, observer: str = "minmax", **options: Any) -> tuple[Path, QuantizeReport, Ranges]:
+PROCESSORS = {"avx2": "avx2 fma", "vnni": "avx2 fma avx512f avx512_vnni", "amx": "avx2 avx512f avx512_vnni amx_int8"}
+"""What the tests take the target's processor for; without one it is the computer that they run on."""
+
+
+def quantized(
+    path: Path, style: str, observer: str = "minmax", on: str = "", **options: Any
+) -> tuple[Path, QuantizeReport, Ranges]:
     ranges = calibrate(path, nets.random_feeds(path), observer=observer)
     out = path.with_name(f"{path.stem}.{style}.onnx")
+    if on:
+        sets = (
+            PROCESSORS[on]
+            if on in PROCESSORS
+            else open_backend(on, precision="int8").target().facts["instruction_sets"]
+        )
+        options["target"] = processor(style, sets)
     return out, quantize(path, ranges, out, style=style, **options), ranges
 
 
@@ -93,7 +107,7 @@ def convolve(x: nets.Array, weight: nets.Array, bias: nets.Array) -> nets.Array:
     return np.einsum("nchwij,ocij->nohw", windows, weight) + bias[:, None, None]
 
 
-def simulate(path: Path, ranges: Ranges, style: str, x: nets.Array) -> nets.Array:
+def simulate(path: Path, ranges: Ranges, style: str, on: str, x: nets.Array) -> nets.Array:
     """`nets.residual` with rounding where the style's rules say, in float64."""
     stored = {name: array.astype(np.float64) for name, array in weights_of(path).items()}
     outputs_too = style == "onnxruntime"
@@ -101,7 +115,7 @@ def simulate(path: Path, ranges: Ranges, style: str, x: nets.Array) -> nets.Arra
 
     def act(name: str, values: nets.Array) -> nets.Array:
         lo, hi = min(ranges[name][0], 0), max(ranges[name][1], 0)
-        if style == "tensorrt" or (style == "openvino" and lo < 0):
+        if style == "tensorrt" or (style == "openvino" and on == "amx" and lo < 0):
             scale = max(-lo, hi) / 127
             return np.clip(np.rint(values / scale), -128, 127) * scale
         scale = (hi - lo) / 255
@@ -110,7 +124,8 @@ def simulate(path: Path, ranges: Ranges, style: str, x: nets.Array) -> nets.Arra
 
     def weight(name: str) -> nets.Array:
         values = stored[f"{name}.weight"]
-        scale = np.abs(values).reshape(len(values), -1).max(1).reshape(-1, *[1] * (values.ndim - 1)) / 127
+        top = 63 if on == "avx2" else 127
+        scale = np.abs(values).reshape(len(values), -1).max(1).reshape(-1, *[1] * (values.ndim - 1)) / top
         return np.rint(values / scale) * scale
 
     def layer(name: str, values: nets.Array) -> nets.Array:
@@ -125,13 +140,14 @@ def simulate(path: Path, ranges: Ranges, style: str, x: nets.Array) -> nets.Arra
     return m @ weight("fc").T + stored["fc.bias"]
 
 
+@pytest.mark.parametrize("on", PROCESSORS)
 @pytest.mark.parametrize("style", STYLES)
-def test_the_file_says_what_a_numpy_simulation_computes(tmp_path: Path, style: str) -> None:
+def test_the_file_says_what_a_numpy_simulation_computes(tmp_path: Path, style: str, on: str) -> None:
     path = nets.residual(tmp_path / "net.onnx")
-    out, report, ranges = quantized(path, style)
+    out, report, ranges = quantized(path, style, on=on)
     assert report.quantized == ("stem", "block.conv1", "block.conv2", "fc")
     feeds = nets.random_feeds(path, seed=1)
-    simulated = np.concatenate([simulate(path, ranges, style, feed["x"]) for feed in feeds])
+    simulated = np.concatenate([simulate(path, ranges, style, on, feed["x"]) for feed in feeds])
     exact, fast, original = nets.run(out, feeds, optimise=False), nets.run(out, feeds), nets.run(path, feeds)
     span = np.abs(original).max()
     # A float32 sum near the middle between two steps may round the other way: rare, and worth one small step each.
@@ -205,7 +221,7 @@ def test_openvino_executes_integers(tmp_path: Path, name: str, style: str) -> No
     pytest.importorskip("openvino", reason="needs the extra 'openvino'")
     build, convolutions = NETS[name]
     path = build(tmp_path / "net.onnx")
-    out, _, _ = quantized(path, style, min_channels=1)
+    out, _, _ = quantized(path, style, min_channels=1, on="openvino")
     compiled = nets.openvino_model(out)
     layers = nets.openvino_layers(compiled)
     weighted = [precision for kind, precision in layers if kind in ("Convolution", "FullyConnected")]
@@ -349,18 +365,23 @@ def test_tensors_of_one_concat_share_a_scale_where_the_runtime_wants_it(tmp_path
     assert stored["c2_zero_point"] > 0
 
 
+@pytest.mark.parametrize("on", PROCESSORS)
 @pytest.mark.parametrize("style", STYLES)
-def test_grids_follow_the_scheme(tmp_path: Path, style: str) -> None:
+def test_grids_follow_the_scheme(tmp_path: Path, style: str, on: str) -> None:
     path = nets.residual(tmp_path / "net.onnx")
-    out, report, _ = quantized(path, style)
+    out, report, _ = quantized(path, style, on=on)
     stored = weights_of(out)
     for name in report.tensors:
-        symmetric = style == "tensorrt" or (style == "openvino" and name in ("x", "c2"))  # tensors with both signs
+        both_signs = name in ("x", "c2")
+        symmetric = style == "tensorrt" or (style == "openvino" and on == "amx" and both_signs)
         assert stored[f"{name}_zero_point"].dtype == (np.int8 if symmetric else np.uint8)
         assert not symmetric or stored[f"{name}_zero_point"] == 0
     for layer, channels in (("stem", 16), ("block.conv2", 16), ("fc", 10)):
         assert stored[f"{layer}.weight_scale"].shape == (channels,)
         assert not stored[f"{layer}.weight_zero_point"].any()
+        assert report.weight_top == (63 if on == "avx2" else 127)
+        if style != "tensorrt":
+            assert np.abs(stored[f"{layer}.weight_int8"]).max() == report.weight_top
         assert (f"{layer}.weight" in stored) == (style == "tensorrt")
         assert (f"{layer}.bias" in stored) == (style != "onnxruntime")
     ops = {n.op_type for n in nodes_of(out)}
@@ -432,9 +453,9 @@ def test_a_tensor_that_is_never_positive(tmp_path: Path, style: str) -> None:
              node("Neg", ["r"], ["n"], name="neg"), nets.conv("second", "n", "d", 16, 16),
              node("GlobalAveragePool", ["d"], ["y"], name="pool")]  # fmt: skip
     path = nets.save(tmp_path / "net.onnx", parts, {"x": [1, 3, 8, 8]}, ["y"])
-    out, _, ranges = quantized(path, style)
+    out, _, ranges = quantized(path, style, on="vnni")
     assert ranges["n"][1] == 0
-    assert weights_of(out)["n_zero_point"] == (255 if style == "onnxruntime" else 0)
+    assert weights_of(out)["n_zero_point"] == (0 if style == "tensorrt" else 255)
     feeds = nets.random_feeds(path, seed=1)
     assert np.abs(nets.run(out, feeds) - nets.run(path, feeds)).max() < 0.06 * np.abs(nets.run(path, feeds)).max()
 
@@ -600,7 +621,7 @@ def test_onnxruntimes_integers_are_numpys(tmp_path: Path) -> None:
 def test_one_file_runs_on_both_runtimes_and_passes_the_parsers_rules(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     path = concat_with_pooling(tmp_path / "net.onnx")
-    out, report, _ = quantized(path, "tensorrt")
+    out, report, _ = quantized(path, "tensorrt", on="openvino")
     assert not report.skipped
     assert lint(out) == ()
     compiled = nets.openvino_model(out)

@@ -33,6 +33,7 @@ from pydeploy.backends.node_origins import node_name
 from pydeploy.errors import BackendUnavailable, DataError
 from pydeploy.files import replacing, sha256
 from pydeploy.onnxfile.read import read_source
+from pydeploy.onnxfile.unsigned import unsigned
 from pydeploy.timing.records import Target
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
@@ -101,7 +102,7 @@ class OpenVino:
         onnx, out = Path(onnx), Path(out)
         source = read_source(onnx, precision=self.precision, batch=self.batch)
         try:
-            compiled = self._core.compile_model(self._core.read_model(onnx), "CPU", self._properties())
+            compiled = self._core.compile_model(self._read(onnx, source), "CPU", self._properties())
             blob = compiled.export_model().getvalue()
         except RuntimeError as error:
             raise DataError(f"OpenVINO cannot build {onnx}: {_reason(error)}") from None
@@ -114,6 +115,10 @@ class OpenVino:
     def open(self, engine: Engine) -> Iterator[OpenVinoSession]:
         engine.require(self.target())
         yield OpenVinoSession(self._core, engine.path, self._properties())
+
+    def _read(self, path: Path, source: onnx.ModelProto) -> ov.Model:
+        given = source if self.target().has_amx else unsigned(source)
+        return self._core.read_model(path if given is source else given.SerializeToString())
 
     def _properties(self) -> dict[str, Any]:
         return {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": self.threads,

@@ -27,6 +27,10 @@ def quantize(
         Optional[list[str]], typer.Option(help="first or last layer stays in float; repeatable.")
     ] = None,
     min_channels: Annotated[Optional[int], typer.Option(min=1, help="Fewer channels stay in float; 1 = none.")] = None,
+    processor: Annotated[
+        Optional[str],
+        typer.Option(help="Instruction sets of the processor that runs it, as in /proc/cpuinfo [default: this one's]."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Insert quantize/dequantize pairs the way a runtime likes them, and check the result.
@@ -38,16 +42,19 @@ def quantize(
     from pydeploy.cli.console import show_json, show_table
     from pydeploy.quant.lint import lint as check
     from pydeploy.quant.observe import Ranges
-    from pydeploy.quant.placement import style_for
     from pydeploy.quant.qdq import quantize as insert
+    from pydeploy.quant.styles import processor as known
+    from pydeploy.quant.styles import style_for
 
-    done = insert(model, Ranges.load(ranges), out, style=style_for(style), exclude=exclude or [],
+    target = None if processor is None else known(style, processor)
+    done = insert(model, Ranges.load(ranges), out, style=style_for(style), target=target, exclude=exclude or [],
                   min_channels=min_channels, float_ends=float_ends or [])  # fmt: skip
     findings = check(out, done.style)
     if json:
         show_json({**asdict(done), "findings": [asdict(finding) for finding in findings]})
         return
-    sys.stdout.write(f"{out}: {len(done.quantized)} layers int8, {len(done.skipped)} in float\n")
+    bits = "" if done.weight_top == 127 else ", weights of 7 bits, as its sums of products saturate at 16"
+    sys.stdout.write(f"{out}: {len(done.quantized)} layers int8, {len(done.skipped)} in float{bits}\n")
     if done.skipped:
         show_table(("layer in float", "because"), list(done.skipped.items()))
     _show_findings(findings)
@@ -117,7 +124,7 @@ def lint(
 
     from pydeploy.cli.console import show_json
     from pydeploy.quant.lint import lint as check
-    from pydeploy.quant.placement import style_for
+    from pydeploy.quant.styles import style_for
 
     findings = check(model, style_for(style))
     if json:

@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 
 from pydeploy.errors import DataError
 from pydeploy.files import replacing
-from pydeploy.quant.placement import channel_axis, label
+from pydeploy.onnxfile.nodes import channel_axis, label
 
 MIN_OPSET = 13
 """The first opset with scales per channel."""
@@ -264,12 +264,3 @@ def _as_pooling(node: gs.Node) -> list[gs.Node]:
     pooled = gs.Variable(f"{result.name}_pooled", dtype=result.dtype)
     node.outputs = [pooled]
     return [gs.Node("Flatten", f"{label(node)}_flatten", {"axis": 1}, [pooled], [result])]
-
-
-def new_name(name: str, taken: set[str]) -> str:
-    """`name`, with a number behind it where it is `taken`; it is taken from then on."""
-    found, count = name, 1
-    while found in taken:
-        found, count = f"{name}_{count}", count + 1
-    taken.add(found)
-    return found

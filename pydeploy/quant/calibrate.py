@@ -21,7 +21,8 @@ from pydeploy.errors import DataError, Mismatch, nearest
 from pydeploy.onnxfile.prepare import Loaded, files_hash, prepare, read_float_model
 from pydeploy.quant.counts import Counts, sample_hash
 from pydeploy.quant.observe import Ranges, check_observer, observe
-from pydeploy.quant.placement import STYLES, plan, style_named
+from pydeploy.quant.placement import plan
+from pydeploy.quant.styles import STYLES, style_named
 from pydeploy.quant.tapped import Tapped
 
 FEW = 32

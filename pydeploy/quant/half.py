@@ -28,7 +28,8 @@ from onnx import TensorProto, helper, numpy_helper
 from pydeploy.backends.base import Feeds
 from pydeploy.errors import ConfigError, DataError, nearest
 from pydeploy.files import replacing
-from pydeploy.onnxfile.prepare import Loaded, new_name, opset_of, prepare, read_model
+from pydeploy.onnxfile.nodes import new_name
+from pydeploy.onnxfile.prepare import Loaded, opset_of, prepare, read_model
 
 HalfType = Literal["float16", "bfloat16"]
 _TYPES: Mapping[str, int] = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}

@@ -17,7 +17,8 @@ Slow or inaccurate (warnings; TensorRT developer guide, "Q/DQ layer-placement re
 * batch normalisation behind a layer with weights; weights with one scale for all channels;
 * float32 scales in a half-precision network: what is not int8 then runs in float32.
 
-For the other styles, whose runtimes accept uint8 and int32 and want pairs elsewhere, only what holds for all is checked.
+For the other styles, whose runtimes accept uint8 and int32 and want pairs elsewhere, what holds for all is checked, and
+for 'openvino' an error that it makes itself: int8 maps joined before an integer layer, on processors without AMX.
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
+from pydeploy.onnxfile.nodes import channel_axis, label
 from pydeploy.onnxfile.prepare import import_graph, read_model
-from pydeploy.quant.placement import ACTIVATIONS, WEIGHTED, Style, channel_axis, fused_additions, label, style_named
+from pydeploy.quant.placement import fused_additions, moves
+from pydeploy.quant.styles import ACTIVATIONS, WEIGHTED, Style, style_named
 
 QUANTIZE, RESTORE = "QuantizeLinear", "DequantizeLinear"
 _REFUSED = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"})
@@ -85,7 +88,7 @@ def lint(path: Path, style: str = "tensorrt") -> tuple[Finding, ...]:
     graph = import_graph(source)
     fused = {id(node): main for node, main in fused_additions(graph)}
     model = _Model(graph, source.opset, rules, _element_types(source.model), fused)
-    checks = (*_COMMON, *_TENSORRT) if style == "tensorrt" else _COMMON
+    checks = (*_COMMON, *_OWN.get(style, ()))
     found = [finding for node in model.graph.nodes for check in checks for finding in check(model, node)]
     return tuple(sorted(found, key=lambda finding: finding.severity != "error"))
 
@@ -152,12 +155,18 @@ def _parser(model: _Model, node: gs.Node) -> Iterator[Finding]:
         yield _error(node, "it restores int32 (a quantised bias); TensorRT takes float biases only")
         return
     zero = node.inputs[2] if len(node.inputs) > 2 else None
-    default = node.attrs.get("output_dtype", TensorProto.UINT8) if node.op == QUANTIZE else TensorProto.INT8
-    kind = default if zero is None else model.types.get(zero.name, TensorProto.INT8)
+    kind = _integers(model, node)
     if kind != TensorProto.INT8:
         yield _error(node, f"its integers are {TensorProto.DataType.Name(kind).lower()}; TensorRT takes int8")
     elif isinstance(zero, gs.Constant) and np.asarray(zero.values).any():
         yield _error(node, f"its zero point is {int(np.abs(zero.values).max())}; TensorRT takes 0 only (symmetric)")
+
+
+def _integers(model: _Model, node: gs.Node) -> int:
+    """Element type of the integers that a Q or DQ node writes or reads."""
+    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    default = node.attrs.get("output_dtype", TensorProto.UINT8) if node.op == QUANTIZE else TensorProto.INT8
+    return int(default if zero is None else model.types.get(zero.name, TensorProto.INT8))
 
 
 def _inputs(model: _Model, node: gs.Node) -> Iterator[Finding]:
@@ -228,6 +237,36 @@ def _concat(model: _Model, node: gs.Node) -> Iterator[Finding]:
         )
 
 
+def _signed(model: _Model, node: gs.Node) -> Iterator[Finding]:
+    """No int8 maps are joined before an integer layer."""
+    if node.op != "Concat" or (layer := _integer_reader(model, node)) is None:
+        return
+    quantisers = [reader for tensor in node.outputs for reader in tensor.outputs if reader.op == QUANTIZE]
+    pairs = [*(model.producer(tensor, RESTORE) for tensor in node.inputs), *quantisers]
+    if any(pair is not None and _integers(model, pair) == TensorProto.INT8 for pair in pairs):
+        yield _error(
+            node,
+            f"it joins int8 maps that '{label(layer)}' reads, which OpenVINO computes wrongly on processors without AMX; "
+            "give them uint8 with a zero point",
+        )
+
+
+def _integer_reader(model: _Model, node: gs.Node) -> gs.Node | None:
+    """The first layer with integer weights that reads what `node` writes, past pairs and what moves values."""
+    seen: set[int] = set()
+    front = [node]
+    while front:
+        for reader in (
+            reader for tensor in front.pop(0).outputs for reader in tensor.outputs if id(reader) not in seen
+        ):
+            seen.add(id(reader))
+            if reader.op in WEIGHTED and model.producer(reader.inputs[1], RESTORE) is not None:
+                return reader
+            if reader.op in (QUANTIZE, RESTORE, "Concat") or moves(reader):
+                front.append(reader)
+    return None
+
+
 def _residual(model: _Model, node: gs.Node) -> Iterator[Finding]:
     """The skip input of an addition behind an int8 convolution carries the pair, the convolution's output does not."""
     if node.op != "Add" or len(node.inputs) != 2 or any(isinstance(tensor, gs.Constant) for tensor in node.inputs):
@@ -264,4 +303,7 @@ def _typed(model: _Model, node: gs.Node) -> Iterator[Finding]:
 
 Check = Callable[[_Model, gs.Node], Iterator[Finding]]
 _COMMON: tuple[Check, ...] = (_grid, _inputs, _twice)
-_TENSORRT: tuple[Check, ...] = (_parser, _fusion, _concat, _residual, _typed)
+_OWN: Mapping[str, tuple[Check, ...]] = {
+    "tensorrt": (_parser, _fusion, _concat, _residual, _typed),
+    "openvino": (_signed,),
+}

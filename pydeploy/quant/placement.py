@@ -1,124 +1,26 @@
 """Where a model is quantised: which layers, which tensors, and which tensors share one scale, per runtime.
 
-Runtimes find int8 layers by patterns of Q/DQ pairs and run what does not match in float, silently. `STYLES` holds what
-each one matches, found by reading the graphs that they execute:
-
-* `onnxruntime` runs ``DQ → Conv → Relu → Q`` as one integer node; a convolution without a Q behind it runs in float,
-  and so does one whose activation is not removed by the clipping of Q (uint8 with zero point 0 removes Relu, int8 with
-  zero point 0 does not). So: uint8, a pair after every fused activation, on both inputs and the output of Add, Mul and
-  pooling; int32 biases; spatial means as GlobalAveragePool, which has an integer kernel where ReduceMean has none.
-* `openvino` needs the inputs of weighted layers, and both inputs of a residual addition: then convolution, addition,
-  activation and rounding are one layer. Without, the convolution writes float32 and rounding is a layer of its own. Tensors
-  with both signs are int8 with zero point 0, the others uint8: that is what its kernels need no correction for.
-* `tensorrt` takes int8 with zero point 0 only, float biases, float weights behind Q and DQ, pairs on the inputs of
-  weighted layers and on the skip input of a residual addition; the other input belongs to the convolution that the
-  addition is fused into (TensorRT developer guide, "Q/DQ placement recommendations").
+Runtimes find int8 layers by patterns of Q/DQ pairs and run what does not match in float, silently.
+What each one matches is `pydeploy.quant.styles`.
 
 Common to all: no pair between a layer and its fused activation; one scale per tensor, however many layers read it; what
 only moves or selects values (MaxPool, Reshape, ...) has the scale of its input.
-
-On x86 without VNNI or AMX, ONNX Runtime and OpenVINO add products of uint8 and int8 in saturating int16: accuracy can
-suffer there. Accuracy is measured on the built engine, so this shows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from pydeploy.errors import ConfigError, nearest
+from pydeploy.onnxfile.nodes import channels, label
+from pydeploy.quant.styles import WEIGHTED, Style
 
-WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _MOVES_VALUES = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Slice",
                            "Split", "DepthToSpace", "SpaceToDepth"})  # fmt: skip
-ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Sigmoid", "HardSigmoid", "HardSwish", "Gelu",
-                          "Tanh"})  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Style:
-    """What one runtime turns into integer layers."""
-
-    scheme: Literal["symmetric", "asymmetric", "by sign"]
-    """Activations: int8 with zero point 0; uint8 with any zero point; or uint8 where nothing is negative, else int8, both
-    with zero point 0."""
-    placement: Literal["inputs", "outputs-too"]
-    """Whether a layer's output needs a pair for the layer to be an integer one."""
-    weights: Literal["float", "int8"]
-    """What is stored: a float32 initialiser behind Q and DQ, or an int8 initialiser behind DQ."""
-    bias: Literal["float", "int32"]
-    weighted: frozenset[str]
-    """Layers with weights that have an integer form."""
-    fused: frozenset[str]
-    """Activations that become part of the layer before them."""
-    kernels: frozenset[str] = frozenset()
-    """Layers without weights that have an integer form; used with 'outputs-too'."""
-    add_inputs: Literal["none", "skip", "both"] = "none"
-    """Which inputs of a residual addition get a pair although no weighted layer reads them."""
-    moved_inputs: bool = False
-    """Whether pooling, reshaping and Concat before a pair get it on their inputs as well, to run on integers."""
-    shared_concat: bool = True
-    """Whether all inputs of Concat get one scale."""
-    min_channels: int = 1
-    """Layers with fewer channels than this on both sides stay in float."""
-    tensor_cores: bool = False
-    """Whether layers whose shape integer tensor cores cannot use stay in float (`_awkward`)."""
-
-
-STYLES: Mapping[str, Style] = {
-    "onnxruntime": Style(
-        scheme="asymmetric",
-        placement="outputs-too",
-        weights="int8",
-        bias="int32",
-        weighted=frozenset({"Conv", "Gemm", "MatMul"}),
-        fused=frozenset({"Relu", "Clip"}),
-        kernels=frozenset({"Add", "Mul", "Concat", "GlobalAveragePool", "AveragePool", "Sigmoid", "LeakyRelu"}),
-        # A shared scale would give a ReLU beside a signed tensor a zero point above 0: its convolution would be float.
-        shared_concat=False,
-    ),
-    "openvino": Style(
-        scheme="by sign",
-        placement="inputs",
-        weights="int8",
-        bias="float",
-        weighted=WEIGHTED,
-        fused=ACTIVATIONS,
-        add_inputs="both",
-        moved_inputs=True,
-    ),
-    "tensorrt": Style(
-        scheme="symmetric",
-        placement="inputs",
-        weights="float",
-        bias="float",
-        weighted=WEIGHTED,
-        fused=ACTIVATIONS,
-        add_inputs="skip",
-        min_channels=16,
-        tensor_cores=True,
-    ),
-}
-
-
-_ANALYTIC = "tensorrt"
-"""The style of the backend 'null': its analytic device has channels in steps of 16, as tensor cores do."""
-
-
-def style_for(backend: str) -> str:
-    """The style whose patterns a backend runs on integers."""
-    return _ANALYTIC if backend == "null" else backend
-
-
-def style_named(name: str) -> Style:
-    """The entry of `STYLES`; raises `ConfigError` for an unknown name."""
-    if name not in STYLES:
-        raise ConfigError(f"unknown quantisation style '{name}'{nearest(name, STYLES)}")
-    return STYLES[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +33,8 @@ class Placement:
     """Weighted layers that stay in float, with the reason."""
     sources: Mapping[str, tuple[str, ...]]
     """Tensors that get a Q/DQ pair, in graph order, each with the tensors whose ranges its range is the union of."""
-
-
-def label(node: gs.Node) -> str:
-    """A node's name, or its first output's where it has none."""
-    return str(node.name or node.outputs[0].name)
+    joined: frozenset[str]
+    """Tensors that a Concat reads or writes, directly or through what only moves values."""
 
 
 def plan(
@@ -174,7 +73,7 @@ def plan(
             _carry_moved(graph, style, carried)
     sources = _sources(graph, style)
     order = [tensor.name for tensor in graph.inputs] + [t.name for node in graph.nodes for t in node.outputs]
-    return Placement(tuple(nodes), skipped, {name: sources[name] for name in order if name in carried})
+    return Placement(tuple(nodes), skipped, {name: sources[name] for name in order if name in carried}, _joined(graph))
 
 
 def _check_excluded(graph: gs.Graph, exclude: Iterable[str]) -> None:
@@ -256,20 +155,6 @@ def _awkward(node: gs.Node) -> str:
     return "" if len(set(kernel)) == 1 else f"kernel {list(kernel)} is not square and it has fewer than 16 channels"
 
 
-def channel_axis(node: gs.Node) -> int:
-    """The axis of a weight that runs over output channels."""
-    if node.op == "Gemm":
-        return 0 if node.attrs.get("transB", 0) else 1
-    return 0 if node.op == "Conv" else 1
-
-
-def channels(node: gs.Node) -> tuple[int, int]:
-    """Input and output channels of a weighted layer; both are the whole layer's, not one group's."""
-    shape, axis, groups = node.inputs[1].shape, channel_axis(node), node.attrs.get("group", 1)
-    cin, cout = shape[1 - axis], shape[axis]
-    return (cin * groups, cout) if node.op == "Conv" else (cin, cout * groups)
-
-
 def _end(node: gs.Node, style: Style, ends: frozenset[str]) -> gs.Tensor:
     """The tensor behind the activations that are fused into `node`."""
     tensor = node.outputs[0]
@@ -286,7 +171,8 @@ def _fuses(node: gs.Node, style: Style) -> bool:
     return node.op in style.fused
 
 
-def _moves(node: gs.Node) -> bool:
+def moves(node: gs.Node) -> bool:
+    """Whether a node only moves or selects values of its first input, so that its output has the same scale."""
     return node.op in _MOVES_VALUES or (node.op == "Resize" and node.attrs.get("mode", "nearest") == "nearest")
 
 
@@ -306,7 +192,7 @@ def _carry_outputs(
                 continue
             carried.update(inputs)
             carried.add(end)
-        elif _moves(node) and node.inputs[0].name in carried:
+        elif moves(node) and node.inputs[0].name in carried:
             carried.update(tensor.name for tensor in node.outputs if tensor.name not in ends)
 
 
@@ -315,7 +201,7 @@ def _carry_moved(graph: gs.Graph, style: Style, carried: set[str]) -> None:
     for node in reversed(graph.nodes):
         if carried.isdisjoint(tensor.name for tensor in node.outputs):
             continue
-        if _moves(node):
+        if moves(node):
             carried.add(node.inputs[0].name)
         elif _joins(node, style):
             carried.update(tensor.name for tensor in node.inputs)
@@ -358,6 +244,18 @@ def fused_additions(graph: gs.Graph) -> list[tuple[gs.Node, int]]:
     return found
 
 
+def _joined(graph: gs.Graph) -> frozenset[str]:
+    found = {tensor.name for node in graph.nodes if node.op == "Concat" for tensor in [*node.inputs, *node.outputs]}
+    linked = [{node.inputs[0].name, *(tensor.name for tensor in node.outputs)} for node in graph.nodes if moves(node)]
+    before = -1
+    while before != len(found):
+        before = len(found)
+        for names in [*linked, *reversed(linked)]:
+            if not names.isdisjoint(found):
+                found |= names
+    return frozenset(found)
+
+
 def _sources(graph: gs.Graph, style: Style) -> dict[str, tuple[str, ...]]:
     """For each tensor, the tensors from which its values were moved or joined, directly or not (itself if none)."""
     parent: dict[str, str] = {}
@@ -371,7 +269,7 @@ def _sources(graph: gs.Graph, style: Style) -> dict[str, tuple[str, ...]]:
     derived: set[str] = set()
     for node in graph.nodes:
         joined = _joins(node, style)
-        if joined or _moves(node):
+        if joined or moves(node):
             derived.update(tensor.name for tensor in node.outputs)
             for tensor in [*(node.inputs if joined else node.inputs[:1]), *node.outputs]:
                 parent[root(tensor.name)] = root(node.outputs[0].name)

@@ -2,11 +2,11 @@
 
 Rules (where the pairs go is `pydeploy.quant.placement`, per runtime):
 
-* Weights: per output channel, symmetric int8 in -127..127, scale ``max|w| / 127``. A channel of zeros gets a finite,
-  non-zero scale.
+* Weights: per output channel, symmetric int8 in -127..127, scale ``max|w| / 127`` (63 in place of 127 where the target
+  adds products in 16 bits). A channel of zeros gets a finite, non-zero scale.
 * Activations: per tensor. Symmetric: int8, zero point 0, scale ``max(|lo|, |hi|) / 127``. Asymmetric: uint8, the
   interval widened to hold zero, scale ``(hi - lo) / 255``, so zero is exact in both. By sign: the second where nothing is
-  negative, the first elsewhere.
+  negative and beside Concat, the first elsewhere.
 * Biases: float, or int32 with the scale ``input scale * weight scale`` that the integer sum has anyway; a weight scale
   is raised where the bias would not fit into 30 bits, which leaves room for the sum. (ONNX Runtime 1.31 makes int32
   of float biases by itself and does not look whether they fit.)
@@ -27,9 +27,12 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from pydeploy.errors import DataError, Mismatch
-from pydeploy.onnxfile.prepare import files_hash, new_name, prepare, read_float_model, save_graph
+from pydeploy.onnxfile.nodes import channel_axis, label, new_name
+from pydeploy.onnxfile.prepare import files_hash, prepare, read_float_model, save_graph
 from pydeploy.quant.observe import Range, Ranges
-from pydeploy.quant.placement import Placement, Style, channel_axis, label, plan, style_named
+from pydeploy.quant.placement import Placement, plan
+from pydeploy.quant.styles import Style, style_on
+from pydeploy.timing.records import Target
 
 _SMALLEST_SCALE = 1e-30
 _BIAS_LIMIT = 2.0**30
@@ -46,6 +49,8 @@ class QuantizeReport:
     """Layers with weights that stay in float, each with the reason."""
     tensors: tuple[str, ...]
     """Activations that carry a Q/DQ pair."""
+    weight_top: int
+    """Largest integer among the weights: 127, or 63 where the target's sums of products would saturate."""
 
 
 def quantize(
@@ -54,19 +59,21 @@ def quantize(
     out: Path,
     *,
     style: str = "onnxruntime",
+    target: Target | None = None,
     exclude: Sequence[str] = (),
     min_channels: int | None = None,
     float_ends: Sequence[str] = (),
 ) -> QuantizeReport:
     """Write the int8 form of a float model to `out` and say which layers are int8.
 
+    The grids suit the instruction sets of `target`'s processor (None: this computer's; see `pydeploy.quant.styles`).
     `exclude` names layers that keep float weights; where such a layer shares its input with an int8 layer, it reads
     the rounded values. `float_ends` keeps the 'first' and 'last' layers in float. `min_channels` overrides the style's
     (1: every layer). The same input gives the same bytes.
     Raises `DataError` for a model that cannot be quantised, `Mismatch` where `ranges` are another model's,
     `ConfigError` for an unknown style or layer name.
     """
-    onnx_path, rules = Path(onnx_path), style_named(style)
+    onnx_path, rules = Path(onnx_path), style_on(style, target)
     source = read_float_model(onnx_path)
     if ranges.model != files_hash(source.files):
         raise Mismatch(f"the ranges were calibrated on another file than {onnx_path}; calibrate this model")
@@ -78,7 +85,7 @@ def quantize(
     _insert(_Editor(graph), placement, rules, ranges)
     save_graph(graph, source.model, Path(out))
     names = tuple(label(node) for node in placement.nodes)
-    return QuantizeReport(style, names, dict(placement.skipped), tuple(placement.sources))
+    return QuantizeReport(style, names, dict(placement.skipped), tuple(placement.sources), rules.weight_top)
 
 
 @dataclass
@@ -123,10 +130,18 @@ def _insert(editor: _Editor, placement: Placement, style: Style, ranges: Ranges)
     for name, sources in placement.sources.items():
         known = [ranges[source] for source in sources]
         interval = (min(lo for lo, _ in known), max(hi for _, hi in known))
-        _quantize_tensor(editor, tensors[name], interval, style)
+        _quantize_tensor(
+            editor, tensors[name], interval, symmetric=_symmetric(style, interval, name in placement.joined)
+        )
     for node in placement.nodes:
         _quantize_weights(editor, node, style, editor.scales[read[id(node)]])
     editor.finish()
+
+
+def _symmetric(style: Style, interval: Range, joined: bool) -> bool:
+    if style.scheme == "by sign":
+        return interval[0] < 0 and not joined
+    return style.scheme == "symmetric"
 
 
 def activation_grid(interval: Range, *, symmetric: bool) -> tuple[np.float32, np.generic]:
@@ -139,20 +154,19 @@ def activation_grid(interval: Range, *, symmetric: bool) -> tuple[np.float32, np
 
 
 def weight_scales(
-    weight: NDArray[np.float32], axis: int, least: NDArray[np.float64] | None = None
+    weight: NDArray[np.float32], axis: int, least: NDArray[np.float64] | None = None, top: int = 127
 ) -> NDArray[np.float32]:
-    """Scale of each output channel, shape ``(channels,)``: ``max|w| / 127``, at least `least`, never zero."""
+    """Scale of each output channel, shape ``(channels,)``: ``max|w| / top``, at least `least`, never zero."""
     others = tuple(i for i in range(weight.ndim) if i != axis)
-    scales = np.max(np.abs(weight), axis=others).astype(np.float64) / 127
+    scales = np.max(np.abs(weight), axis=others).astype(np.float64) / top
     if least is not None:
         scales = np.maximum(scales, least)
     return np.where(scales < _SMALLEST_SCALE, 1.0, scales).astype(np.float32)
 
 
-def _quantize_tensor(editor: _Editor, tensor: gs.Tensor, interval: Range, style: Style) -> None:
+def _quantize_tensor(editor: _Editor, tensor: gs.Tensor, interval: Range, *, symmetric: bool) -> None:
     """Put a pair behind `tensor` and let every reader read it; a model output keeps the float tensor."""
-    one_sided = style.scheme == "by sign" and interval[0] >= 0
-    scale, zero = activation_grid(interval, symmetric=style.scheme != "asymmetric" and not one_sided)
+    scale, zero = activation_grid(interval, symmetric=symmetric)
     readers = list(dict.fromkeys(map(id, tensor.outputs)))
     by_id = {id(node): node for node in tensor.outputs}
     grid = [editor.constant(f"{tensor.name}_scale", np.array(scale)),
@@ -172,7 +186,7 @@ def _quantize_weights(editor: _Editor, node: gs.Node, style: Style, input_scale:
         raise DataError(f"the weight '{weight.name}' of '{label(node)}' holds NaN or infinity; train the model again")
     bias = _integer_bias(node, style, values.shape[axis])
     least = None if bias is None else np.abs(bias.values.astype(np.float64)) / (float(input_scale) * _BIAS_LIMIT)
-    scales = weight_scales(values, axis, least)
+    scales = weight_scales(values, axis, least, style.weight_top)
     grid = [editor.constant(f"{weight.name}_scale", scales),
             editor.constant(f"{weight.name}_zero_point", np.zeros(scales.shape, np.int8))]  # fmt: skip
     steps = []
@@ -181,7 +195,9 @@ def _quantize_weights(editor: _Editor, node: gs.Node, style: Style, input_scale:
         stored = steps[0].outputs[0]
     else:
         along = scales.reshape([-1 if i == axis else 1 for i in range(values.ndim)])
-        stored = editor.constant(f"{weight.name}_int8", np.clip(np.rint(values / along), -127, 127).astype(np.int8))
+        stored = editor.constant(
+            f"{weight.name}_int8", np.clip(np.rint(values / along), -style.weight_top, style.weight_top).astype(np.int8)
+        )
     steps.append(editor.node("DequantizeLinear", weight.name, [stored, *grid], axis, np.float32))
     node.inputs[1] = steps[-1].outputs[0]
     if bias is not None:

@@ -17,8 +17,8 @@ from pydeploy.onnxfile.read import input_specs
 from pydeploy.profiling.profile import random_feeds
 from pydeploy.quant.calibrate import calibrate
 from pydeploy.quant.observe import Ranges
-from pydeploy.quant.placement import style_for
 from pydeploy.quant.qdq import quantize
+from pydeploy.quant.styles import style_for
 
 
 def needs_pairs(backend: Backend) -> bool:

@@ -23,7 +23,7 @@ from pydeploy.latency.table.table import Table
 from pydeploy.profiling.profile import profile
 from pydeploy.quant.mixed import Choice, LayerOption, choose, conversion_us, neighbours, sensitivity
 from pydeploy.quant.observe import Ranges
-from pydeploy.quant.placement import style_for
+from pydeploy.quant.styles import style_for
 from pydeploy.run.artefacts import Artefacts
 from pydeploy.run.stages import shared as stages
 from pydeploy.run.stages.shared import Job

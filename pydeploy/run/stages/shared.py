@@ -21,7 +21,7 @@ from pydeploy.files import replacing, write_json
 from pydeploy.graph import Graph, Plan
 from pydeploy.profiling.profile import profile, random_feeds, time_engines
 from pydeploy.quant.observe import Ranges
-from pydeploy.quant.placement import style_for
+from pydeploy.quant.styles import style_for
 from pydeploy.run.artefacts import Artefacts
 from pydeploy.run.config import Config, DistillSection, FitSection
 from pydeploy.run.folder import Console
@@ -204,7 +204,8 @@ def insert_pairs(job: Job, onnx: Path, ranges: Ranges, here: Path, exclude: Sequ
 
     if exclude is None:
         exclude = job.config.quantize.exclude if job.config.quantize is not None else ()
-    done = quantize(onnx, ranges, here / "model.onnx", style=style_for(job.backend.name), exclude=exclude)
+    target = job.backend.target()
+    done = quantize(onnx, ranges, here / "model.onnx", style=style_for(target.backend), target=target, exclude=exclude)
     write_json(here / "quantized.json", asdict(done))
 
 
