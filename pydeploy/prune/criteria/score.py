@@ -24,6 +24,8 @@ from pydeploy.prune.forward import evaluating
 
 Score = NDArray[np.float64]
 Loss = Callable[[Any, Any], Tensor]
+Batches = Iterable[tuple[Tensor | tuple[Tensor, ...], Any]]
+"""``(the forward's arguments, target)``; a single tensor may stand for itself."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +34,16 @@ class Context:
 
     model: nn.Module
     seed: int
-    data: Iterable[tuple[tuple[Tensor, ...], Any]] | None
+    data: Batches | None
     loss: Loss | None
 
 
-def score(model: nn.Module, graph: Graph, criterion: str, *, data: Iterable[tuple[tuple[Tensor, ...], Any]] | None = None,
-          loss: Loss | None = None, seed: int = 0) -> dict[str, NDArray[np.float32]]:  # fmt: skip
+def score(model: nn.Module, graph: Graph, criterion: str, *, data: Batches | None = None, loss: Loss | None = None,
+          seed: int = 0) -> dict[str, NDArray[np.float32]]:  # fmt: skip
     """Importance of every channel of every prunable group, ``{group: (width,) float32}``, higher = keep.
 
     Criteria: ``random l1 l2 bn_scale taylor``. `taylor` needs `data`, batches of ``(inputs, target)`` with `inputs` a
-    tuple of tensors, and ``loss(outputs, target) -> scalar``. `model` is left as it was.
+    tensor or the tuple of the forward's arguments, and ``loss(outputs, target) -> scalar``. `model` is left as it was.
     """
     if criterion not in CRITERIA:
         raise ConfigError(f"unknown criterion '{criterion}'{nearest(criterion, CRITERIA)}")
@@ -136,7 +138,7 @@ def _watch(tensors: Iterable[Tensor]) -> None:
             tensor.grad = None
             tensor.requires_grad_()
         else:
-            tensor.retain_grad()  # type: ignore[no-untyped-call]
+            tensor.retain_grad()
 
 
 def _gate(group: Members) -> Sequence[Member]:
