@@ -278,6 +278,19 @@ def test_scoring_errors() -> None:
         score(model, graph, "taylor")
     with pytest.raises(DataError, match="no batches"):
         score(model, graph, "taylor", data=[], loss=_loss)
+    small = [((torch.zeros(1, 5, 8, 8),), None)]
+    with pytest.raises(DataError, match=r"fails on batch 0 with inputs \[\[1, 5, 8, 8\]\]: RuntimeError"):
+        score(model, graph, "taylor", data=small, loss=_loss)
+    for bad in (
+        lambda out, _: out,
+        lambda _, __: torch.tensor(1.0),
+        lambda _, __: 1.0,
+        lambda out, _: out.detach().sum(),
+    ):
+        with pytest.raises(DataError, match="the loss must be one number"):
+            score(model, graph, "taylor", data=_batches(1), loss=bad)
+    with pytest.raises(Mismatch, match=r"the graph has 'stem.0.weight'.*the model has nothing"):
+        score(build("plain"), graph, "l1")
     model.fc.weight.data[0, 0] = float("nan")
     with pytest.raises(DataError, match="NaN"):
         score(model, graph, "taylor", data=_batches(), loss=_loss)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from pydeploy.errors import DataError
+from pydeploy.errors import DataError, Mismatch
 from pydeploy.graph import ROLES, Graph, Group, Slice
 
 Rows = NDArray[np.float64]
@@ -72,7 +72,9 @@ class Members:
 
 
 def members(model: nn.Module, graph: Graph) -> Mapping[str, Members]:
-    """Of every prunable group of `graph`, a trace of `model`. Raises `DataError` for a graph without roles."""
+    """Of every prunable group of `graph`, a trace of `model`. Raises `Mismatch` for another model, `DataError` for a graph
+    without roles.
+    """
     found = {group.name: _members(model, graph, group) for group in graph.prunable}
     for name, group in found.items():
         if not group.filters:
@@ -97,9 +99,23 @@ def _place(model: nn.Module, piece: Slice, shape: Sequence[int]) -> tuple[nn.Mod
     """The module and attribute that hold a parameter, or the parametrised tensor made of it if its dim is as long there."""
     path, _, leaf = piece.param.rpartition(".")
     place, parametrised, below = path.partition("parametrizations.")
-    owner, tensor = model.get_submodule(place.removesuffix(".")), below.partition(".")[0]
-    if parametrised and parametrize.is_parametrized(owner, tensor):
+    owner, tensor = _module(model, place.removesuffix(".")), below.partition(".")[0]
+    if owner is not None and parametrised and parametrize.is_parametrized(owner, tensor):
         made = getattr(owner, tensor).shape
         if len(made) > piece.dim and made[piece.dim] == shape[piece.dim]:
             return owner, tensor
-    return model.get_submodule(path), leaf
+    owner = _module(model, path)
+    value = getattr(owner, leaf, None)
+    if owner is None or not isinstance(value, Tensor) or tuple(value.shape) != tuple(shape):
+        found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else "nothing"
+        raise Mismatch(
+            f"the graph has '{piece.param}' with shape {list(shape)}, the model has {found}; trace this model"
+        )
+    return owner, leaf
+
+
+def _module(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None

@@ -117,18 +117,34 @@ def _taylor(groups: Mapping[str, Members], graph: Graph, context: Context) -> di
     for inputs, target in context.data:
         with parametrize.cached():
             _watch([member.tensor for group in groups.values() for member in _gate(group)])
-            value = context.loss(context.model(*((inputs,) if isinstance(inputs, Tensor) else inputs)), target)
-            if not bool(torch.isfinite(value)):
-                raise DataError(
-                    f"the loss is {float(value.detach())} on batch {count} while scoring: NaN in the weights or the data"
-                )
-            value.backward()  # type: ignore[no-untyped-call]
+            _loss(context, inputs, target, count).backward()  # type: ignore[no-untyped-call]
             for name, group in groups.items():
                 totals[name] += np.sum([member.products() for member in _gate(group)], axis=0) ** 2
         count += 1
     if count == 0:
         raise DataError("criterion 'taylor' got no batches; pass at least one")
     return {name: total / count for name, total in totals.items()}
+
+
+def _loss(context: Context, inputs: Tensor | tuple[Tensor, ...], target: Any, batch: int) -> Tensor:
+    """The loss of one batch, or a `DataError` that says what is wrong with it."""
+    assert context.loss is not None
+    given: tuple[Any, ...] = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    try:
+        value: Any = context.loss(context.model(*given), target)
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        shapes = [list(t.shape) for t in given if isinstance(t, Tensor)]
+        raise DataError(
+            f"the model or the loss fails on batch {batch} with inputs {shapes}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise DataError(f"the loss must be one number that depends on the model's outputs; it gave {found}")
+    if not bool(torch.isfinite(value)):
+        raise DataError(
+            f"the loss is {float(value.detach())} on batch {batch} while scoring: NaN in the weights or the data"
+        )
+    return value
 
 
 def _watch(tensors: Iterable[Tensor]) -> None:
