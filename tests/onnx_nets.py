@@ -17,15 +17,17 @@ DEPTHWISE_OPS = ("stem", "features.1.depthwise", "features.1.pointwise", "classi
 class Net:
     """Collects nodes and weights; `qdq` wraps every layer's input and weight in Q/DQ pairs.
 
-    Quantized activations are int8, or with `unsigned` uint8 (zero point 0 where nothing is negative, else 128).
+    Quantized activations are int8, or with `unsigned` uint8 (zero point 0 where nothing is negative, else 128). Quantized
+    weights have `weight_bits`: 7 for processors that cut sums of two uint8 x int8 products off at 16 bits.
     """
 
-    def __init__(self, *, qdq: bool = False, unsigned: bool = False, seed: int = 0) -> None:
+    def __init__(self, *, qdq: bool = False, unsigned: bool = False, weight_bits: int = 8, seed: int = 0) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
         self.random = np.random.default_rng(seed)
         self.qdq = qdq
         self.unsigned = unsigned
+        self.steps = 2 ** (weight_bits - 1) - 1
 
     def add(self, operation: str, inputs: list[str], output: str, name: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(operation, inputs, [output], name=name, **attributes))
@@ -51,7 +53,7 @@ class Net:
         values = (self.random.standard_normal(shape) * np.sqrt(2.0 / np.prod(shape[1:]))).astype(np.float32)
         if not self.qdq:
             return self.constant(name, values)
-        scale = np.abs(values).reshape(shape[0], -1).max(axis=1) / 127
+        scale = np.abs(values).reshape(shape[0], -1).max(axis=1) / self.steps
         rounded = np.round(values / scale.reshape(-1, *[1] * (values.ndim - 1))).astype(np.int8)
         inputs = [self.constant(name, rounded), self.constant(f"{name}_scale", scale.astype(np.float32)),
                   self.constant(f"{name}_zero", np.zeros(shape[0], np.int8))]  # fmt: skip
@@ -86,10 +88,11 @@ class Net:
 
 
 def residual(
-    path: Path, *, batch: int | str = 1, width: int = 16, qdq: bool = False, unsigned: bool = False, seed: int = 0
-) -> Path:
+    path: Path, *, batch: int | str = 1, width: int = 16, qdq: bool = False, unsigned: bool = False,
+    weight_bits: int = 8, seed: int = 0,
+) -> Path:  # fmt: skip
     """Stem, a residual block whose shortcut is a convolution too, pooling, Gemm (`RESIDUAL_OPS`)."""
-    net = Net(qdq=qdq, unsigned=unsigned, seed=seed)
+    net = Net(qdq=qdq, unsigned=unsigned, weight_bits=weight_bits, seed=seed)
     stem = net.relu(net.conv("stem", "image", 3, width, 3))
     first = net.relu(net.conv("layer1.0.conv1", stem, width, width, 3, stride=2))
     second = net.conv("layer1.0.conv2", first, width, 2 * width, 3)

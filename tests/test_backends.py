@@ -62,9 +62,14 @@ real = pytest.mark.parametrize("case", REAL)
 names = pytest.mark.parametrize("name", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.openvino), "null"])
 
 
+def bits_for(backend: Backend) -> int:
+    return 7 if backend.target().saturates else 8
+
+
 def built(case: Setting, folder: Path, **choice: int) -> tuple[Backend, Engine, Path]:
-    source = residual(folder / "net.onnx", qdq=case.precision == "int8", batch=choice.get("batch", 1))
     backend = case.open(**choice)
+    source = residual(folder / "net.onnx", qdq=case.precision == "int8", batch=choice.get("batch", 1),
+                      weight_bits=bits_for(backend))  # fmt: skip
     return backend, backend.build(source, folder / "net.engine"), source
 
 
@@ -89,8 +94,8 @@ def test_outputs_equal_the_reference_evaluator(case: Setting, batch: int, tmp_pa
 @pytest.mark.parametrize("name", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.openvino)])
 def test_int8_network_with_unsigned_activations(name: str, tmp_path: Path) -> None:
     """With these, runtimes fuse far more than with signed ones: ONNX Runtime computes the add in int8 too."""
-    source = residual(tmp_path / "net.onnx", qdq=True, unsigned=True)
     backend = opened(name, "int8")
+    source = residual(tmp_path / "net.onnx", qdq=True, unsigned=True, weight_bits=bits_for(backend))
     with backend.open(backend.build(source, tmp_path / "net.engine")) as session:
         feeds = random_feeds(session.inputs)
         outputs = session.run(feeds)["logits"]

@@ -1,13 +1,25 @@
-"""Instruction sets: what a runtime may use is a fact of its target."""
+"""Instruction sets: what a runtime may use is a fact of its target, and every engine test passes with fewer of them."""
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx.reference import ReferenceEvaluator
 
+from onnx_nets import residual
 from pydeploy.backends import device
+from pydeploy.backends.base import open_backend
+from pydeploy.profiling.profile import random_feeds
 from pydeploy.timing.records import Target
+
+HERE = Path(__file__).parent
 
 SETS = ("avx2 avx512f avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16 avx_vnni", "amx_tile amx_int8 amx_bf16")
 LEVELS = ("AVX512_CORE", "AVX512_CORE_VNNI", "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX512_CORE_AMX")
@@ -56,3 +68,72 @@ def test_what_a_target_can_do_follows_from_its_sets(
     found = target({key: value for key, value in facts.items() if value is not None})
     assert (found.saturates, found.has_bf16, found.has_amx) == (saturates, bf16, amx)
     assert Target.from_json(found.to_json()).saturates is saturates
+
+
+NEEDS = {
+    "AVX2": "avx2",
+    "AVX512_CORE": "avx512bw",
+    "AVX512_CORE_VNNI": "avx512_vnni",
+    "AVX512_CORE_BF16": "avx512_bf16",
+}
+APART = (
+    "test_instruction_sets.py",
+    "test_process_state.py",
+)  # this one, and one that instruction sets do not matter to
+
+
+@pytest.mark.openvino
+@pytest.mark.parametrize("cap", NEEDS)
+def test_engines_are_right_with_fewer_instruction_sets(cap: str) -> None:
+    """OpenVINO's tests in a process that is held to `cap`. Only what the instruction sets lack is skipped, and says so."""
+    pytest.importorskip("openvino", reason="needs the package openvino: pip install 'pydeploy[openvino]'")
+    if NEEDS[cap] not in device.cpu().facts.get("instruction_sets", "").split():
+        pytest.skip(f"this processor has no {NEEDS[cap]}")
+    files = [str(p) for p in sorted(HERE.glob("test_*.py")) if "mark.openvino" in p.read_text() and p.name not in APART]
+    command = [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", "-m", "openvino and not slow", *files]
+    settings = {**os.environ, "ONEDNN_MAX_CPU_ISA": cap, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=HERE.parent, env=settings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-6000:]
+    reasons = re.findall(r"SKIPPED \[\d+\] \S+ (.*)", done.stdout)
+    bf16 = target(dict(device.cpu(cap=cap).facts)).has_bf16
+    assert all(reason.startswith("this CPU has no bf16 instructions") for reason in reasons)
+    assert bool(reasons) != bf16
+
+
+@pytest.fixture
+def without_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {"machine": "x86_64", "instruction_sets": "avx avx2 fma f16c"}
+    monkeypatch.setattr(device, "cpu", lambda *_, **__: device.Device("an older CPU", 1, facts))
+
+
+@pytest.mark.parametrize("unsigned", [False, True])
+@pytest.mark.parametrize("bits", [7, 8])
+@pytest.mark.usefixtures("without_vnni")
+def test_onnxruntime_multiplies_exactly_without_vnni(unsigned: bool, bits: int, tmp_path: Path) -> None:
+    """There, sums of two uint8 x int8 products are cut off at 16 bits; weights within 7 bits, or uint8 ones, are not."""
+    source = residual(tmp_path / "net.onnx", qdq=True, unsigned=unsigned, weight_bits=bits)
+    backend = open_backend("onnxruntime", precision="int8", threads=1)
+    engine = backend.build(source, tmp_path / "net.engine")
+    with backend.open(engine) as session:
+        feeds = random_feeds(session.inputs)
+        outputs = session.run(feeds)["logits"]
+    (reference,) = ReferenceEvaluator(str(source)).run(None, feeds)
+    np.testing.assert_allclose(outputs, reference, rtol=0.0, atol=0.02 * np.abs(reference).max())
+    graph = onnx.load(engine.path).graph
+    held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    multiplied = [held[name] for node in graph.node if node.op_type in ("QLinearConv", "QGemm", "ConvInteger")
+                  for name in node.input if name in held and held[name].ndim > 1]  # fmt: skip
+    assert multiplied if unsigned else True
+    for weights in multiplied:
+        assert weights.dtype == (np.int8 if bits == 7 else np.uint8)
+        assert bits == 8 or np.abs(weights.astype(int)).max() <= 64
+
+
+def test_onnxruntime_keeps_fast_products_where_the_processor_has_vnni(tmp_path: Path) -> None:
+    backend = open_backend("onnxruntime", precision="int8", threads=1)
+    if backend.target().saturates:
+        pytest.skip("this processor has no VNNI")
+    engine = backend.build(residual(tmp_path / "net.onnx", qdq=True, unsigned=True), tmp_path / "net.engine")
+    assert any(
+        t.data_type == onnx.TensorProto.INT8 and len(t.dims) > 1 for t in onnx.load(engine.path).graph.initializer
+    )

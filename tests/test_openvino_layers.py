@@ -113,7 +113,7 @@ steps = st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 20)), min_size
 
 
 @given(steps, st.booleans())
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 def test_layers_are_the_same_at_each_load(drawn: list[tuple[str, int]], named: bool) -> None:
     backend = open_backend("openvino", threads=1)
     with tempfile.TemporaryDirectory() as folder:

@@ -58,7 +58,7 @@ class OnnxRuntime:
         onnx, out = Path(onnx), Path(out)
         source = read_source(onnx, precision=self.precision, batch=self.batch)
         with replacing(out) as partial:
-            _write_optimised(onnx, source, partial, self.threads)
+            _write_optimised(onnx, source, partial, self.threads, exact=self.target().saturates)
         return Engine(out, self.name, self.target(), sha256(onnx)).save()
 
     @contextmanager
@@ -89,9 +89,14 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _write_optimised(path: Path, source: onnx.ModelProto, out: Path, threads: int) -> None:
-    """Write the graph that ONNX Runtime makes of `path` for this CPU, with the origin of every node, to `out`."""
+def _write_optimised(path: Path, source: onnx.ModelProto, out: Path, threads: int, *, exact: bool) -> None:
+    """Write the graph that ONNX Runtime makes of `path` for this CPU, with the origin of every node, to `out`.
+
+    `exact` is for CPUs on which uint8 x int8 products saturate: weights beyond 7 bits then become uint8, which does not.
+    """
     options = _options(threads)
+    if exact:
+        options.add_session_config_entry("session.x64quantprecision", "1")
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.optimized_model_filepath = str(out)
     try:
