@@ -21,7 +21,7 @@ from pydeploy.cli.app import app
 from pydeploy.cli.gpu_check import CHECKS, Broken, Check, check_all
 from pydeploy.run.artefacts import Artefacts
 from pydeploy.run.config import Config, parse
-from pydeploy.timing.records import Target, Timing
+from pydeploy.timing.records import Target, Timing, Turn
 from quiet import Quiet
 from trt_bench import machine
 from trt_surface import VERSIONS
@@ -238,8 +238,14 @@ def test_clocks_must_be_steady_and_graphs_work(
 
 @pytest.mark.parametrize(("second", "passed"), [(104.0, True), (106.0, False), (94.0, False)])
 def test_two_builds_must_agree(second: float, passed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([second, 100.0])
-    monkeypatch.setattr(gpu_check, "_median_us", lambda backend, engine: next(times))
+    def in_turns(engines: dict[str, Any]) -> dict[str, SimpleNamespace]:
+        """Both engines, every second round three times as slow for both."""
+        pace = [1.0, 3.0] * 5
+        turns = [tuple(Turn(us * slow) for slow in pace) for us in (second, 100.0)]
+        return {name: SimpleNamespace(timing=Timing(10, us, us, us, turns=one))
+                for name, us, one in zip(engines, (second, 300.0), turns, strict=True)}  # fmt: skip
+
+    monkeypatch.setattr(gpu_check, "time_engines", in_turns)
     monkeypatch.setattr(gpu_check, "read_json", lambda path: {"seconds": 1.0})
     assert judged(gpu_check._rebuild, bench(tmp_path)) is passed
 

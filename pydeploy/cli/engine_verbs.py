@@ -14,7 +14,11 @@ from pydeploy.cli.arguments import EXAMPLE_HELP, TARGET_HELP
 if TYPE_CHECKING:
     from pydeploy.backends.base import Backend, Engine, Feeds
     from pydeploy.profiling.compare_layers import LayerDifference
+    from pydeploy.timing.ratio import Ratio
+    from pydeploy.timing.records import Timing
 
+COMPARE_RETRIES, COMPARE_PATIENCE_S = 30, 15.0
+"""How often ``compare`` measures disturbed rounds again, and for how long."""
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Threads = Annotated[
     int, typer.Option(min=0, max=1024, help="Threads of the engine; 0 = all cores this process may use.")
@@ -190,6 +194,7 @@ def compare(
     from pydeploy.profiling.compare_layers import first_divergence
     from pydeploy.profiling.compare_outputs import compare as judge
     from pydeploy.profiling.profile import random_feeds, time_engines
+    from pydeploy.timing.ratio import ratio
 
     (one, first), (two, second) = backend_of(reference), backend_of(other)
     with one.open(first) as a, two.open(second) as b:
@@ -198,13 +203,15 @@ def compare(
         result = judge(a, b, samples)
     inside = _inside((one, first), (two, second), onnx or [], samples) if layers else ()
     diverged = first_divergence(inside, tolerance)
-    times = {
-        name: found.timing for name, found in time_engines({"reference": (one, first), "other": (two, second)}).items()
-    }
+    engines = {"reference": (one, first), "other": (two, second)}
+    samples_us = time_engines(engines, retries=COMPARE_RETRIES, patience_s=COMPARE_PATIENCE_S)
+    times = {name: found.timing for name, found in samples_us.items()}
+    taken = ratio(times["other"], times["reference"])
     if json:
         data: dict[str, Any] = {
             **result.to_json(),
             "latency": {name: timing.to_json() for name, timing in times.items()},
+            "ratio": taken.to_json(),
         }
         if layers:
             data["layers"] = [difference.to_json() for difference in inside]
@@ -220,8 +227,21 @@ def compare(
         )
         where = "none" if diverged is None else f"{diverged.layer} ({diverged.relative_l2:.3g})"
         sys.stdout.write(f"first layer that differs by more than {tolerance:g}: {where}\n")
-    sys.stdout.write(f"\nreference: {times['reference']}\nother:     {times['other']}\n"
-                     f"other takes {times['other'].median_us / times['reference'].median_us:.3f} of the reference's time\n")  # fmt: skip
+    sys.stdout.write(
+        f"\nreference: {times['reference']}\nother:     {times['other']}\n{verdict(taken, times['other'])}\n"
+    )
+
+
+def verdict(taken: Ratio, timing: Timing) -> str:
+    """The last line of ``compare``: how many times as long the other engine takes, and whether that was disturbed."""
+    text = f"other takes {taken.value:.3f} of the reference's time ({taken.interval}, in turns)"
+    if not taken.disturbed:
+        return text
+    loud = sum(not turn.calm for turn in timing.turns)
+    return (
+        f"DISTURBED: other load was noticed in {loud} of {len(timing.turns)} rounds; {text}; "
+        "compare again when the computer is quiet"
+    )
 
 
 def _test_feeds(config: Path, batch: int, count: int) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from pydeploy.files import read_json, write_json
 from pydeploy.graph import Graph
 from pydeploy.latency.probes.cut_onnx import resize
 from pydeploy.latency.table.table import Table
-from pydeploy.profiling.profile import profile, random_feeds
+from pydeploy.profiling.profile import profile, random_feeds, time_engines
 from pydeploy.quant.implicit import entropy_calibrator, write_cache
 from pydeploy.quant.observe import Ranges
 from pydeploy.report import Report
@@ -35,6 +35,7 @@ from pydeploy.run.folder import Console
 from pydeploy.run.pipeline import run
 from pydeploy.run.stages import shared as stages
 from pydeploy.tasks import samples
+from pydeploy.timing.ratio import ratio
 from pydeploy.timing.rounds import interleave
 
 UNSEEN_PLANS = 8
@@ -164,7 +165,7 @@ def _prediction(bench: Bench) -> str:
 
 
 def _table_error(bench: Bench) -> str:
-    """Random plans that the table was not made from: predicted against measured, in turns."""
+    """Random plans that the table was not made from: predicted against measured."""
     graph = Graph.load(bench.at.graph)
     table = Table.open(bench.at.table, bench.backend.target())
     dense, random = onnx.load(bench.at.dense / "model.onnx"), np.random.default_rng(1)
@@ -258,10 +259,13 @@ def _rebuild(bench: Bench) -> str:
     source = bench.at.pruned / "model.onnx"
     engines = [bench.backend.build(source, bench.folder / f"again{index}.engine") for index in range(2)]
     seconds = [read_json(Path(f"{engine.path}.build.json"))["seconds"] for engine in engines]
-    times = [_median_us(bench.backend, engine) for engine in engines]
-    apart = abs(times[0] / times[1] - 1)
+    found = time_engines({str(index): (bench.backend, engine) for index, engine in enumerate(engines)})
+    first, second = (found[name].timing for name in "01")
+    taken = ratio(first, second)
     return _require(
-        apart <= 0.05, f"{times[0]:.1f} and {times[1]:.1f} us, built in {seconds[0]:.0f} and {seconds[1]:.0f} s"
+        abs(taken.value - 1) <= 0.05,
+        f"{first.median_us:.1f} and {second.median_us:.1f} us, {taken} in turns; built in {seconds[0]:.0f} and "
+        f"{seconds[1]:.0f} s",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from pydeploy.backends.base import Backend, Conditioned, Engine, Feeds, LayerTime, TensorSpec
 from pydeploy.timing.records import Padding, Profile, Timing
-from pydeploy.timing.rounds import Load, Samples, Timer, Watch, interleave, quiet_rounds, unwatched
+from pydeploy.timing.rounds import TURN_US, Load, Samples, Timer, Watch, interleave, quiet_rounds, unwatched
 
 OnRound = Callable[[int, int, Load], None]
 
@@ -65,11 +66,14 @@ def time_engines(
     feeds: Mapping[str, Feeds] | None = None,
     rounds: int = 10,
     runs: int = 20,
+    retries: int | None = None,
+    patience_s: float = math.inf,
     on_round: OnRound | None = None,
 ) -> dict[str, Samples]:
-    """Whole-network samples of several engines, taken in turns, so that they may be compared with each other.
+    """Whole-network samples of several engines, taken in turns, so that they may be compared with each other (`ratio`).
 
-    `feeds` gives each engine's inputs by the engine's name here; random ones by default.
+    `feeds` gives each engine's inputs by the engine's name here; random ones by default. A turn has at least `runs` runs;
+    `retries` and `patience_s` bound what is measured again because of other load, as in `interleave`.
     """
     with ExitStack() as stack:
         timers: dict[str, Timer] = {}
@@ -79,7 +83,9 @@ def time_engines(
             timers[name] = partial(session.time, chosen)
         measured = any(backend.target().measured for backend, _ in engines.values())
         watch = Watch() if measured else unwatched()
-        return interleave(timers, rounds=rounds, runs=runs, watch=watch, on_round=on_round)
+        turn_us = TURN_US if measured and len(engines) > 1 else 0.0
+        return interleave(timers, rounds=rounds, runs=runs, turn_us=turn_us, retries=retries, patience_s=patience_s,
+                          watch=watch, on_round=on_round)  # fmt: skip
 
 
 def attribute(layers: Sequence[LayerTime], ops: Sequence[str]) -> dict[str, NDArray[np.float64]]:

@@ -105,6 +105,15 @@ def median_interval(values: ArrayLike) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """What an engine took in one round of a comparison: the sum over its runs in that round, divided by their number."""
+
+    us: float
+    calm: bool = True
+    """False when other load was noticed in that round."""
+
+
+@dataclass(frozen=True, slots=True)
 class Timing:
     """The distribution of one measured quantity, in microseconds; never a bare mean."""
 
@@ -118,6 +127,8 @@ class Timing:
     """Half the width of the median's 95 % confidence interval, relative to the median."""
     outliers: int = 0
     """Samples that lie further than 1.5 times the quartiles' distance from them (Tukey 1977); they are kept."""
+    turns: tuple[Turn, ...] = ()
+    """Of engines that were timed in turns, one per round, the disturbed rounds included: what `ratio` pairs."""
 
     @classmethod
     def of(cls, samples_us: ArrayLike, *, disturbed: bool = False) -> Timing:
@@ -139,7 +150,7 @@ class Timing:
     def scaled(self, factor: float) -> Timing:
         """Every time multiplied by `factor`."""
         times = {name: getattr(self, name) * factor for name in ("median_us", "p10_us", "p90_us")}
-        return replace(self, **times)
+        return replace(self, **times, turns=tuple(Turn(turn.us * factor, turn.calm) for turn in self.turns))
 
     @property
     def spread(self) -> float:
@@ -156,7 +167,7 @@ class Timing:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Timing:
         try:
-            return cls(**data)
+            return cls(**{**data, "turns": tuple(Turn(**turn) for turn in data.get("turns", ()))})
         except TypeError as error:
             raise DataError(f"not a timing record: {error}") from None
 

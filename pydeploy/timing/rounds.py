@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pydeploy.timing.records import Timing
+from pydeploy.timing.records import Timing, Turn
 
 T = TypeVar("T")
 Timer = Callable[[int], NDArray[np.float64]]
@@ -33,6 +34,9 @@ DRIFT_LIMIT = 0.15
 """Slowdown of the reference kernel against its best above which a round counts as disturbed."""
 KERNEL_REPEATS = 20  # about a tenth of a millisecond: long against a clock's step, short against a round
 KERNEL_TRIES = 5
+TURN_US = 50_000.0
+"""How long each engine's turn lasts where engines are compared with each other; see `runs_of`."""
+MOST_RUNS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +151,8 @@ class Rounds(Generic[T]):
     """True when too few quiet rounds came about; the least disturbed ones fill up then."""
     condition: Mapping[str, float]
     """Median ``foreign_share`` and ``kernel_drift`` of the kept rounds, and how many were ``repeated``."""
+    every: tuple[tuple[T, bool], ...] = ()
+    """Results of all rounds in their order, and whether each was quiet."""
 
 
 @dataclass(frozen=True)
@@ -156,11 +162,13 @@ class Samples:
     rounds_us: tuple[NDArray[np.float64], ...]
     disturbed: bool
     condition: Mapping[str, float] = field(default_factory=dict)
+    turns: tuple[Turn, ...] = ()
+    """One per round, those that were not kept included."""
 
     @cached_property
     def timing(self) -> Timing:
-        """The distribution over all kept rounds."""
-        return Timing.of(np.concatenate(self.rounds_us), disturbed=self.disturbed)
+        """The distribution over all kept rounds, and the turns of all."""
+        return replace(Timing.of(np.concatenate(self.rounds_us), disturbed=self.disturbed), turns=self.turns)
 
 
 def quiet_rounds(
@@ -168,18 +176,20 @@ def quiet_rounds(
     *,
     rounds: int,
     retries: int,
+    patience_s: float = math.inf,
     watch: Watch | None = None,
     on_round: Callable[[int, int, Load], None] | None = None,
 ) -> Rounds[T]:
     """Results of `rounds` calls of `measure`, each on a quiet machine if at most `retries` further calls allow it.
 
-    `on_round` is told (rounds kept, rounds wanted, load) after each call.
+    No further call is begun after `patience_s`. `on_round` is told (rounds kept, rounds wanted, load) after each call.
     """
     watch = watch or Watch()
+    until = time.monotonic() + patience_s
     loads: list[Load] = []
     results: list[T] = []
     quiet = 0
-    while quiet < rounds and len(loads) < rounds + retries:
+    while quiet < rounds and len(loads) < rounds + (retries if time.monotonic() < until else 0):
         watch.start()
         results.append(measure())
         loads.append(watch.stop())
@@ -195,7 +205,8 @@ def quiet_rounds(
         "kernel_drift": float(np.median([loads[index].kernel_drift for index in kept])),
         "repeated": float(len(loads) - rounds),
     }
-    return Rounds(tuple(results[index] for index in kept), quiet < rounds, condition)
+    every = tuple((result, not load.disturbed) for result, load in zip(results, loads, strict=True))
+    return Rounds(tuple(results[index] for index in kept), quiet < rounds, condition, every)
 
 
 def interleave(
@@ -203,26 +214,43 @@ def interleave(
     *,
     rounds: int = 10,
     runs: int = 20,
+    turn_us: float = 0.0,
     warmup: int = 10,
     retries: int | None = None,
+    patience_s: float = math.inf,
     watch: Watch | None = None,
     on_round: Callable[[int, int, Load], None] | None = None,
 ) -> dict[str, Samples]:
-    """Samples of every timer from `rounds` rounds, in each of which all timers take their turn with `runs` runs.
+    """Samples of every timer from `rounds` rounds, in each of which all timers take their turn with `runs` runs or more.
 
-    A round that other load disturbed is measured again, at most `retries` times in all (as often as there are rounds
-    by default). Every second round goes in the opposite order. The first run of a turn finds the caches full of
-    another network's data and is dropped.
+    A turn has as many runs as take `turn_us`. A round that other load disturbed is measured again, at most `retries`
+    times in all (as often as there are rounds by default) and not after `patience_s`. Every second round goes in the
+    opposite order. The first run of a turn finds the caches full of another network's data and is dropped.
     """
-    for timer in timers.values():
-        timer(warmup)
+    counts = {name: runs_of(timer(warmup), runs, turn_us) for name, timer in timers.items()}
     order = list(timers)
 
     def one_round() -> dict[str, NDArray[np.float64]]:
         order.reverse()
-        return {name: timers[name](runs + 1)[1:] for name in order}
+        return {name: timers[name](counts[name] + 1)[1:] for name in order}
 
-    retries = rounds if retries is None else retries
-    kept = quiet_rounds(one_round, rounds=rounds, retries=retries, watch=watch, on_round=on_round)
-    return {name: Samples(tuple(result[name] for result in kept.results), kept.disturbed, kept.condition)
-            for name in timers}  # fmt: skip
+    kept = quiet_rounds(one_round, rounds=rounds, retries=rounds if retries is None else retries, patience_s=patience_s,
+                        watch=watch, on_round=on_round)  # fmt: skip
+    return {
+        name: Samples(
+            tuple(result[name] for result in kept.results), kept.disturbed, kept.condition,
+            tuple(Turn(float(result[name].mean()), calm) for result, calm in kept.every),
+        )
+        for name in timers
+    }  # fmt: skip
+
+
+def runs_of(once_us: NDArray[np.float64], least: int, turn_us: float) -> int:
+    """How many runs of an engine that took `once_us` make a turn of `turn_us`: at least `least`, at most `MOST_RUNS`.
+
+    Engines of a comparison get turns of equal length, long against the slices in which a system shares out a core: beside
+    two processes that wanted both cores, a small network of 0.4 ms was found to take 0.10 of a large one's time in turns of
+    50 ms (0.11 to 0.12 alone), and 0.17 in turns of as many runs.
+    """
+    shortest_us = max(float(np.percentile(once_us, 25)), 1e-3)
+    return max(least, min(MOST_RUNS, math.ceil(turn_us / shortest_us)))

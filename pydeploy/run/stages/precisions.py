@@ -27,6 +27,7 @@ from pydeploy.quant.styles import style_for
 from pydeploy.run.artefacts import Artefacts
 from pydeploy.run.stages import shared as stages
 from pydeploy.run.stages.shared import Job
+from pydeploy.timing.ratio import ratio
 from pydeploy.timing.records import Target
 
 HALVES = ("fp16", "bf16")
@@ -253,7 +254,9 @@ def _edges(
         engine = pair.int8_backend.build(trial / "model.onnx", trial / "model.engine")
         engines = {"float": pair.engines()["float"], "second": (pair.int8_backend, engine)}
         times = stages.measure_engines(engines)
-    each_us = conversion_us(options, values, every_second, times["float"].median_us, times["second"].median_us)
+    float_us = times["float"].median_us
+    second_us = float_us * ratio(times["second"], times["float"]).value
+    each_us = conversion_us(options, values, every_second, float_us, second_us)
     return {edge: count * each_us for edge, count in values.items()}
 
 
