@@ -141,9 +141,11 @@ def counted(model: Any, graph: Any, inputs: tuple[Any, ...]) -> tuple[dict[str, 
 def unread(model: Any, inputs: tuple[Any, ...]) -> set[str]:
     """Weights of convolutions from whose results no other convolution or linear layer computes anything."""
     from pydeploy.prune.structure.propagate import Decisions, follow
-    from pydeploy.prune.structure.tape import record
+    from pydeploy.prune.structure.recording import record
+    from pydeploy.prune.structure.running import Example
+    from pydeploy.prune.surgery.surroundings import Surroundings
 
-    tape, _ = record(model, inputs, dict(model.state_dict(keep_vars=True)))
+    tape = record(model, Example(inputs, {}), dict(model.state_dict(keep_vars=True)), Surroundings(model))
     views = follow(tape, Decisions()).views
     weights: list[str] = []
     read = 0

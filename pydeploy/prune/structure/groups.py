@@ -75,7 +75,8 @@ def assemble(tracer: Tracer, params: Mapping[str, tuple[int, ...]], learnable: i
         align = 1 if reason else limits.alignment(name)
         groups.append(Group(name, len(roots), slices, reason, least, align, note))
     layers = tuple(
-        _op(op, name, atoms, home, groups) for op, name in zip(tracer.ops, _op_names(tracer.ops), strict=True)
+        _op(op, name, atoms, home, groups)
+        for op, name in zip(tracer.ops[: tracer.timed], _op_names(tracer.ops[: tracer.timed]), strict=True)
     )
     return Assembly(Graph(tuple(groups), layers, params, learnable, inputs), home, rank)
 

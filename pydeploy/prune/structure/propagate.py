@@ -68,7 +68,7 @@ class Tracer:
     """What is known after some calls of a tape."""
 
     decisions: Decisions
-    batch: int
+    batch: int = 1
     atoms: Atoms = field(default_factory=Atoms)
     ops: list[RawOp] = field(default_factory=list)
     layouts: dict[Value, Layout] = field(default_factory=dict)
@@ -90,19 +90,26 @@ class Tracer:
     """Number of the last call that reads a value."""
     parts: dict[Value, list[Value]] = field(default_factory=dict)
     """Views so far, by the value whose memory they share."""
+    timed: int = 0
+    """How many of the layers ran in the first run: the ones that cost time."""
 
     def follow(self, tape: Tape) -> None:
         """Move layouts through all calls; what comes out at the end is frozen."""
         self.last_read = {value: index for index, call in enumerate(tape.calls) for value in call.inputs}
         self.last_read |= dict.fromkeys(tape.outputs, len(tape.calls))
-        for index, call in enumerate(tape.calls):
-            self.call = call
-            self._step(index, call)
-            for out in call.outs:
-                if out.base is not None:
-                    self.parts.setdefault(out.base, []).append(out)
+        for run in tape.runs:
+            self.batch = run.example.batch
+            for index in range(run.begin, run.end):
+                self.call = call = tape.calls[index]
+                self._step(index, call)
+                for out in call.outs:
+                    if out.base is not None:
+                        self.parts.setdefault(out.base, []).append(out)
+            self.timed = self.timed or len(self.ops)
         for value in tape.outputs:
             self.freeze(value, "model output")
+        for value, reason in tape.outside:
+            self.freeze(value, reason)
 
     def _step(self, index: int, call: Call) -> None:
         for value in call.inputs:
@@ -316,7 +323,6 @@ class Tracer:
 
 def follow(tape: Tape, decisions: Decisions) -> Tracer:
     """The state after all calls of `tape`."""
-    shape = tape.shapes[0] if tape.shapes else (1,)
-    tracer = Tracer(decisions, shape[0] if shape else 1)
+    tracer = Tracer(decisions)
     tracer.follow(tape)
     return tracer

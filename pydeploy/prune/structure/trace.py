@@ -22,46 +22,69 @@ from pydeploy.errors import ConfigError, TraceError
 from pydeploy.graph import Graph, Plan
 from pydeploy.prune.structure.groups import Assembly, Limits, assemble
 from pydeploy.prune.structure.propagate import Decisions, Tracer, follow
-from pydeploy.prune.structure.tape import Tape, record, to_meta
+from pydeploy.prune.structure.recording import check_settled, record
+from pydeploy.prune.structure.running import Example, to_meta
+from pydeploy.prune.structure.tape import Tape
 from pydeploy.prune.structure.trial_cut import Failure, attempt
 from pydeploy.prune.structure.width_numbers import followed, learn, set_numbers
 from pydeploy.prune.surgery.apply import replaced
 from pydeploy.prune.surgery.kept_entries import kept_entries
+from pydeploy.prune.surgery.surroundings import Surroundings
 
 
-def trace(model: nn.Module, example: Any, *, exclude: Sequence[str] = (), min_width: int = 1,
-          align: int | Mapping[str, int] = 1) -> Graph:  # fmt: skip
+def trace(model: nn.Module, example: Any = (), *, example_kwargs: Mapping[str, Any] | None = None,
+          exclude: Sequence[str] = (), min_width: int = 1, align: int | Mapping[str, int] = 1) -> Graph:  # fmt: skip
     """Groups of channels that can be removed, and the layers that cost time, of `model` run on `example`.
 
-    `example` is a tensor or a tuple of the forward's arguments (batch 1 is enough). `exclude` are name patterns of layers
-    whose output channels stay; `min_width` and `align` (one number, or one by pattern of group names) go into the groups
-    for the solvers. The model runs in eval mode without gradients and is left as it was. What cannot be cut is in
-    ``graph.frozen``, with operator, location and reason.
+    `example` is a tensor or a tuple of the forward's arguments, `example_kwargs` its keyword arguments; batch 1 is enough.
+    `exclude` are name patterns of layers whose output channels stay; `min_width` and `align` (one number, or one by pattern
+    of group names) go into the groups for the solvers. Copies of the model run in eval mode without gradients; the model
+    and what its hooks and functions see are left as they were. What cannot be cut is in ``graph.frozen``, with operator,
+    location and reason.
 
-    Raises `TraceError` when the forward fails, changes parameters or takes another path each time, or when the model
-    holds meta, sparse or quantised tensors.
+    Raises `TraceError` when the forward fails, changes parameters or takes another path each time, when a copy of the model
+    uses the model itself (through a global name), or when the model is scripted or holds meta, sparse or quantised tensors.
     """
     limits = _checked(exclude, min_width, align)
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
-    tensors = _own_tensors(model)
-    tape, twin = record(model, inputs, tensors)
-    _check_same(tensors, _own_tensors(twin))
+    run = _arguments(example, example_kwargs)
+    with torch.inference_mode(mode=False), torch.no_grad():
+        around = Surroundings(model)
+        try:
+            tensors = _own_tensors(model)
+            tape = record(model, run, tensors, around)
+            graph = _found(model, tensors, tape, around, limits)
+        finally:
+            changed = around.restore(model=True)
+    if changed:
+        raise TraceError(f"a copy of the model wrote into '{changed[0]}' of the model itself; {around.advice}")
+    return graph
+
+
+def _arguments(example: Any, kwargs: Mapping[str, Any] | None) -> Example:
+    if isinstance(example, Mapping):
+        raise ConfigError(
+            "the example is a dict; give keyword arguments as example_kwargs={...}, one dict argument as example=(dict,)"
+        )
+    args = (example,) if isinstance(example, Tensor) else tuple(example)
+    return Example(args, dict(kwargs or {}))
+
+
+def _found(model: nn.Module, tensors: Mapping[str, Tensor], tape: Tape, around: Surroundings, limits: Limits) -> Graph:
+    """Follow channels and try cuts until one goes as predicted."""
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
     learnable = sum(p.numel() for p in model.parameters())
-    decisions, steady = Decisions(), False
+    decisions = Decisions()
     while True:
         tracer = follow(tape, decisions)
         _separate_memory(tracer, tensors)
-        found = assemble(tracer, shapes, learnable, tuple(tape.shapes), limits)
-        found = found.with_numbers(tracer.atoms, followed(tracer, twin, tape))
-        failure = _tried(twin, inputs, tensors, tape, tracer, found)
+        found = assemble(tracer, shapes, learnable, tape.runs[0].example.shapes, limits)
+        found = found.with_numbers(tracer.atoms, followed(tracer, model, tape))
+        failure = _tried(model, tensors, tape, around, tracer, found)
         if failure is None:
             return found.graph
-        again = _settled(twin, inputs, tensors, tape) if failure.other_operator and not steady else tape
-        steady = steady or failure.other_operator
-        if again is tape:
-            _learn(decisions, failure, twin, tape, tracer, found)
-        tape = again
+        if failure.other_operator and tape.real:
+            check_settled(model, tensors, tape, around)
+        _learn(decisions, failure, model, tape, tracer, found)
 
 
 def _checked(exclude: Sequence[str], min_width: int, align: int | Mapping[str, int]) -> Limits:
@@ -73,10 +96,17 @@ def _checked(exclude: Sequence[str], min_width: int, align: int | Mapping[str, i
 
 def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer by its ``state_dict`` name."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError(
+            "the model is a ScriptModule, whose layers cannot be replaced; trace the Python model that it was made from"
+        )
     tensors = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     for name, tensor in tensors.items():
         if tensor.is_meta:
-            raise TraceError(f"'{name}' is a meta tensor without values; load the model's weights first")
+            raise TraceError(
+                f"'{name}' is a meta tensor without values; load the weights first: "
+                "model.load_state_dict(weights, assign=True), or build the model on a device"
+            )
         if tensor.is_quantized:
             raise TraceError(f"'{name}' is quantised; trace the float model and quantise the cut one")
         if tensor.layout != torch.strided:
@@ -84,20 +114,6 @@ def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
                 f"'{name}' is a sparse tensor ({tensor.layout}); make it dense first ('tensor.to_dense()')"
             )
     return tensors
-
-
-def _check_same(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
-    """The run may have added buffers, which the cut model will do as well, but neither parameters nor another value for a name."""
-    changed = next((name for name, tensor in before.items() if after.get(name) is not tensor), None)
-    if changed is not None:
-        raise TraceError(
-            f"the forward replaces '{changed}' by another tensor; a model that changes itself has no fixed structure"
-        )
-    made = next((name for name, t in after.items() if name not in before and isinstance(t, nn.Parameter)), None)
-    if made is not None:
-        raise TraceError(
-            f"the forward makes parameter '{made}' in its first run; run the model once on the example, then trace it"
-        )
 
 
 def _separate_memory(tracer: Tracer, tensors: Mapping[str, Tensor]) -> None:
@@ -118,9 +134,9 @@ def _separate_memory(tracer: Tracer, tensors: Mapping[str, Tensor]) -> None:
 
 def _tried(
     model: nn.Module,
-    inputs: tuple[Any, ...],
     tensors: Mapping[str, Tensor],
     tape: Tape,
+    around: Surroundings,
     tracer: Tracer,
     found: Assembly,
 ) -> Failure | None:
@@ -131,8 +147,12 @@ def _tried(
     fewest = {g.name: np.arange(g.width - g.min_width, g.width) for g in groups}
     for kept in (halves, fewest) if halves else ():
         plan = Plan({name: tuple(channels.tolist()) for name, channels in kept.items()}, "")
-        small = _on_meta(model, tensors, found.graph, plan)
-        failure = attempt(small, inputs, tape, tracer, _alive(tracer, found, kept))
+
+        def cut(plan: Plan = plan) -> nn.Module:
+            around.restore()
+            return _on_meta(model, tensors, found.graph, plan)
+
+        failure = attempt(cut, tape, tracer, _alive(tracer, found, kept))
         # PyTorch itself takes other operators for axes of length 1; what branches on widths shows at half of them.
         excused = failure is not None and failure.other_operator and kept is fewest
         if failure is not None and not excused and not _only_values_lack(failure, tape, tracer, found):
@@ -171,29 +191,6 @@ def _on_meta(model: nn.Module, tensors: Mapping[str, Tensor], graph: Graph, plan
     made = replaced(model, tensors, small)
     set_numbers(made, graph.numbers, {**graph.widths, **plan.widths})
     return made
-
-
-def _settled(twin: nn.Module, inputs: tuple[Any, ...], tensors: Mapping[str, Tensor], tape: Tape) -> Tape:
-    """`tape` when a second run equals it, or the second when only the third equals that (the first run filled caches)."""
-    second, twin = record(twin, inputs, tensors)
-    if _difference(tape, second) is None:
-        return tape
-    where = _difference(second, record(twin, inputs, tensors)[0])
-    if where is not None:
-        raise TraceError(
-            f"two runs of the model differ: {where}; a forward that takes another path each time has no fixed structure to prune"
-        )
-    return second
-
-
-def _difference(tape: Tape, again: Tape) -> str | None:
-    for one, two in zip(tape.calls, again.calls, strict=False):
-        if one.op != two.op or [v.shape for v in one.outs] != [v.shape for v in two.outs]:
-            return f"{one.location} in the one, {two.location} in the other"
-    if len(tape.calls) != len(again.calls):
-        longer = max(tape.calls, again.calls, key=len)[min(len(tape.calls), len(again.calls))]
-        return f"{longer.location} runs in only one of them"
-    return None
 
 
 def _learn(

@@ -8,6 +8,7 @@ difference the trial stops and says where.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
 from pydeploy.prune.structure.propagate import Tracer
+from pydeploy.prune.structure.running import run, to_meta
 from pydeploy.prune.structure.shapes import run_meta
-from pydeploy.prune.structure.tape import Call, Tape, Value, flat, mapped, one_device, run, schema_of, to_meta
+from pydeploy.prune.structure.tape import PLUMBING, Call, Run, Tape, Value, flat, mapped, one_device, schema_of
 
 
 @dataclass(frozen=True)
@@ -43,25 +44,36 @@ class _Left(BaseException):
         self.failure = failure
 
 
-def attempt(
-    small: nn.Module, inputs: tuple[Any, ...], tape: Tape, tracer: Tracer, alive: NDArray[np.bool_]
-) -> Failure | None:
-    """Run `small` (cut, on the meta device) along `tape`; `alive` says which atoms are kept. None: all went as predicted."""
+def attempt(make: Callable[[], nn.Module], tape: Tape, tracer: Tracer, alive: NDArray[np.bool_]) -> Failure | None:
+    """Run cut models, which `make` gives on the meta device, along `tape`; `alive` says which atoms are kept. None: all went
+    as predicted.
+    """
     mode = _Trial(tape, tracer, alive)
+    small: nn.Module | None = None
+    for part in tape.runs:
+        mode.begin(part)
+        small = make() if part.fresh or small is None else small
+        failure = _attempted(small, part, mode)
+        if failure is not None:
+            return failure
+    return None
+
+
+def _attempted(small: nn.Module, part: Run, mode: _Trial) -> Failure | None:
     try:
-        run(small, tree_map(lambda leaf: to_meta(leaf) if isinstance(leaf, Tensor) else leaf, inputs), mode)
+        run(small, part.example.meta(), mode)
     except _Left as left:
         return left.failure
     except Exception as error:
         if mode.pending is not None:
             return mode.pending
-        index = min(mode.index, len(tape.calls) - 1)
+        index = min(mode.index, part.end - 1)
         return Failure(
             index, f"fails when channels are cut: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
         )
     if mode.pending is not None:
         return mode.pending
-    if any(call.op not in _PLUMBING for call in tape.calls[mode.index :]):
+    if any(call.op not in PLUMBING for call in mode.tape.calls[mode.index : part.end]):
         return Failure(mode.index, "does not run when channels are cut", other_operator=True)
     return None
 
@@ -74,9 +86,13 @@ class _Trial(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         self.alive = np.append(alive[tracer.atoms.roots(np.arange(tracer.atoms.count, dtype=np.int64))], True)
         self.counts: dict[int, int] = {}
         """Kept channels by the layout's `id`: the tracer holds all layouts."""
-        self.index = 0
+        self.index = self.end = 0
         self.pending: Failure | None = None
         """A view of another size than predicted; it counts if the next real operator's size is wrong, too."""
+
+    def begin(self, part: Run) -> None:
+        """Follow that run next."""
+        self.index, self.end, self.pending = part.begin, part.end, None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -91,7 +107,7 @@ class _Trial(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         problem = self._other_numbers(call, args)
         out = self._run(func, call, args, kwargs)
         problem = problem or self._other_shapes(call, out)
-        if name in _PLUMBING:
+        if name in PLUMBING:
             self.pending = self.pending or problem
         elif problem is not None:
             raise _Left(self.pending or problem)
@@ -106,13 +122,13 @@ class _Trial(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         Whether a reshape is a view or a copy depends on strides, and those on axes of length 1, so such calls may come and go.
         """
         calls = self.tape.calls
-        if name in _PLUMBING:
-            return self.index < len(calls) and calls[self.index].op == name
-        while self.index < len(calls) and calls[self.index].op in _PLUMBING:
+        if name in PLUMBING:
+            return self.index < self.end and calls[self.index].op == name
+        while self.index < self.end and calls[self.index].op in PLUMBING:
             self.index += 1
-        found = calls[self.index].op if self.index < len(calls) else ""
+        found = calls[self.index].op if self.index < self.end else ""
         if found != name:
-            at = min(self.index, len(calls) - 1)
+            at = min(self.index, self.end - 1)
             raise _Left(
                 self.pending or Failure(at, f"'{name}' runs in its place when channels are cut", other_operator=True)
             )
@@ -193,5 +209,3 @@ class _Trial(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
 
 
 _ARITHMETIC = frozenset(("add", "sub", "mul", "div", "pow", "rsub", "floor_divide", "remainder", "fmod"))
-_PLUMBING = frozenset(("view", "_unsafe_view", "_reshape_alias", "clone", "contiguous", "expand", "unsqueeze", "squeeze", "as_strided",
-                       "permute", "transpose", "t", "detach", "alias", "_to_copy", "lift_fresh", "scalar_tensor"))  # fmt: skip

@@ -47,10 +47,11 @@ class Memo(dict[int, Any]):
         return Survey(self.root)
 
 
-def copied(model: nn.Module, memo: Memo) -> nn.Module:
+def copied(model: nn.Module, memo: Mapping[int, Any]) -> nn.Module:
     """A deep copy of `model`, except that an object whose `id` is in `memo` becomes ``memo[id]``."""
-    memo.root = model
-    return _module(model, memo)
+    own = memo if isinstance(memo, Memo) else Memo(memo)
+    own.root = model
+    return _module(model, own)
 
 
 def _module(module: nn.Module, memo: Memo) -> nn.Module:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pydeploy import _core
 from pydeploy.errors import DataError
 from pydeploy.prune.forward import Inputs, norms_after
-from pydeploy.prune.surgery.copying import Memo, copied
+from pydeploy.prune.surgery.copying import copied
 from pydeploy.prune.surgery.tensors import as_floats, from_floats
 
 
@@ -39,10 +39,10 @@ def _foldable(layer: Any) -> bool:
     return plain and not (getattr(layer, "transposed", False) and layer.groups > 1)
 
 
-def _memo(model: nn.Module, pairs: dict[str, str]) -> Memo:
+def _memo(model: nn.Module, pairs: dict[str, str]) -> dict[int, Any]:
     """Weights that are replaced right after are not copied."""
-    return Memo({id(weight): weight for layer in pairs
-                 for weight in [model.get_submodule(layer)._parameters.get("weight")] if weight is not None})  # fmt: skip
+    return {id(weight): weight for layer in pairs for weight in [model.get_submodule(layer)._parameters.get("weight")]
+            if weight is not None}  # fmt: skip
 
 
 def _fold(target: nn.Module, layer: Any, norm: Any) -> None:

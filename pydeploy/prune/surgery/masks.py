@@ -24,7 +24,7 @@ from torch.nn.utils import parametrize
 from pydeploy import _core
 from pydeploy.errors import ConfigError, Mismatch
 from pydeploy.graph import Graph
-from pydeploy.prune.surgery.copying import Memo, copied
+from pydeploy.prune.surgery.copying import copied
 from pydeploy.prune.surgery.tensors import as_floats
 
 Masks = Mapping[str, Tensor]
@@ -105,7 +105,7 @@ class Mask(nn.Module):
 def masked(model: nn.Module, masks: Masks) -> nn.Module:
     """A copy of `model` whose named weights stay masked while it trains. Raises `Mismatch` for a mask that fits none."""
     tensors = model.state_dict(keep_vars=True)
-    result = copied(model, Memo())
+    result = copied(model, {})
     for name, mask in masks.items():
         if name not in tensors or tensors[name].shape != mask.shape or mask.dtype != torch.bool:
             found = f"has shape {list(tensors[name].shape)}" if name in tensors else "does not exist in the model"
@@ -122,7 +122,7 @@ def masked(model: nn.Module, masks: Masks) -> nn.Module:
 
 def unmasked(model: nn.Module) -> nn.Module:
     """A copy of `model` with plain weights into which the masks are multiplied; modules parametrised otherwise stay."""
-    result = copied(model, Memo())
+    result = copied(model, {})
     for module in list(result.modules()):
         parts = dict(getattr(module, "parametrizations", {}))
         if not parts or not all(

@@ -31,24 +31,19 @@ _CONTAINERS = (list, tuple, set, frozenset, deque)
 _DEPTH = 6
 
 
-def filled(function: types.FunctionType) -> list[types.CellType]:
-    """The cells of a closure that hold something."""
-    return [cell for cell in function.__closure__ or () if not _empty(cell)]
-
-
-def _empty(cell: types.CellType) -> bool:
+def content(cell: types.CellType) -> list[Any]:
+    """What a cell of a closure holds, if anything."""
     try:
-        _ = cell.cell_contents
+        return [cell.cell_contents]
     except ValueError:
-        return True
-    return False
+        return []
 
 
 def seen(call: Any) -> list[Any]:
     """What a function, method, partial or weak reference sees, its globals not counted."""
     if isinstance(call, types.FunctionType):
         kept = [*(call.__defaults__ or ()), *(call.__kwdefaults__ or {}).values(), *vars(call).values()]
-        return [*filled(call), *kept]
+        return [*(call.__closure__ or ()), *kept]
     if isinstance(call, types.MethodType):
         return [call.__func__, call.__self__]
     if isinstance(call, functools.partial):
@@ -66,7 +61,7 @@ def parts(value: Any) -> list[Any]:
     if type(value) in ATOMS or isinstance(value, type | Tensor):
         return []
     if isinstance(value, types.CellType):
-        return [value.cell_contents]
+        return content(value)
     if isinstance(value, dict):
         return [*value.keys(), *value.values()]
     if isinstance(value, _CONTAINERS):
@@ -164,14 +159,14 @@ def _plain(value: Any) -> bool:
     )
 
 
-def _library(kind: type) -> bool:
+def is_library(kind: type) -> bool:
     return kind.__module__.split(".")[0] in ("torch", "builtins")
 
 
 def methods(kind: type) -> Iterator[types.FunctionType]:
     """All functions in the bodies of a class and its bases, torch's left out."""
     for base in kind.__mro__:
-        if _library(base):
+        if is_library(base):
             continue
         for item in vars(base).values():
             inner = getattr(item, "__func__", None) or getattr(item, "fget", None) or getattr(item, "func", item)
@@ -181,7 +176,7 @@ def methods(kind: type) -> Iterator[types.FunctionType]:
 
 def methods_see(kind: type) -> Iterator[Any]:
     """What the methods of a class see through closures, default arguments and global names, and its own attributes."""
-    pending = [*(item for base in kind.__mro__ if not _library(base) for item in vars(base).values())]
+    pending = [*(item for base in kind.__mro__ if not is_library(base) for item in vars(base).values())]
     for method in methods(kind):
         pending += [*seen(method), *named_globals(method).values()]
     known: set[int] = set()
