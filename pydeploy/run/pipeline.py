@@ -23,8 +23,9 @@ from pydeploy.graph import Graph, Plan
 from pydeploy.latency.probes.design import grid
 from pydeploy.latency.table.by_precision import other_table, other_target
 from pydeploy.onnxfile.prepare import prepare, read_float_model
-from pydeploy.quant.placement import excludable, style_for, style_named
+from pydeploy.quant.placement import excludable
 from pydeploy.quant.placement import plan as plan_pairs
+from pydeploy.quant.styles import style_for, style_named
 from pydeploy.run.artefacts import Artefacts
 from pydeploy.run.config import Config, QuantizeSection
 from pydeploy.run.folder import Console, RunFolder
