@@ -1,12 +1,14 @@
 """A CNN, a device and a latency budget in; an engine that was measured to meet the budget out.
 
 The public names below are loaded when first used, so importing pydeploy (and ``pydeploy --help``) is quick and a
-board without torch can measure.
+board without torch can measure. No public name may be that of a module of this package: the import system binds a
+module to its package under its name, over whatever is there.
 """
 
 from __future__ import annotations
 
 import importlib
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -52,15 +54,20 @@ __all__ = ["Graph", "Plan", "Table", "__version__", "apply", "calibrate", "chann
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
+    if name == "_core":
+        return _compiled_part()
+    if name not in _HOMES:
         raise AttributeError(f"module 'pydeploy' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def _compiled_part() -> ModuleType:
+    """Asked for by ``from pydeploy import _core``, as all modules import it."""
     try:
-        return getattr(importlib.import_module(home), name)
+        return importlib.import_module("pydeploy._core")
     except ImportError as error:
-        if error.name == "pydeploy._core":
-            raise ImportError(
-                "pydeploy's compiled part (pydeploy._core) is missing. In a source checkout run 'make setup' "
-                "(or 'pip install -e .'); otherwise reinstall the package: pip install --force-reinstall pydeploy"
-            ) from error
-        raise
+        raise ImportError(
+            f"pydeploy's compiled part (pydeploy._core) is missing or cannot be loaded ({error}). In a source checkout run "
+            "'make setup' (or 'pip install -e .'); otherwise reinstall the package: pip install --force-reinstall pydeploy",
+            name="pydeploy._core",
+        ) from error

@@ -13,7 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
     ("_core", "errors", "version"),
-    ("files", "threads", "resolve", "factories"),
+    ("files", "threads", "guests", "resolve", "factories"),
     ("graph",),
     ("plan",),
     ("timing.records",),

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 from types import FrameType
 
-from pydeploy.errors import DeployError
+from pydeploy.errors import BackendUnavailable, DeployError
 
 TRAINING = ("torch", "torchvision", "accelerate", "safetensors", "onnxscript")
 """Packages of the extra 'train'; what runs on a target does without."""
@@ -39,15 +40,14 @@ def _run() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("pydeploy").setLevel(logging.INFO)
     try:
+        _check_typer()
         from pydeploy.cli.app import app
 
         app()
     except DeployError as error:
         _fail(str(error))
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in TRAINING:
-            raise
-        _fail(f"this needs PyTorch and its companions ('{error.name}' is missing): pip install 'pydeploy[train]'")
+    except ImportError as error:
+        _fail(_what_is_missing(error))
     except (_Interrupted, KeyboardInterrupt):
         _fail("interrupted; finished stages and checkpoints are kept, 'pydeploy run ... --resume' goes on from there")
     except BrokenPipeError:
@@ -57,6 +57,30 @@ def _run() -> None:
         _fail("out of memory; use a smaller batch or fewer probes at once")
     except OSError as error:
         _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+
+
+def _what_is_missing(error: ImportError) -> str:
+    """A sentence on a package that is missing or does not fit; a module of our own that does not fit is our fault."""
+    package = (error.name or "").split(".")[0]
+    if error.name == "pydeploy._core":
+        return str(error)
+    if package == "pydeploy":
+        raise error
+    if isinstance(error, ModuleNotFoundError) and package in TRAINING:
+        return f"this needs PyTorch and its companions ('{error.name}' is missing): pip install 'pydeploy[train]'"
+    name = {"yaml": "pyyaml", "PIL": "pillow", "onnx_graphsurgeon": "onnx-graphsurgeon"}.get(package, package)
+    return f"the package '{package}' is missing or does not fit ({error}): pip install --upgrade {name}"
+
+
+def _check_typer() -> None:
+    """Versions of typer below 0.19.2 do not know click 8.2 and later: they would ignore flags without a word."""
+    from importlib.metadata import version
+
+    typer = tuple(int(part) for part in re.findall(r"\d+", version("typer"))[:3])
+    if typer < (0, 19, 2) and not re.match(r"8\.[01](\.|$)", click := version("click")):
+        raise BackendUnavailable(
+            f"typer {version('typer')} does not work with click {click}: pip install --upgrade typer"
+        )
 
 
 def _fail(text: str) -> None:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydeploy.errors import BackendUnavailable, ConfigError, DataError, nearest
+from pydeploy.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from pydeploy.backends.base import Backend
 
-MODEL_HELP = "pydeploy:NAME, torchvision:NAME, timm:NAME, or FILE.py:FACTORY."
+MODEL_HELP = "pydeploy:NAME, torchvision:NAME, timm:NAME, or your own FILE.py:FACTORY or PACKAGE.MODULE:FACTORY."
 INPUT_HELP = "Shape of one input, e.g. 1x3x224x224; repeat for several."
 OPTION_HELP = "Argument of the model's factory as key=value; repeat for several."
 TARGET_HELP = (
@@ -27,22 +25,12 @@ EXAMPLE_HELP = "Batch size that the engine is built for."
 
 def model_named(spec: str, options: Sequence[str] = ()) -> nn.Module:
     """The model that `spec` names, built with ``key=value`` options, in eval mode."""
-    home, colon, name = spec.partition(":")
+    _, colon, name = spec.rpartition(":")
     if not colon or not name:
         raise ConfigError(f"a model is given as {MODEL_HELP[:-1]}; got '{spec}'")
-    given = _options(options)
-    if home == "pydeploy":
-        from pydeploy.models import build
+    from pydeploy.models.named import named
 
-        return build(name, **given).eval()
-    factory = _from_file(Path(home), name) if home.endswith(".py") else _from_library(home, name)
-    try:
-        made = factory(**given)
-    except Exception as error:  # the user's own code may raise anything
-        raise ConfigError(f"{spec} cannot be built with {given}: {_told(error)}") from None
-    if not hasattr(made, "state_dict"):
-        raise ConfigError(f"{spec} returns {type(made).__name__}; expected a PyTorch module")
-    return made.eval()  # type: ignore[no-any-return]
+    return named(spec, _options(options))
 
 
 def _options(texts: Sequence[str]) -> dict[str, Any]:
@@ -53,54 +41,8 @@ def _options(texts: Sequence[str]) -> dict[str, Any]:
         raise ConfigError(f"model options are key=value, got {list(texts)}")
     try:
         return {key: yaml.safe_load(value) for key, _, value in pairs}
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # ValueError: 2024-13-45, which looks like a date
         raise ConfigError(f"a model option's value is not YAML, got {list(texts)}") from None
-
-
-def _from_library(home: str, name: str) -> Any:
-    if home not in ("torchvision", "timm"):
-        raise ConfigError(
-            f"unknown model source '{home}'{nearest(home, ('pydeploy', 'torchvision', 'timm'))}; or FILE.py:FACTORY"
-        )
-    if importlib.util.find_spec(home) is None:
-        raise BackendUnavailable(f"'{home}:{name}' needs the package '{home}': pip install {home}")
-    if home == "timm":
-        import timm  # type: ignore[import-not-found,unused-ignore]
-
-        return lambda **options: timm.create_model(name, **options)
-    from torchvision import models
-
-    if name not in models.list_models():
-        raise ConfigError(f"torchvision has no model '{name}'{nearest(name, models.list_models())}")
-    return lambda **options: models.get_model(
-        name, weights=None, **({"weights_backbone": None} if "/" in name else {}), **options
-    )
-
-
-def _from_file(path: Path, name: str) -> Any:
-    if not path.is_file():
-        raise DataError(f"{path} does not exist; expected a Python file with a function '{name}' that returns a model")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ConfigError(f"{path} cannot be run: {_told(error)}") from None
-    if not callable(getattr(module, name, None)):
-        names = [n for n in vars(module) if callable(getattr(module, n)) and not n.startswith("_")]
-        raise ConfigError(f"{path} has no function '{name}'{nearest(name, names)}")
-    return getattr(module, name)
-
-
-def _told(error: Exception) -> str:
-    """An error of the user's own code in one line: its kind, its text, and the last line of code that it came from."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-    if isinstance(error, SyntaxError):
-        place = ""  # its text says where
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{place}"
 
 
 def shapes(texts: Sequence[str]) -> list[tuple[int, ...]]:
