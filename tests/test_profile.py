@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from onnx_nets import RESIDUAL_OPS, residual
 from pydeploy.backends.base import Backend, Engine, LayerTime, TensorSpec, open_backend
 from pydeploy.profiling.profile import attribute, profile, random_feeds, time_engines
-from pydeploy.timing.records import Profile
+from pydeploy.timing.overhead import net
+from pydeploy.timing.records import Profile, Target, Timing
 
 
 def layer(name: str, *origins: str, samples: tuple[float, ...] = (1.0, 2.0)) -> LayerTime:
@@ -92,6 +93,66 @@ def test_profile_without_operators_uses_the_files_node_names(name: str, tmp_path
     names = list(dict.fromkeys(one.origins[0] if one.origins else one.name for one in layers))
     assert {"stem"} < set(names)
     assert list(profile(backend, engine, rounds=1, runs=2).layers) == names
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("ops", [None, RESIDUAL_OPS], ids=["nodes", "operators"])
+def test_layers_for_people_add_up_to_the_network_at_most(
+    name: str, ops: tuple[str, ...] | None, tmp_path: Path
+) -> None:
+    backend, engine = built(name, tmp_path)
+    read = profile(backend, engine, ops, rounds=2, runs=5)
+    found = net(read)
+    total_us = sum(timing.median_us for timing in found.layers.values())
+    assert total_us <= found.whole.median_us * (1 + 1e-9)
+    assert list(found.layers) == list(read.layers)
+    assert found.condition["overhead_us"] >= 0
+    if found.condition["overhead_us"]:
+        assert total_us == pytest.approx(found.whole.median_us)
+    else:
+        assert found.layers == read.layers
+    with backend.open(engine) as session:
+        layers = session.layers(random_feeds(session.inputs), 2)
+    assert len(RESIDUAL_OPS) <= sum(read.parts.values()) <= len(layers)
+    assert Profile.from_json(found.to_json()) == found
+
+
+entries = st.lists(st.tuples(st.floats(0, 1000), st.integers(1, 9)), min_size=1, max_size=12)
+
+
+@given(entries, st.floats(0.1, 5000))
+def test_every_layer_is_freed_of_the_same_overhead(rows: list[tuple[float, int]], whole_us: float) -> None:
+    """The oracle is bisection: the constant a layer at which the rest adds up to the network."""
+    layers = {str(i): Timing.of([us, us, us]) for i, (us, _) in enumerate(rows)}
+    read = Profile(Target("c", "b", "1", "fp32", 1, 1), Timing.of([whole_us]), layers,
+                   parts={str(i): count for i, (_, count) in enumerate(rows)})  # fmt: skip
+    found = net(read)
+    medians, parts = np.array([us for us, _ in rows]), np.array([count for _, count in rows])
+    low, high = 0.0, float(medians.max())
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.maximum(medians - parts * middle, 0).sum() > whole_us else (low, middle)
+    expected = np.maximum(medians - parts * (high if medians.sum() > whole_us else 0.0), 0)
+    assert [timing.median_us for timing in found.layers.values()] == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_reading_costs_is_found_again() -> None:
+    true_us, parts = {"a": 50.0, "b": 3.0, "c": 0.4}, {"a": 3, "b": 1, "c": 2}
+    layers = {name: Timing.of(np.full(5, us + 2.0 * parts[name])) for name, us in true_us.items()}
+    found = net(Profile(Target("c", "b", "1", "fp32", 1, 1), Timing.of([sum(true_us.values())]), layers, parts=parts))
+    assert found.condition["overhead_us"] == pytest.approx(2.0)
+    assert {name: timing.median_us for name, timing in found.layers.items()} == pytest.approx(true_us)
+
+
+def test_a_layer_that_a_runtime_lists_now_and_then_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, engine = built("null", tmp_path)
+    with backend.open(engine) as session:
+        kind = type(session)
+    whole, calls = kind.layers, iter(range(99))
+    monkeypatch.setattr(kind, "layers", lambda *args: whole(*args)[next(calls) % 2 :])
+    for ops in (None, RESIDUAL_OPS):
+        found = profile(backend, engine, ops, rounds=4, runs=1)
+        assert {timing.n for timing in found.layers.values()} <= {2, 4}
 
 
 def test_null_profile_is_exact_and_never_disturbed(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pydeploy.backends.tensorrt.inspector import LayerInfo, layout, origins_of, parse_layers
-from pydeploy.backends.tensorrt.layers import join, layer_times, samples_of, without_overhead
+from pydeploy.backends.tensorrt.layers import join, layer_times, samples_of
 from pydeploy.errors import DataError
+from pydeploy.timing.overhead import without_overhead
 
 FORMATS = [
     # 8.6 and 10

@@ -96,7 +96,7 @@ def show_profile(found: Profile) -> None:
     for flag, meaning in FLAGS.items():
         if found.condition.get(flag):
             sys.stdout.write(f"warning: {meaning}\n")
-    sys.stdout.write("\n")
+    sys.stdout.write(f"layers: {_sum(found)}\n\n")
     header: tuple[str, ...] = ("layer", "median_us", "p10_us", "p90_us", "n")
     rows: list[tuple[Any, ...]] = [
         (name, round(t.median_us, 1), round(t.p10_us, 1), round(t.p90_us, 1), t.n) for name, t in found.layers.items()
@@ -105,6 +105,14 @@ def show_profile(found: Profile) -> None:
         header = (*header, "channels_padded_to")
         rows = [(*row, multiples(found.padding.get(row[0], (0, 0)))) for row in rows]
     show_table(header, rows)
+
+
+def _sum(found: Profile) -> str:
+    """How the layers' times relate to the network's."""
+    total_us, overhead_us = sum(t.median_us for t in found.layers.values()), found.condition.get("overhead_us", 0.0)
+    share = f" ({total_us / found.whole.median_us:.0%} of the network)" if found.whole.median_us else ""
+    less = f", {overhead_us:.1f} us that reading adds taken off each of the runtime's layers" if overhead_us else ""
+    return f"{total_us:.1f} us together{share}{less}"
 
 
 def multiples(padding: Padding) -> str:

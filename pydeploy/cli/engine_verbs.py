@@ -157,11 +157,12 @@ def measure(
     from pydeploy.cli.arguments import backend_of
     from pydeploy.cli.console import show_json, show_profile
     from pydeploy.profiling.profile import profile
+    from pydeploy.timing.overhead import net
 
     backend, record = backend_of(engine)
     if onnx is not None:
         record.require_source(onnx)
-    found = profile(backend, record, rounds=rounds, runs=runs)
+    found = net(profile(backend, record, rounds=rounds, runs=runs))
     if json:
         show_json(found.to_json())
     else:

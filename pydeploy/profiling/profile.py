@@ -43,7 +43,8 @@ def profile(
     """The engine's latency and the times of its layers, each from `rounds` rounds of `runs` runs.
 
     Layers are named by the model's operators in `ops` (see `attribute`), or by their ONNX nodes without `ops`.
-    Both are measured with other load watched for; `Timing.disturbed` says when it could not be avoided.
+    Both are measured with other load watched for; `Timing.disturbed` says when it could not be avoided. Layers are as
+    the runtime reads them; `pydeploy.timing.overhead.net` takes off what reading adds.
     """
     target = backend.target()
     watch = Watch() if target.measured else unwatched()
@@ -53,11 +54,17 @@ def profile(
         whole = interleave(timers, rounds=rounds, runs=runs, watch=watch, on_round=on_round)[""]
         facts = session.condition() if isinstance(session, Conditioned) else {}
         inside = quiet_rounds(partial(session.layers, feeds, runs), rounds=rounds, retries=rounds, watch=watch)
-    padding = paddings(inside.results[0], ops)
-    samples = _joined([_by_name(layers) if ops is None else attribute(layers, ops) for layers in inside.results])
+
+    def named(layers: Sequence[LayerTime]) -> dict[str, NDArray[np.float64]]:
+        return _by_name(layers) if ops is None else attribute(layers, ops)
+
+    first = inside.results[0]
+    counted = named([replace(layer, samples_us=np.array([float(layer.samples_us.any())])) for layer in first])
+    samples = _joined([named(layers) for layers in inside.results])
     layers = {name: Timing.of(values, disturbed=inside.disturbed) for name, values in samples.items()}
     disturbed = whole.disturbed or facts.get("unstable", 0.0) > 0
-    return Profile(target, replace(whole.timing, disturbed=disturbed), layers, {**whole.condition, **facts}, padding)
+    return Profile(target, replace(whole.timing, disturbed=disturbed), layers, {**whole.condition, **facts},
+                   paddings(first, ops), {name: int(count[0]) for name, count in counted.items()})  # fmt: skip
 
 
 def time_engines(

@@ -152,6 +152,12 @@ class Timing:
         times = {name: getattr(self, name) * factor for name in ("median_us", "p10_us", "p90_us")}
         return replace(self, **times, turns=tuple(Turn(turn.us * factor, turn.calm) for turn in self.turns))
 
+    def less(self, us: float) -> Timing:
+        """Every time shorter by `us`, none below zero."""
+        times = {name: max(0.0, getattr(self, name) - us) for name in ("median_us", "p10_us", "p90_us")}
+        width_us = self.interval * self.median_us
+        return replace(self, **times, interval=width_us / times["median_us"] if times["median_us"] else 0.0)
+
     @property
     def spread(self) -> float:
         """Relative width of the middle 80 %: ``(p90 - p10) / median``."""
@@ -189,6 +195,8 @@ class Profile:
     """Device condition around the measurement (drift of the reference kernel, foreign CPU share)."""
     padding: Mapping[str, Padding] = field(default_factory=dict)
     """Of those `layers` whose formats the runtime tells (TensorRT)."""
+    parts: Mapping[str, int] = field(default_factory=dict)
+    """How many of the runtime's layers, in-place ones left out, each of `layers` sums up; one where it is not told."""
 
     def scaled(self, factor: float) -> Profile:
         """The profile as it would be on a computer that takes `factor` times as long for everything."""
@@ -202,14 +210,16 @@ class Profile:
     def to_json(self) -> dict[str, Any]:
         return {"schema": 1, "target": self.target.to_json(), "whole": self.whole.to_json(),
                 "layers": {name: t.to_json() for name, t in self.layers.items()},
-                "condition": dict(self.condition), "padding": {name: list(p) for name, p in self.padding.items()}}  # fmt: skip
+                "condition": dict(self.condition), "padding": {name: list(p) for name, p in self.padding.items()},
+                "parts": dict(self.parts)}  # fmt: skip
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Profile:
         try:
             layers = {name: Timing.from_json(t) for name, t in data["layers"].items()}
             padding = {name: (int(cin), int(cout)) for name, (cin, cout) in data.get("padding", {}).items()}
+            parts = {name: int(count) for name, count in data.get("parts", {}).items()}
             whole = Timing.from_json(data["whole"])
-            return cls(Target.from_json(data["target"]), whole, layers, data["condition"], padding)
+            return cls(Target.from_json(data["target"]), whole, layers, data["condition"], padding, parts)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"not a profile file: {error!r}") from None

@@ -65,27 +65,6 @@ def join(
     return found
 
 
-def without_overhead(
-    samples: Sequence[NDArray[np.float64]], whole_us: float
-) -> tuple[list[NDArray[np.float64]], float]:
-    """Layer samples less the constant that profiling adds to each layer, and that constant (0 or more, microseconds).
-
-    The events between layers make their sum exceed the network. The constant is what remains over, spread evenly over
-    the layers that take any time; no median goes below zero. Where the sum does not exceed `whole_us` nothing changes.
-    """
-    medians = np.array([np.median(times) for times in samples])
-    constant = _constant(medians, whole_us)
-    return [np.maximum(times - constant, 0.0) if np.median(times) > 0 else times for times in samples], constant
-
-
-def _constant(medians: NDArray[np.float64], whole_us: float) -> float:
-    """C >= 0 such that the sum of max(median - c, 0) is `whole_us`: found exactly, piece by piece."""
-    active = np.sort(medians[medians > 0])
-    while active.size and (active.sum() - whole_us) / active.size > active[0]:
-        active = active[1:]
-    return max(0.0, float((active.sum() - whole_us) / active.size)) if active.size else 0.0
-
-
 def layer_times(joined: Sequence[tuple[LayerInfo, NDArray[np.float64]]]) -> list[LayerTime]:
     """`LayerTime`s with names made unique."""
     seen: dict[str, int] = {}

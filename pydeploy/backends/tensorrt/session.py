@@ -17,9 +17,10 @@ from pydeploy.backends.tensorrt.condition import Condition, Nvml
 from pydeploy.backends.tensorrt.cuda import Launch, Stream
 from pydeploy.backends.tensorrt.driver import probe
 from pydeploy.backends.tensorrt.inspector import LayerInfo, parse_layers
-from pydeploy.backends.tensorrt.layers import join, layer_times, make_profiler, samples_of, without_overhead
+from pydeploy.backends.tensorrt.layers import join, layer_times, make_profiler, samples_of
 from pydeploy.backends.tensorrt.logger import make_logger
 from pydeploy.errors import BackendUnavailable, DataError
+from pydeploy.timing.overhead import without_overhead
 
 _WARM_UP = 3  # profiled runs that are thrown away
 _WHOLE_RUNS = 20  # unprofiled runs that tell what the profiled layers should add up to

@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 from pydeploy.backends.base import LayerTime
 from pydeploy.backends.tensorrt import compat
 from pydeploy.backends.tensorrt.inspector import LayerInfo, parse_layers
-from pydeploy.backends.tensorrt.layers import join, layer_times, without_overhead
+from pydeploy.backends.tensorrt.layers import join, layer_times
 from pydeploy.backends.tensorrt.options import Options
 from pydeploy.errors import DataError
+from pydeploy.timing.overhead import without_overhead
 
 PLACES = ("trtexec", "/usr/src/tensorrt/bin/trtexec", "/opt/tensorrt/bin/trtexec")
 """Where TensorRT's packages put it: the PATH, Debian packages and JetPack, NVIDIA's containers."""

@@ -29,6 +29,7 @@ from pydeploy.run.stages import precisions
 from pydeploy.run.stages import shared as stages
 from pydeploy.run.stages.search import level_us, read_rounds
 from pydeploy.run.stages.shared import Job
+from pydeploy.timing.overhead import net
 from pydeploy.timing.records import Timing
 from pydeploy.version import __version__
 
@@ -53,7 +54,7 @@ def measure_all(job: Job, at: Artefacts, here: Path) -> None:
     job.console.say(f"measure {len(engines)} engines in turns")
     times = stages.measure_at_level(engines, level_us(job, at))
     graph = Graph.load(at.graph)
-    layers = {name: stages.layer_profile(job, engines[name][1], graph).layers for name in ("dense", "pruned")}
+    layers = {name: net(stages.layer_profile(job, engines[name][1], graph)).layers for name in ("dense", "pruned")}
     write_json(here / "timings.json", {
         "engines": {name: timing.to_json() for name, timing in times.items()},
         "layers": {name: {op: t.to_json() for op, t in found.items()} for name, found in layers.items()},

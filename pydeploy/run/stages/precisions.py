@@ -27,6 +27,7 @@ from pydeploy.quant.styles import style_for
 from pydeploy.run.artefacts import Artefacts
 from pydeploy.run.stages import shared as stages
 from pydeploy.run.stages.shared import Job
+from pydeploy.timing.overhead import net
 from pydeploy.timing.ratio import ratio
 from pydeploy.timing.records import Target
 
@@ -218,7 +219,7 @@ def _times(job: Job, at: Artefacts, pair: Pair) -> tuple[Times, str]:
         except MissingTiming as error:
             job.console.say(f"mixed: the engines tell the layers' times, not the latency tables: {error}")
     ops = [op.name for op in graph.ops]
-    inside = {side: profile(backend, engine, ops, rounds=5, runs=20).layers
+    inside = {side: net(profile(backend, engine, ops, rounds=5, runs=20)).layers
               for side, (backend, engine) in pair.engines().items()}  # fmt: skip
     return {side: {name: time.median_us for name, time in found.items()} for side, found in inside.items()}, "engines"
 
