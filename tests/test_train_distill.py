@@ -16,8 +16,9 @@ from pydeploy.data.image_sets import synthetic
 from pydeploy.errors import ConfigError
 from pydeploy.tasks.contract import Batch
 from pydeploy.tasks.losses import soft_divergence
-from pydeploy.train.distill.logits import DistillSettings, Teacher
-from pydeploy.train.loop import fit
+from pydeploy.train.distill.logits import Teacher
+from pydeploy.train.distill.settings import DistillSettings
+from pydeploy.train.loop import FitResult, fit
 from pydeploy.train.settings import FitSettings
 from train_helpers import TinyTask
 
@@ -70,8 +71,8 @@ def test_the_teacher_stays_as_it_is(tmp_path: Path) -> None:
     model = TASK.build_model().train()
     teacher = Teacher(model)
     before = {name: value.clone() for name, value in teacher.model.state_dict().items()}
-    fit(TASK.build_model(), TASK, FitSettings(epochs=1, batch_size=16, distill=DistillSettings()), out=tmp_path,
-        teacher=teacher)  # fmt: skip
+    fit(TASK.build_model(), TASK, FitSettings(epochs=1, batch_size=16), out=tmp_path,
+        teacher=teacher, distill=DistillSettings())  # fmt: skip
     assert all(torch.equal(before[name], value.cpu()) for name, value in teacher.model.state_dict().items())
     assert not teacher.model.training
     assert model.training
@@ -81,14 +82,17 @@ def test_the_teacher_stays_as_it_is(tmp_path: Path) -> None:
 def test_students_of_the_same_batches_share_the_teachers_outputs(tmp_path: Path) -> None:
     torch.manual_seed(0)
     shared, student = Teacher(TASK.build_model()), TASK.build_model()
-    settings_ = FitSettings(epochs=2, batch_size=16, lr=0.05, amp="off", distill=DistillSettings())
-    first = fit(student, TASK, settings_, out=tmp_path / "a", teacher=shared)
+    settings_ = FitSettings(epochs=2, batch_size=16, lr=0.05, amp="off")
+
+    def taught(name: str, seed: int = 0) -> FitResult:
+        return fit(student, TASK, settings_, out=tmp_path / name, seed=seed, teacher=shared, distill=DistillSettings())
+
+    first = taught("a")
     assert shared.hits == 0
-    second = fit(student, TASK, settings_, out=tmp_path / "b", teacher=shared)
+    second = taught("b")
     assert shared.hits == 8
     assert first.history[1].loss == second.history[1].loss
-    other_batches = dataclasses.replace(settings_, seed=1)
-    fit(student, TASK, other_batches, out=tmp_path / "c", teacher=shared)
+    taught("c", seed=1)  # other batches
     assert shared.hits == 8
 
 
@@ -111,8 +115,8 @@ def test_alpha_one_follows_the_teacher_alone(tmp_path: Path) -> None:
     images = dataclasses.replace(TASK.images, train_labels=np.ascontiguousarray(TASK.images.train_labels[::-1]))
     shuffled = dataclasses.replace(TASK, images=images)
     made = [
-        fit(student, task, FitSettings(epochs=1, batch_size=16, amp="off", distill=DistillSettings(alpha=alpha)),
-            out=tmp_path / f"{name}{alpha}", teacher=Teacher(teacher)).model.state_dict()["6.weight"]
+        fit(student, task, FitSettings(epochs=1, batch_size=16, amp="off"), out=tmp_path / f"{name}{alpha}",
+            teacher=Teacher(teacher), distill=DistillSettings(alpha=alpha)).model.state_dict()["6.weight"]
         for alpha in (1.0, 0.5) for name, task in (("plain", TASK), ("shuffled", shuffled))
     ]  # fmt: skip
     assert torch.equal(made[0], made[1])
@@ -123,8 +127,8 @@ def test_alpha_one_follows_the_teacher_alone(tmp_path: Path) -> None:
     ("wrong", "text"),
     [
         ({"loss": "logit"}, r"unknown distillation loss 'logit' \(did you mean 'logits'\?\)"),
-        ({"alpha": 1.5}, r"distill.alpha must lie in \[0, 1\], got 1.5"),
-        ({"temperature": 0}, "distill.temperature must be positive, got 0"),
+        ({"alpha": 1.5}, "'alpha': should be less than or equal to 1, got 1.5"),
+        ({"temperature": 0}, "'temperature': should be greater than 0, got 0"),
     ],
     ids=["loss", "alpha", "temperature"],
 )

@@ -26,8 +26,10 @@ from pydeploy.errors import ConfigError, DataError
 from pydeploy.tasks.contract import Batch, Task
 from pydeploy.train import checkpoint
 from pydeploy.train.distill.logits import LOSSES, Teacher
+from pydeploy.train.distill.settings import DistillSettings
 from pydeploy.train.memory import keep_freed_memory
-from pydeploy.train.settings import FitSettings, bf16_wanted, lr_at
+from pydeploy.train.precision import bf16_wanted
+from pydeploy.train.settings import FitSettings, lr_at
 
 Progress = Callable[[int, int, float], None]
 """Called after every step with (steps done, steps in all, loss)."""
@@ -64,7 +66,9 @@ def fit(
     settings: FitSettings,
     *,
     out: Path,
+    seed: int = 0,
     teacher: Teacher | None = None,
+    distill: DistillSettings | None = None,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> FitResult:
@@ -72,7 +76,7 @@ def fit(
 
     Stochastic gradient descent with Nesterov momentum. After every epoch the state goes to
     ``out/checkpoint.safetensors``; with `resume` training continues from there and ends with the same weights as an
-    undisturbed run. With `settings.distill` the student also learns from `teacher`.
+    undisturbed run. With `distill` the student also learns from `teacher`. Everything random follows from `seed`.
 
     Raises `DataError` for NaN in weights, batches or loss (naming epoch and step), `ConfigError` for settings that do
     not fit the task, `Mismatch` when the checkpoint is from another run.
@@ -81,9 +85,13 @@ def fit(
     # Without an accelerator device it must be told so, or it ignores torchrun and trains every process alone.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     _require_finite(model, "before training")
-    run = _Run(accelerator, task, settings, teacher, copy.deepcopy(model))
+    if (distill is None) != (teacher is None):
+        raise ConfigError("distillation needs both a teacher and 'distill' settings; only one of them was given")
+    run = _Run(accelerator, task, settings, seed, teacher, distill, copy.deepcopy(model))
     path = Path(out) / "checkpoint.safetensors"
-    identity = {"task": task.name, "settings": settings.to_json(), "start": checkpoint.weights_digest(model),
+    numbers = {**settings.model_dump(include=set(FitSettings.model_fields)), "seed": seed,
+               "distill": distill.model_dump() if distill else None}  # fmt: skip
+    identity = {"task": task.name, "settings": numbers, "start": checkpoint.weights_digest(model),
                 "teacher": checkpoint.weights_digest(teacher.model) if teacher else "", "bf16": run.bf16,
                 "processes": accelerator.num_processes}  # fmt: skip
     history: list[EpochRecord] = []
@@ -115,11 +123,11 @@ class _Run:
     """What stays the same over all steps of one training run."""
 
     def __init__(
-        self, accelerator: Accelerator, task: Task, settings: FitSettings, teacher: Teacher | None, student: nn.Module
-    ) -> None:
-        if (settings.distill is None) != (teacher is None):
-            raise ConfigError("distillation needs both a teacher and 'distill' settings; only one of them was given")
-        self.accelerator, self.task, self.settings, self.teacher = accelerator, task, settings, teacher
+        self, accelerator: Accelerator, task: Task, settings: FitSettings, seed: int, teacher: Teacher | None,
+        distill: DistillSettings | None, student: nn.Module,
+    ) -> None:  # fmt: skip
+        self.accelerator, self.task, self.settings, self.seed = accelerator, task, settings, seed
+        self.teacher, self.distill = teacher, distill
         self.steps = task.train_size // (settings.batch_size * accelerator.num_processes)
         if self.steps == 0:
             raise ConfigError(
@@ -138,9 +146,9 @@ class _Run:
         """Train for one epoch. Everything random follows from (seed, epoch), so an epoch can be repeated exactly."""
         settings, accelerator = self.settings, self.accelerator
         began, total = time.perf_counter(), 0.0
-        seed = np.random.SeedSequence([settings.seed, epoch, accelerator.process_index])
+        seed = np.random.SeedSequence([self.seed, epoch, accelerator.process_index])
         torch.manual_seed(int(seed.generate_state(1)[0]))  # for dropout and the like
-        batches = self.task.train_batches(epoch, settings.batch_size, settings.seed)
+        batches = self.task.train_batches(epoch, settings.batch_size, self.seed)
         mine = islice(batches, accelerator.process_index, None, accelerator.num_processes)
         for step, batch in enumerate(islice(mine, self.steps)):
             done = epoch * self.steps + step
@@ -183,7 +191,7 @@ class _Run:
         """The task's loss, mixed with the distillation loss when there is a teacher."""
         outputs = self.forward(self.network, batch)
         loss = self.task.loss(outputs, batch)
-        distill = self.settings.distill
+        distill = self.distill
         if distill is None or self.teacher is None:
             return loss
         guide = self.teacher(batch, self.forward)

@@ -1,17 +1,16 @@
-"""How a network is trained, as numbers; and the learning rate and precision that follow from them."""
+"""How a network is trained, as numbers; and the learning rate that follows from them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import torch
+from pydantic import Field, field_validator, model_validator
 
-from pydeploy.errors import ConfigError, nearest
-from pydeploy.train.distill.logits import DistillSettings
+from pydeploy.settings import Number, Positive, Settings, name_in
+from pydeploy.train.distill.settings import DistillSettings
 
 
 def _linear(progress: float) -> float:
@@ -29,12 +28,9 @@ def _constant(_: float) -> float:
 SCHEDULES: Mapping[str, Callable[[float], float]] = {"linear": _linear, "cosine": _cosine, "constant": _constant}
 """Factor of the learning rate after the warm-up, for a progress in [0, 1]."""
 
-AMP = ("auto", "bf16", "off")
 
-
-@dataclass(frozen=True, slots=True)
-class FitSettings:
-    """One training run.
+class FitSettings(Settings):
+    """One training run: SGD with Nesterov momentum.
 
     `lr` is the peak learning rate, reached after `warmup_epochs` and then lowered to zero along `schedule`.
     `weight_decay` acts on weights only, not on biases and normalisation. `clip_norm` limits the gradient's norm,
@@ -42,38 +38,52 @@ class FitSettings:
     so where the device is fast at it.
     """
 
-    epochs: int = 5
-    batch_size: int = 128
-    lr: float = 0.2
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    warmup_epochs: float = 1.0
-    schedule: str = "linear"
-    clip_norm: float = 0.0
-    amp: str = "auto"
-    seed: int = 0
-    distill: DistillSettings | None = None
+    epochs: Positive = 5
+    batch_size: Positive = 128
+    lr: Annotated[Number, Field(gt=0)] = 0.2
+    momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[Number, Field(ge=0)] = 5e-4
+    warmup_epochs: Annotated[Number, Field(ge=0)] = 1.0
+    schedule: Annotated[str, name_in("schedule", "pydeploy.train.settings:SCHEDULES")] = "linear"
+    clip_norm: Annotated[Number, Field(ge=0)] = 0.0
+    amp: Literal["auto", "bf16", "off"] = "auto"
 
-    def __post_init__(self) -> None:
-        for key, value, low in (("epochs", self.epochs, 1), ("batch_size", self.batch_size, 1), ("seed", self.seed, 0)):
-            if value < low:
-                raise ConfigError(f"'{key}' must be at least {low}, got {value}")
-        if not 0 < self.lr < math.inf:
-            raise ConfigError(f"'lr' must be positive, got {self.lr}")
-        for key, number in (("weight_decay", self.weight_decay), ("clip_norm", self.clip_norm)):
-            if not 0 <= number < math.inf:
-                raise ConfigError(f"'{key}' must be 0 or more, got {number}")
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"'momentum' must lie in [0, 1), got {self.momentum}")
-        if not 0 <= self.warmup_epochs <= self.epochs:
-            raise ConfigError(f"'warmup_epochs' must lie in [0, epochs={self.epochs}], got {self.warmup_epochs}")
-        if self.schedule not in SCHEDULES:
-            raise ConfigError(f"unknown schedule '{self.schedule}'{nearest(self.schedule, SCHEDULES)}")
-        if self.amp not in AMP:
-            raise ConfigError(f"unknown amp '{self.amp}'{nearest(self.amp, AMP)}")
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_said(cls, data: Any) -> Any:
+        """Earlier versions wrote the other section's key here, as null."""
+        if not isinstance(data, Mapping):
+            return data
+        said_nothing = {key for key in ("weights", "distill") if key not in cls.model_fields and data.get(key) is None}
+        return {key: value for key, value in data.items() if key not in said_nothing}
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+    @field_validator("amp", mode="before")
+    @classmethod
+    def _off_is_a_name(cls, value: object) -> object:
+        """YAML reads a bare ``off`` as false."""
+        return "off" if value is False else value
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> FitSettings:
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"'warmup_epochs' ({self.warmup_epochs:g}) must not exceed 'epochs' ({self.epochs})")
+        return self
+
+
+class TrainSettings(FitSettings):
+    """Training of the dense model."""
+
+    weights: Path | None = None
+    """Take the tensors of this file instead of training."""
+
+
+class FinetuneSettings(FitSettings):
+    """Recovery of the cut model, with distillation from the dense one."""
+
+    epochs: Positive = 2
+    lr: Annotated[Number, Field(gt=0)] = 0.05
+    warmup_epochs: Annotated[Number, Field(ge=0)] = 0.2
+    distill: DistillSettings | None = DistillSettings()
 
 
 def lr_at(settings: FitSettings, step: int, steps_per_epoch: int) -> float:
@@ -83,22 +93,3 @@ def lr_at(settings: FitSettings, step: int, steps_per_epoch: int) -> float:
         return settings.lr * (step + 1) / warmup
     rest = settings.epochs * steps_per_epoch - warmup
     return settings.lr * SCHEDULES[settings.schedule]((step - warmup) / rest)
-
-
-def bf16_wanted(amp: str, device: torch.device) -> bool:
-    """Whether to compute in bfloat16 on `device`: as `amp` says, and for ``auto`` where the hardware is fast at it."""
-    if amp != "auto":
-        return amp == "bf16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool({"amx_bf16", "avx512_bf16", "bf16"} & _cpu_flags())
-
-
-def _cpu_flags() -> set[str]:
-    """Instruction sets as Linux lists them (``flags`` on x86, ``Features`` on ARM); empty elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return set()
-    first = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return set(first.partition(":")[2].split())

@@ -23,7 +23,7 @@ from pydeploy.profiling.profile import profile, random_feeds, time_engines
 from pydeploy.quant.observe import Ranges
 from pydeploy.quant.styles import style_for
 from pydeploy.run.artefacts import Artefacts
-from pydeploy.run.config import Config, DistillSection, FitSection
+from pydeploy.run.config import Config
 from pydeploy.run.folder import Console
 from pydeploy.timing.records import Profile, Timing
 from pydeploy.timing.reference import Limits, Pace, time_in_turns
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from pydeploy.tasks.contract import Task
     from pydeploy.train.distill.logits import Teacher
+    from pydeploy.train.distill.settings import DistillSettings
+    from pydeploy.train.settings import FitSettings
 
 ALIGN = 16
 """Channel multiple of a run's latency table, unless the config or the backend has one of its own."""
@@ -92,21 +94,16 @@ def model_of(job: Job, weights: Path | None = None) -> nn.Module:
 
 
 def fit(
-    job: Job, model: nn.Module, section: FitSection, here: Path, *, teacher: Teacher | None = None, title: str,
-    distill: DistillSection | None = None,
+    job: Job, model: nn.Module, settings: FitSettings, here: Path, *, teacher: Teacher | None = None,
+    distill: DistillSettings | None = None, title: str,
 ) -> None:  # fmt: skip
-    """Train `model` by the settings of `section`; resumes from `here` and leaves ``model.safetensors`` there."""
+    """Train `model`; resumes from `here` and leaves ``model.safetensors`` there."""
     from pydeploy.prune.surgery.save import save
-    from pydeploy.train.distill.logits import DistillSettings
     from pydeploy.train.loop import fit as train
-    from pydeploy.train.settings import FitSettings
 
-    given = section.model_dump(exclude={"weights", "distill"})
-    mixed = DistillSettings(**distill.model_dump()) if distill is not None else None
-    settings = FitSettings(**given, seed=job.seed, distill=mixed)
     with job.console.bar(title) as tick:
-        result = train(model, job.task, settings, out=here, teacher=teacher if mixed else None, resume=True,
-                       progress=lambda done, total, _loss: tick(done, total))  # fmt: skip
+        result = train(model, job.task, settings, out=here, seed=job.seed, teacher=teacher if distill else None,
+                       distill=distill, resume=True, progress=lambda done, total, _loss: tick(done, total))  # fmt: skip
     save(here / "model.safetensors", result.model)
     write_json(here / "history.json", [asdict(record) for record in result.history])
 

@@ -15,25 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pydeploy.errors import ConfigError, nearest
 from pydeploy.tasks.contract import Batch, Task
-
-
-@dataclass(frozen=True, slots=True)
-class DistillSettings:
-    """How much of the loss is the teacher's: ``(1 - alpha) * task loss + alpha * distillation loss``."""
-
-    loss: str = "logits"
-    alpha: float = 0.9
-    temperature: float = 4.0
-
-    def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise ConfigError(f"unknown distillation loss '{self.loss}'{nearest(self.loss, LOSSES)}")
-        if not 0 <= self.alpha <= 1:
-            raise ConfigError(f"distill.alpha must lie in [0, 1], got {self.alpha}")
-        if not 0 < self.temperature < float("inf"):
-            raise ConfigError(f"distill.temperature must be positive, got {self.temperature}")
+from pydeploy.train.distill.settings import DistillSettings
 
 
 def logits(task: Task, student: Any, teacher: Any, settings: DistillSettings) -> Tensor:

@@ -1,0 +1,93 @@
+"""Settings: frozen records whose numbers and names are checked when they are made, from Python or from a config."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from pydeploy.errors import ConfigError, nearest
+
+
+def _no_truth_value(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("should be a number, not yes or no")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_no_truth_value)]
+Number = Annotated[float, BeforeValidator(_no_truth_value)]
+Share = Annotated[Number, Field(gt=0, le=1)]
+Positive = Annotated[Whole, Field(ge=1)]
+
+
+def name_in(kind: str, registry: str) -> AfterValidator:
+    """Refuses a name that is not in the mapping ``module:attribute``, which is imported when the first name is checked."""
+
+    def check(name: str) -> str:
+        module, _, attribute = registry.partition(":")
+        known: Mapping[str, Any] = getattr(importlib.import_module(module), attribute)
+        if name not in known:
+            raise ValueError(f"unknown {kind} '{name}'{nearest(name, known)}")
+        return name
+
+    return AfterValidator(check)
+
+
+class Settings(BaseModel):
+    """A section of a config. Raises `ConfigError` naming each wrong key; `model_copy(update=...)` does not check."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def __init__(self, **given: Any) -> None:
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            raise ConfigError("\n".join(sentences(error, type(self)))) from None
+
+    # So pydantic does not call it for a section inside a larger one, whose errors name the whole path.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+
+def sentences(error: ValidationError, of: type[Settings]) -> list[str]:
+    """The problems that were found in the settings `of`, in words, with the nearest known key for an unknown one."""
+    return [_sentence(item, of) for item in error.errors()]
+
+
+def _sentence(item: Any, of: type[Settings]) -> str:
+    where = [str(part) for part in item["loc"]]
+    name = ".".join(where)
+    if item["type"] == "extra_forbidden":
+        return f"unknown key '{name}'{nearest(where[-1], keys(of, where[:-1]))}{_elsewhere(where, of)}"
+    if item["type"] == "missing":
+        return f"key '{name}' is required"
+    text = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    given = item.get("input")
+    shown = "" if isinstance(given, dict) or item["type"] == "value_error" else f", got {given!r}"
+    if item["type"] == "literal_error" and isinstance(given, str):
+        hint = nearest(given, re.findall("'(.*?)'", item["ctx"]["expected"]))
+        shown += hint if "did you mean" in hint else ""  # all names are told anyway
+    return f"'{name}': {text}{shown}" if name else text
+
+
+def _elsewhere(where: list[str], of: type[Settings]) -> str:
+    """The section that has a key that another one lacks."""
+    homes = [section for section in of.model_fields if section != where[0] and where[-1] in keys(of, [section])]
+    return f"; section '{homes[0]}' has a key of this name" if len(where) == 2 and homes else ""
+
+
+def section_of(annotation: Any) -> type[Settings] | None:
+    """The section that a field holds; None where it is a value."""
+    choices = [annotation, *getattr(annotation, "__args__", ())]
+    return next((choice for choice in choices if isinstance(choice, type) and issubclass(choice, Settings)), None)
+
+
+def keys(of: type[Settings], path: Iterable[str]) -> list[str]:
+    """Keys of the section at this path; none where it is a value."""
+    section: type[Settings] | None = of
+    for part in path:
+        section = section_of(section.model_fields[part].annotation) if section else None
+    return list(section.model_fields) if section else []

@@ -1,0 +1,17 @@
+"""How much a student learns from its teacher, as numbers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pydeploy.settings import Number, Settings, name_in
+
+
+class DistillSettings(Settings):
+    """``(1 - alpha) * task loss + alpha * distillation loss``; `temperature` is that of both networks' softmax."""
+
+    loss: Annotated[str, name_in("distillation loss", "pydeploy.train.distill.logits:LOSSES")] = "logits"
+    alpha: Annotated[Number, Field(ge=0, le=1)] = 0.7
+    temperature: Annotated[Number, Field(gt=0)] = 4.0
