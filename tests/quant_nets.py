@@ -36,8 +36,10 @@ def gemm(name: str, source: str, target: str, cin: int, cout: int) -> tuple[onnx
     return NODE("Gemm", [source, *weights], [target], name=name, transB=1), weights
 
 
-def save(path: Path, parts: list[Any], inputs: dict[str, list[Any]], outputs: list[str], opset: int = 20) -> Path:
-    """Write a model of nodes, or (node, weights) pairs, in execution order."""
+def save(
+    path: Path, parts: list[Any], inputs: dict[str, list[Any]], outputs: list[str], opset: int = 20, shape: Any = None
+) -> Path:
+    """Write a model of nodes, or (node, weights) pairs, in execution order; `shape` is the outputs', where none is inferred."""
     nodes, weights = [], {}
     for part in parts:
         node, own = part if isinstance(part, tuple) else (part, {})
@@ -47,7 +49,7 @@ def save(path: Path, parts: list[Any], inputs: dict[str, list[Any]], outputs: li
         nodes,
         "net",
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in outputs],
         [numpy_helper.from_array(array, name) for name, array in weights.items()],
     )
     model = onnx.shape_inference.infer_shapes(

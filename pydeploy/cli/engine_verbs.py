@@ -70,7 +70,7 @@ def calibrate(
 def input_of(path: Path, *, quantised: bool = False) -> str:
     """Name of the only input of a float ONNX file, or where `quantised` of any."""
     from pydeploy.errors import ConfigError
-    from pydeploy.onnxfile.prepare import read_float_model, read_model
+    from pydeploy.onnxfile.load import read_float_model, read_model
 
     graph = (read_model if quantised else read_float_model)(path).model.graph
     weights = {tensor.name for tensor in graph.initializer}
@@ -82,7 +82,7 @@ def input_of(path: Path, *, quantised: bool = False) -> str:
 
 def batch_of(path: Path) -> int:
     """Static batch size of an ONNX file's first input."""
-    from pydeploy.onnxfile.prepare import read_model
+    from pydeploy.onnxfile.load import read_model
 
     model = read_model(path).model
     return int(model.graph.input[0].type.tensor_type.shape.dim[0].dim_value) or 1

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+"""Layers with weights."""
+
 
 def label(node: gs.Node) -> str:
     """A node's name, or its first output's where it has none."""

@@ -18,7 +18,8 @@ import onnx_graphsurgeon as gs
 
 from pydeploy.backends.base import Feeds
 from pydeploy.errors import DataError, Mismatch, nearest
-from pydeploy.onnxfile.prepare import Loaded, files_hash, prepare, read_float_model
+from pydeploy.onnxfile.load import Loaded, files_hash, read_float_model
+from pydeploy.onnxfile.prepare import prepare
 from pydeploy.quant.counts import Counts, sample_hash
 from pydeploy.quant.observe import Ranges, check_observer, observe
 from pydeploy.quant.placement import plan
@@ -105,7 +106,7 @@ def _count_all(
     for feeds in batches:
         rows, hashes = [], []
         for row in range(tapped.count(feeds)):
-            digest = sample_hash([feeds[name][row] for name in sorted(feeds)])
+            digest = sample_hash([feeds[name][row] if feeds[name].ndim else feeds[name] for name in sorted(feeds)])
             if known[digest]:
                 known[digest] -= 1
                 seen += 1

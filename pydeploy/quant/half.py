@@ -21,15 +21,16 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from pydeploy.backends.base import Feeds
 from pydeploy.errors import ConfigError, DataError, nearest
 from pydeploy.files import replacing
+from pydeploy.onnxfile.control_flow import DOMAIN, enclose, release
+from pydeploy.onnxfile.load import Loaded, opset_of, read_model
 from pydeploy.onnxfile.nodes import new_name
-from pydeploy.onnxfile.prepare import Loaded, opset_of, prepare, read_model
+from pydeploy.onnxfile.prepare import export_graph, prepare
 
 HalfType = Literal["float16", "bfloat16"]
 _TYPES: Mapping[str, int] = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
@@ -82,8 +83,10 @@ def to_half(
             raise ConfigError(f"cannot keep '{name}' in float32: the model has no such node{nearest(name, known)}")
     largest, samples = _largest(model, batches) if dtype == "float16" else ({}, 0)
     reasons = dict.fromkeys(keep, "kept by name") | (_overflowing(model, largest) if dtype == "float16" else {})
+    enclose(model)
     converter = _Converter(model, _TYPES[dtype], keep_io, reasons)
     converter.convert()
+    release(model)
     onnx.checker.check_model(model, full_check=True)
     with replacing(Path(out)) as partial:
         partial.write_bytes(model.SerializeToString(deterministic=True))
@@ -102,11 +105,6 @@ def _name(node: onnx.NodeProto) -> str:
 
 
 def _check_convertible(model: onnx.ModelProto, path: Path) -> None:
-    for node in model.graph.node:
-        if any(
-            attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for attribute in node.attribute
-        ):
-            raise DataError(f"{path}: '{_name(node)}' is control flow ({node.op_type}); export the model without it")
     if any(tensor.data_type in _TYPES.values() for tensor in model.graph.initializer):
         raise DataError(f"{path} is in half precision already; start from the float32 model")
 
@@ -117,7 +115,7 @@ def _float_model(source: Loaded, dtype: str, path: Path) -> onnx.ModelProto:
     if quantised:
         model = source.whole()
     else:
-        model = gs.export_onnx(prepare(source).cleanup(remove_unused_graph_inputs=False))
+        model = export_graph(prepare(source).cleanup(remove_unused_graph_inputs=False))
         model.ir_version = source.model.ir_version
         model.metadata_props.extend(source.model.metadata_props)
     wanted = 22 if dtype == "bfloat16" else 19 if quantised else 13
@@ -263,6 +261,8 @@ class _Converter:
         return halves
 
     def _obstacle(self, node: onnx.NodeProto, was_float: set[str]) -> str:
+        if node.domain == DOMAIN:
+            return "it is control flow, whose bodies stay float32"
         floats = [t for t in node.input if t in was_float]
         if not floats and node.op_type not in _MADE_FLOAT:
             return f"{node.op_type} makes float32 from other types"

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from pydeploy import _core
 from pydeploy.backends.base import Feeds
 from pydeploy.errors import ConfigError, DataError
-from pydeploy.onnxfile.nodes import label
-from pydeploy.onnxfile.prepare import prepare, read_float_model
+from pydeploy.onnxfile.load import read_float_model
+from pydeploy.onnxfile.nodes import WEIGHTED, label
+from pydeploy.onnxfile.prepare import prepare
 from pydeploy.quant.observe import Ranges
 from pydeploy.quant.qdq import quantize
-from pydeploy.quant.styles import WEIGHTED
 
 Edges = Mapping[tuple[str, str], float]
 """By (layer, layer behind it): how many values pass between them, or the time in us that converting those takes."""

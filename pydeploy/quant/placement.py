@@ -16,8 +16,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from pydeploy.errors import ConfigError, nearest
-from pydeploy.onnxfile.nodes import channels, label
-from pydeploy.quant.styles import WEIGHTED, Style
+from pydeploy.onnxfile.control_flow import layers_inside
+from pydeploy.onnxfile.nodes import WEIGHTED, channels, label
+from pydeploy.quant.styles import Style
 
 _MOVES_VALUES = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Slice",
                            "Split", "DepthToSpace", "SpaceToDepth"})  # fmt: skip
@@ -63,6 +64,7 @@ def plan(
                 skipped[label(node)] = reason
             else:
                 nodes.append(node)
+        skipped.update(dict.fromkeys(layers_inside(node), f"it is inside of '{label(node)}', which is control flow"))
     carried = {node.inputs[0].name for node in nodes}
     if style.placement == "outputs-too":
         _carry_outputs(graph, style, {id(node) for node in nodes}, exclude, ends, carried)
@@ -77,7 +79,7 @@ def plan(
 
 
 def _check_excluded(graph: gs.Graph, exclude: Iterable[str]) -> None:
-    known = {label(node) for node in graph.nodes}
+    known = {name for node in graph.nodes for name in [label(node), *layers_inside(node)]}
     for name in exclude:
         if name not in known:
             layers = {label(node) for node in graph.nodes if node.op in WEIGHTED}

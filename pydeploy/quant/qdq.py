@@ -27,8 +27,9 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from pydeploy.errors import DataError, Mismatch
+from pydeploy.onnxfile.load import files_hash, read_float_model
 from pydeploy.onnxfile.nodes import channel_axis, label, new_name
-from pydeploy.onnxfile.prepare import files_hash, prepare, read_float_model, save_graph
+from pydeploy.onnxfile.prepare import prepare, save_graph
 from pydeploy.quant.observe import Range, Ranges
 from pydeploy.quant.placement import Placement, plan
 from pydeploy.quant.styles import Style, style_on

@@ -30,9 +30,9 @@ from typing import Literal
 
 from pydeploy.backends import device
 from pydeploy.errors import ConfigError, nearest
+from pydeploy.onnxfile.nodes import WEIGHTED
 from pydeploy.timing.records import Target
 
-WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Sigmoid", "HardSigmoid", "HardSwish", "Gelu",
                           "Tanh"})  # fmt: skip
 SEVEN_BITS = 63

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pydeploy.backends.base import Feeds
 from pydeploy.errors import DataError
+from pydeploy.onnxfile.prepare import export_graph
 
 Shape = tuple[Any, ...]
 """Numbers, and names of dimensions that are not fixed."""
@@ -68,7 +69,9 @@ class Tapped:
         """A session that takes single samples, or None where the graph needs its batch."""
         if any(not isinstance(size, int) for _, shape in self.inputs.values() for size in shape):
             return None
-        zeros = {name: np.zeros((1, *shape[1:]), dtype) for name, (dtype, shape) in self.inputs.items()}
+        zeros = {
+            name: np.zeros((1, *shape[1:]) if shape else (), dtype) for name, (dtype, shape) in self.inputs.items()
+        }
         try:
             session = _open(model, threads)
             found = session.run(self._taps, zeros) if self._taps else []
@@ -81,35 +84,38 @@ class Tapped:
         return session if fits else None
 
     def count(self, feeds: Feeds) -> int:
-        """Number of samples in a batch; raises `DataError` unless the model takes them."""
+        """Number of samples in a batch; raises `DataError` unless the model takes them. Scalars belong to all samples."""
         if set(feeds) != set(self.inputs):
             raise DataError(f"{self.source} takes inputs {sorted(self.inputs)}, the batch has {sorted(feeds)}")
         for name, (dtype, shape) in self.inputs.items():
             array = feeds[name]
-            fits = array.ndim == len(shape) > 0 and all(
+            fits = array.ndim == len(shape) and all(
                 not isinstance(want, int) or want == have for want, have in zip(shape[1:], array.shape[1:], strict=True)
             )
             if not fits or array.dtype != dtype:
-                expected = ["N", *shape[1:]]
+                expected = ["N", *shape[1:]] if shape else []
                 raise DataError(
                     f"input '{name}' of {self.source} is {dtype}{expected} for N samples, the batch has "
                     f"{array.dtype.name}{list(array.shape)}; give samples of this type and shape"
                 )
-        counts = {name: len(array) for name, array in feeds.items()}
+        counts = {name: len(array) for name, array in feeds.items() if array.ndim}
         if len(set(counts.values())) != 1:
             raise DataError(f"the inputs of one batch hold different numbers of samples: {counts}")
-        return next(iter(counts.values()))
+        return next(iter(counts.values()), 1)
 
     def run(self, feeds: Feeds, rows: Sequence[int]) -> Iterator[Mapping[str, NDArray[Any]]]:
         """The tensors' values for each of the samples `rows` of a batch, valid until the next one is asked for."""
         for start in range(0, len(rows), self.batch):
             chosen = list(rows[start : start + self.batch])
             filled = [*chosen, *[chosen[-1]] * (self.batch - len(chosen))]
-            part = {name: np.ascontiguousarray(array[filled]) for name, array in feeds.items()}
+            part = {
+                name: np.ascontiguousarray(array[filled]) if array.ndim else np.asarray(array)
+                for name, array in feeds.items()
+            }
             values = {**part, **self._inner(part)}
             for row in range(len(chosen)):
                 # What has no batch dimension (computed from weights alone) belongs to every sample.
-                yield {name: values[name][row : row + 1] if len(values[name]) == self.batch > 1 else values[name]
+                yield {name: values[name][row : row + 1] if values[name].shape[:1] == (self.batch,) != (1,) else values[name]
                        for name in self.names}  # fmt: skip
 
     def _inner(self, part: Feeds) -> Mapping[str, NDArray[Any]]:
@@ -159,7 +165,7 @@ def _split(graph: gs.Graph, ir_version: int, *, alone: bool = False) -> Split:
     weights = {name: tensor.values for name, tensor in large.items()}
     for tensor in large.values():
         tensor.values = np.empty(0, np.float32)
-    model = gs.export_onnx(graph)
+    model = export_graph(graph)
     for name, tensor in large.items():
         tensor.values = weights[name]
     model.ir_version = ir_version

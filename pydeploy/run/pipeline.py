@@ -22,7 +22,8 @@ from pydeploy.files import read_json, sha256, write_json
 from pydeploy.graph import Graph, Plan
 from pydeploy.latency.probes.design import grid
 from pydeploy.latency.table.by_precision import other_table, other_target
-from pydeploy.onnxfile.prepare import prepare, read_float_model
+from pydeploy.onnxfile.load import read_float_model
+from pydeploy.onnxfile.prepare import prepare
 from pydeploy.quant.placement import excludable
 from pydeploy.quant.placement import plan as plan_pairs
 from pydeploy.quant.styles import style_for, style_named
