@@ -1,0 +1,96 @@
+"""``pydeploy gpu-check``: what pydeploy promises on an NVIDIA GPU, tried there and told as a table.
+
+Nothing here is needed for work: it is the acceptance test for machines that the developers do not have.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydeploy.backends.base import open_backend
+from pydeploy.backends.tensorrt.backend import TensorRt
+from pydeploy.backends.tensorrt.checkup import checkup
+from pydeploy.cli.gpu_check.bench import Bench
+from pydeploy.cli.gpu_check.checks import CHECKS
+from pydeploy.cli.gpu_check.promises import Broken, packages
+from pydeploy.errors import DeployError
+from pydeploy.files import write_json
+from pydeploy.report import Report
+from pydeploy.run.artefacts import Artefacts
+from pydeploy.run.config import Config
+from pydeploy.run.folder import Console
+from pydeploy.run.pipeline import run
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One promise: kept, broken, or (None) not applicable here."""
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+Job = Callable[[Config, Path, Console], Report]
+
+
+def _whole_job(config: Config, out: Path, console: Console) -> Report:
+    run(config, out, console, resume=out.exists(), command="pydeploy gpu-check")
+    return Report.load(out / "report.json")
+
+
+def _made(job: Job, config: Config, out: Path, console: Console, made: list[Report]) -> str:
+    made.append(job(config, out, console))
+    return f"{made[0].total_seconds / 60:.0f} minutes"
+
+
+def check_all(
+    config: Config, out: Path, console: Console, *, parts: Mapping[str, str] | None = None, job: Job = _whole_job
+) -> list[Check]:
+    """Every check in order; ``gpu-check.json`` in `out` holds them with all facts for a bug report.
+
+    It is written after each check: a driver that takes the process down leaves what was found before. `parts` is what the
+    machine has (`checkup`), `job` makes the run.
+    """
+    parts = checkup() if parts is None else parts
+    facts: dict[str, Any] = {"schema": 1, "machine": dict(parts)}
+    checks: list[Check] = []
+
+    def passes(name: str, check: Callable[[], str | None]) -> bool:
+        checks.append(checked(name, check))
+        write_json(out / "gpu-check.json", {**facts, "checks": [asdict(check) for check in checks]})
+        return bool(checks[-1].passed)
+
+    if not passes("GPU and packages", partial(packages, parts)):
+        return checks
+    console.say("run the whole job; this takes most of the time")
+    made: list[Report] = []
+    passes("the whole job runs", partial(_made, job, config, out / "run", console, made))
+    if made:
+        backend = open_backend("tensorrt", precision=config.target.precision, batch=config.target.batch,
+                               options=config.target.options)  # fmt: skip
+        assert isinstance(backend, TensorRt)
+        facts |= {"target": backend.target().to_json(), "report": made[0].to_json()}
+        bench = Bench(config, Artefacts(out / "run"), made[0], backend, out, facts)
+        for name, check in CHECKS.items():
+            console.say(f"check: {name}")
+            passes(name, partial(check, bench))
+    return checks
+
+
+def checked(name: str, check: Callable[[], str | None]) -> Check:
+    """What a check found; whatever goes wrong in it is told, too."""
+    try:
+        detail = check()
+    except (Broken, DeployError) as error:
+        return Check(name, passed=False, detail=str(error))
+    except Exception as error:  # whatever it is, the other checks and the file for the bug report still matter
+        return Check(name, passed=False, detail=f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+    return Check(
+        name, passed=None if detail is None else True, detail=detail or "does not apply to this version or run"
+    )

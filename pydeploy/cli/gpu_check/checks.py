@@ -1,0 +1,202 @@
+"""The checks of ``pydeploy gpu-check``: each gathers numbers from the finished run and has them judged (`promises`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from pydeploy.backends.base import Engine, open_backend, reopen
+from pydeploy.backends.tensorrt import compat
+from pydeploy.backends.tensorrt.backend import TensorRt
+from pydeploy.cli.gpu_check import promises
+from pydeploy.cli.gpu_check.bench import Bench, answers, describe, median_us, relative_error
+from pydeploy.data.manifest import load_manifest
+from pydeploy.files import read_json
+from pydeploy.graph import Graph
+from pydeploy.latency.probes.cut_onnx import resize
+from pydeploy.latency.table.table import Table
+from pydeploy.profiling.profile import profile, time_engines
+from pydeploy.quant.implicit import entropy_calibrator, write_cache
+from pydeploy.quant.observe import Ranges
+from pydeploy.run.stages import shared as stages
+from pydeploy.tasks import samples
+
+UNSEEN_PLANS = 8
+
+
+def _budget(bench: Bench) -> str:
+    report = bench.report
+    return promises.budget(report.met, report.models.pruned.latency_us.median, report.budget_us, report.dense_us)
+
+
+def _accuracy(bench: Bench) -> str:
+    models = bench.report.models
+    return promises.accuracy(models.dense.accuracy, models.pruned.accuracy, 1.0, "dense, pruned")
+
+
+def _int8_accuracy(bench: Bench) -> str | None:
+    models = bench.report.models
+    if models.quantized is None:
+        return None
+    what = f"pruned, int8 (which takes {models.quantized.latency_us.median:.1f} us)"
+    return promises.accuracy(models.pruned.accuracy, models.quantized.accuracy, 0.5, what)
+
+
+def _prediction(bench: Bench) -> str:
+    return promises.prediction(bench.report.rounds[-1].error)
+
+
+def _table_error(bench: Bench) -> str:
+    """Random plans that the table was not made from: predicted against measured, in turns."""
+    graph = Graph.load(bench.at.graph)
+    table = Table.open(bench.at.table, bench.backend.target())
+    dense, random = onnx.load(bench.at.dense / "model.onnx"), np.random.default_rng(1)
+    choices = table.widths(graph)
+    predicted, measured = [], []
+    for number in range(UNSEEN_PLANS):
+        plan = {name: int(random.choice(widths)) for name, widths in choices.items()}
+        source = bench.folder / f"unseen{number}.onnx"
+        onnx.save(resize(dense, graph, plan, random), source)
+        measured.append(median_us(bench.backend, bench.backend.build(source, source.with_suffix(".engine"))))
+        predicted.append(table.predict_us(graph, plan))
+    return promises.table(predicted, measured)
+
+
+def _outputs(bench: Bench) -> str:
+    """The same file on ONNX Runtime and on TensorRT."""
+    errors = {}
+    for folder, precision in (("pruned", "fp32"), ("pruned", "fp16"), ("quantized", "int8")):
+        source = getattr(bench.at, folder) / "model.onnx"
+        if not source.exists():
+            continue
+        backend = reopen(replace(bench.backend.target(), precision=precision))
+        other = open_backend("onnxruntime", precision="int8" if precision == "int8" else "fp32", batch=backend.batch)
+        mine = answers(backend, source, bench.folder / f"outputs-{precision}.engine")
+        errors[precision] = relative_error(
+            mine, answers(other, source, bench.folder / f"outputs-{precision}-ort.engine")
+        )
+    return promises.outputs(errors)
+
+
+def _formats(bench: Bench) -> str:
+    """fp16 engines hold fp16 layers, int8 engines int8 ones; and to which multiple channels are padded."""
+    there = [(name, dtype) for name, dtype in (("pruned", "float16"), ("quantized", "int8"))
+             if (getattr(bench.at, name) / "model.engine").exists()]  # fmt: skip
+    needed = bench.backend.precision != "fp32"
+    return "; ".join(promises.formats(name, dtype, describe(bench, name), needed=needed) for name, dtype in there)
+
+
+def _layers(bench: Bench) -> str:
+    """Every operator of the model that takes time is found in the engine, and layers add up to the network."""
+    ops, (backend, engine) = [op.name for op in Graph.load(bench.at.graph).ops], bench.opened("dense")
+    return promises.layers(ops, profile(backend, engine, ops, rounds=5, runs=20))
+
+
+def _steady(bench: Bench) -> str:
+    backend, engine = bench.opened("dense")
+    return promises.steady(profile(backend, engine, rounds=5, runs=40).condition)
+
+
+def _rebuild(bench: Bench) -> str:
+    """Two builds of one file take equally long to run, and the second is built from the timing cache."""
+    source = bench.at.pruned / "model.onnx"
+    engines = [bench.backend.build(source, bench.folder / f"again{index}.engine") for index in range(2)]
+    seconds = [read_json(Path(f"{engine.path}.build.json"))["seconds"] for engine in engines]
+    found = time_engines({str(index): (bench.backend, engine) for index, engine in enumerate(engines)})
+    return promises.rebuild(found["0"].timing, found["1"].timing, seconds)
+
+
+def _dynamic(bench: Bench) -> str:
+    """A file with a dynamic batch, run at the target's batch."""
+    model = onnx.load(bench.at.pruned / "model.onnx")
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "N"
+    source = bench.folder / "dynamic.onnx"
+    onnx.save(model, source)
+    outputs = answers(bench.backend, source, bench.folder / "dynamic.engine")
+    return promises.rows({name: list(array.shape) for name, array in outputs.items()}, bench.backend.batch)
+
+
+def _sparse(bench: Bench) -> str:
+    backend = open_backend("tensorrt", precision=bench.backend.precision, batch=bench.backend.batch, options="sparse")
+    engine = backend.build(bench.at.pruned / "model.onnx", bench.folder / "sparse.engine")
+    return f"builds with 2:4 sparse kernels allowed, {median_us(backend, engine):.1f} us"
+
+
+def _implicit(bench: Bench) -> str | None:
+    """Int8 by a calibration cache made of the run's ranges, where the version still has calibrators."""
+    ranges = bench.at.quantized / "ranges.json"
+    if not _has_calibrators(bench) or not ranges.exists():
+        return None
+    cache = bench.folder / "calibration.cache"
+    write_cache(Ranges.load(ranges), cache, bench.backend.target().backend_version)
+    backend = _int8_backend(bench, f"calibration={cache}")
+    return _implicit_int8(
+        bench, backend, backend.build(bench.at.pruned / "model.onnx", bench.folder / "implicit.engine")
+    )
+
+
+def _calibrator(bench: Bench) -> str | None:
+    """Int8 by TensorRT's own calibrator, fed with the run's calibration samples, where the version still has one."""
+    if not _has_calibrators(bench) or bench.config.quantize is None:
+        return None
+    manifest = load_manifest(bench.config.quantize.calibration)
+    backend, task = _int8_backend(bench), stages.open_task(bench.config)
+    feeds = samples.exact_batches(samples.calibration_batches(task, manifest), backend.batch)
+    make = partial(entropy_calibrator, batches=feeds, batch=backend.batch)
+    engine = backend.build(bench.at.pruned / "model.onnx", bench.folder / "calibrated.engine", make)
+    return f"{manifest.count} samples, {_implicit_int8(bench, backend, engine)}"
+
+
+def _has_calibrators(bench: Bench) -> bool:
+    return compat.has_calibrators(compat.parse_version(bench.backend.target().backend_version))
+
+
+def _int8_backend(bench: Bench, options: str = "") -> TensorRt:
+    backend = open_backend("tensorrt", precision="int8", batch=bench.backend.batch, options=options)
+    assert isinstance(backend, TensorRt)
+    return backend
+
+
+def _implicit_int8(bench: Bench, backend: TensorRt, engine: Engine) -> str:
+    """The engine of a float file has int8 layers and answers test images nearly as the float file does."""
+    task = stages.open_task(bench.config)
+    images = next(iter(task.eval_batches(backend.batch))).inputs
+    feeds = {name: tensor.numpy() for name, tensor in zip(task.input_names, images, strict=True)}
+    with backend.open(engine) as session:
+        layers, mine = session.describe(), session.run(feeds)
+    other = open_backend("onnxruntime", batch=backend.batch)
+    with other.open(other.build(bench.at.pruned / "model.onnx", bench.folder / "implicit-ort.engine")) as session:
+        error = relative_error(mine, session.run(feeds))
+    return promises.implicit_int8([[tensor.dtype for tensor in info.inputs] for info in layers], error)
+
+
+def _engines(bench: Bench) -> str:
+    """What TensorRT says of the run's engines, layer by layer, for the bug report."""
+    names = [name for name in ("dense", "pruned", "quantized") if (getattr(bench.at, name) / "model.engine").exists()]
+    bench.facts["engines"] = {name: describe(bench, name) for name in names}
+    return ", ".join(f"{name}: {len(layers)} layers" for name, layers in bench.facts["engines"].items())
+
+
+CHECKS: dict[str, Callable[[Bench], str | None]] = {
+    "the budget is met": _budget,
+    "pruned: within 1 point of dense": _accuracy,
+    "int8: within 0.5 points of pruned": _int8_accuracy,
+    "the last prediction is within 10 %": _prediction,
+    "the table predicts unseen plans": _table_error,
+    "outputs equal ONNX Runtime's": _outputs,
+    "engines compute in the precision asked for": _formats,
+    "layers are the model's and add up": _layers,
+    "clocks are steady, CUDA graphs work": _steady,
+    "two builds agree": _rebuild,
+    "dynamic batch": _dynamic,
+    "2:4 sparsity": _sparse,
+    "int8 from a calibration cache": _implicit,
+    "int8 by TensorRT's own calibrator": _calibrator,
+    "engines describe themselves": _engines,
+}
