@@ -36,7 +36,8 @@ def silence(model: nn.Module, graph: Graph, plan: Plan) -> dict[int, Tensor]:
             tensor = tensors[piece.param]
             entries = torch.from_numpy(piece.entries(removed))
             # A row of zeros has no direction: weight norm would give 0 / 0 times a gain of 0.
-            tensor.data.index_fill_(piece.dim, entries, 1e-100 if piece.param.endswith("original1") else 0)
+            direction = piece.param.rpartition(".")[2] in ("original1", "weight_v", "v")
+            tensor.data.index_fill_(piece.dim, entries, 1e-100 if direction else 0)
             if tensor.dim() == 1:
                 mask = kept.setdefault(id(tensor), torch.ones(tensor.shape[0], dtype=torch.bool))
                 mask[entries] = False

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from made import MADE
 from oracle import masked_norms, random_plan, randomise, silence, tensors_of
 from pydeploy.prune.structure.trace import trace
 from pydeploy.prune.surgery.apply import apply
@@ -127,3 +128,12 @@ def test_law(name: str) -> None:
     for seed in range(2):
         graph = lawful(make, seed)
     assert {group.name for group in graph.prunable} == prunable, graph.frozen
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_what_is_made_to_a_size(name: str) -> None:
+    make, prunable, inexact = MADE[name]
+    for seed in range(3):
+        graph = lawful(make, seed)
+    assert {group.name for group in graph.prunable} == prunable, graph.frozen
+    assert {group.name for group in graph.prunable if group.inexact} == inexact

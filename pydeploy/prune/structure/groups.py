@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pydeploy.graph import Extent, Graph, Group, Op, Slice
-from pydeploy.prune.structure.layout import Atoms, Labels
+from pydeploy.prune.structure.layout import UNUSED, Atoms, Labels
 from pydeploy.prune.structure.propagate import RawOp, Tracer
 
 
@@ -181,9 +181,17 @@ def _op_names(ops: Sequence[RawOp]) -> list[str]:
 
 
 def _op(op: RawOp, name: str, atoms: Atoms, home: NDArray[np.int64], groups: Sequence[Group]) -> Op:
-    cin = _extent(op.incoming, op.cin, atoms, home, groups)
+    cin = _extent(_zeros_as_read(op, atoms), op.cin, atoms, home, groups)
     cout = _extent(op.outgoing, len(op.outgoing), atoms, home, groups)
     return Op(name, op.kind, op.weight, cin, cout, op.h, op.w, tail="+".join(op.tail), **op.facts)
+
+
+def _zeros_as_read(op: RawOp, atoms: Atoms) -> Labels | None:
+    """Inputs that are zeros are as many as the weight has."""
+    table = atoms.places.get((op.weight, int(op.kind != "conv_transpose")))
+    if op.incoming is None or table is None or len(table) != len(op.incoming):
+        return op.incoming
+    return np.where(op.incoming == UNUSED, table, op.incoming)
 
 
 def _extent(

@@ -21,7 +21,7 @@ Labels = NDArray[np.int64]
 FIXED = -1
 """Entry that belongs to no channel and always stays."""
 UNUSED = -2
-"""Entry of a parameter that no operator has read so far."""
+"""Entry of a parameter that no operator has read so far; entry of an activation that is zero whatever is cut."""
 
 
 class Unknown(Exception):
@@ -111,6 +111,9 @@ class Atoms:
 
         A second note unites; an entry that is `FIXED` in one use and a channel in another freezes.
         """
+        used = atoms != UNUSED
+        if not used.all():
+            entries, atoms = entries[used], atoms[used]
         real = entries >= 0
         if not real.all():
             self.freeze(atoms[~real], "combined with values that are not channels")

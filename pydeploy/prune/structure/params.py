@@ -28,6 +28,15 @@ class Origin:
     note: str = ""
     """Why cutting these entries changes what the others become ('' = it does not)."""
 
+    @property
+    def place(self) -> tuple[str, int]:
+        return self.param, self.dim
+
+
+def evenly(size: int) -> Origin:
+    """An axis of any size along which one entry is repeated."""
+    return Origin("", 0, 1, np.zeros(size, dtype=np.int64))
+
 
 Axes = tuple[tuple[Origin, ...], ...]
 """Origins along every axis."""
@@ -41,6 +50,10 @@ class ParamView:
     lost: tuple[Origin, ...] = ()
     zero: bool = True
     """Entries that are cut are zero in the silenced model."""
+    normed: frozenset[tuple[str, int]] = frozenset()
+    """Parameter dims over which a norm runs: without some of their entries the others are scaled in another way."""
+    alike: tuple[tuple[Origin, ...], ...] = ()
+    """Origins along axes that were summed over in a product: they are cut alike."""
 
     @property
     def origins(self) -> tuple[Origin, ...]:
@@ -56,11 +69,21 @@ def whole(value: Value) -> ParamView:
     )
 
 
+def _joined(views: Sequence[ParamView], axes: Sequence[tuple[Origin, ...]], lost: tuple[Origin, ...] = (), *,
+            zero: bool = True) -> ParamView:  # fmt: skip
+    """A view of several ones, with what each of them knows."""
+    lost = (*(origin for view in views for origin in view.lost), *lost)
+    normed = frozenset().union(*(view.normed for view in views))
+    return ParamView(tuple(axes), lost, zero, normed, tuple(group for view in views for group in view.alike))
+
+
 def derived(op: str, views: Mapping[Value, ParamView], args: Sequence[Any], out: Value) -> ParamView | None:
     """Origins of `out`; None when `op` is none of the operators that are followed. Raises `Unknown`."""
     first = args[0]
     if op in _ELEMENTWISE:
         return _elementwise(op, views, args, out)
+    if op in ("mv", "dot", "vdot"):
+        return _product(views, args)
     if op in ("cat", "concat"):
         return _cat(views, first, args[1] % out.rank if len(args) > 1 else 0, out)
     if op == "native_batch_norm":
@@ -75,10 +98,9 @@ def _elementwise(op: str, views: Mapping[Value, ParamView], args: Sequence[Any],
     axes: list[tuple[Origin, ...]] = [()] * out.rank
     lost: tuple[Origin, ...] = ()
     operands = [arg for arg in args if isinstance(arg, Value)]
-    for value in (operand for operand in operands if operand in views):
-        view = views[value]
-        lost += view.lost
-        for axis, origins in enumerate(view.axes):
+    known = [operand for operand in operands if operand in views]
+    for value in known:
+        for axis, origins in enumerate(views[value].axes):
             at = axis + out.rank - value.rank
             if value.shape[axis] == out.shape[at]:
                 axes[at] += origins
@@ -87,9 +109,24 @@ def _elementwise(op: str, views: Mapping[Value, ParamView], args: Sequence[Any],
     for value in (operand for operand in operands if operand not in views):
         for at, size in enumerate(value.shape, start=out.rank - value.rank):
             if size > 1:
-                lost, axes[at] = lost + axes[at], ()
-    zero = op in _ZERO_KEEPING and all(views[v].zero for v in operands if v in views)
-    return ParamView(tuple(axes), lost, zero)
+                lost, axes[at] = lost + _many(axes[at]), ()
+    silent = [views[value].zero for value in known]
+    zero = op in _ZERO_KEEPING and (any(silent) if op == "mul" else silent[0] if op == "div" else all(silent))
+    return _joined([views[value] for value in known], axes, lost, zero=zero and (op != "div" or args[0] in views))
+
+
+def _product(views: Mapping[Value, ParamView], args: Sequence[Any]) -> ParamView:
+    """A matrix or vector times a vector: the entries along the axis that is summed over are cut alike, in spectral norms."""
+    left, right = args[:2]
+    if left not in views or right not in views:
+        raise Unknown("parameters are multiplied by something else")
+    one, two = views[left], views[right]
+    if not (one.zero or two.zero):
+        raise Unknown("reduces over entries of a parameter")
+    summed = (*one.axes[-1], *two.axes[0])
+    joined = _joined([one, two], one.axes[:-1])
+    normed = joined.normed | {origin.place for origin in _many(summed)}
+    return replace(joined, normed=normed, alike=(*joined.alike, summed))
 
 
 def _cat(views: Mapping[Value, ParamView], parts: Sequence[Value], axis: int, out: Value) -> ParamView:
@@ -106,7 +143,7 @@ def _cat(views: Mapping[Value, ParamView], parts: Sequence[Value], axis: int, ou
                 else:
                     axes[at] += (origin,)
         start += part.shape[axis]
-    return ParamView(tuple(axes), tuple(o for part in parts if part in views for o in views[part].lost))
+    return _joined([views[part] for part in parts if part in views], axes)
 
 
 def _standardised(views: Mapping[Value, ParamView], args: Sequence[Any]) -> ParamView:
@@ -118,8 +155,8 @@ def _standardised(views: Mapping[Value, ParamView], args: Sequence[Any]) -> Para
     batch, outputs, rest = views[source].axes
     for extra in (gain, shift):
         outputs += views[extra].axes[0] if extra in views else ()
-    lost = tuple(origin for value in (source, gain, shift) if value in views for origin in views[value].lost)
-    return ParamView((batch, outputs, tuple(replace(o, note=text) for o in rest)), lost, zero=False)
+    known = [views[value] for value in (source, gain, shift) if value in views]
+    return _joined(known, (batch, outputs, tuple(replace(o, note=text) for o in rest)), zero=False)
 
 
 Step = Callable[[ParamView, Value, Sequence[Any], Value], ParamView]
@@ -130,22 +167,22 @@ def _same(view: ParamView, _source: Value, _args: Sequence[Any], _out: Value) ->
 
 
 def _t(view: ParamView, _source: Value, _args: Sequence[Any], _out: Value) -> ParamView:
-    return ParamView(view.axes[::-1], view.lost, view.zero)
+    return replace(view, axes=view.axes[::-1])
 
 
 def _transpose(view: ParamView, _source: Value, args: Sequence[Any], _out: Value) -> ParamView:
     axes = list(view.axes)
     axes[args[1]], axes[args[2]] = axes[args[2]], axes[args[1]]
-    return ParamView(tuple(axes), view.lost, view.zero)
+    return replace(view, axes=tuple(axes))
 
 
 def _permute(view: ParamView, _source: Value, args: Sequence[Any], _out: Value) -> ParamView:
-    return ParamView(tuple(view.axes[axis] for axis in args[1]), view.lost, view.zero)
+    return replace(view, axes=tuple(view.axes[axis] for axis in args[1]))
 
 
 def _unsqueeze(view: ParamView, _source: Value, args: Sequence[Any], out: Value) -> ParamView:
     at = args[1] % out.rank
-    return ParamView((*view.axes[:at], (), *view.axes[at:]), view.lost, view.zero)
+    return replace(view, axes=(*view.axes[:at], (), *view.axes[at:]))
 
 
 def _reshape(view: ParamView, source: Value, _args: Sequence[Any], out: Value) -> ParamView:
@@ -163,20 +200,29 @@ def _reshape(view: ParamView, source: Value, _args: Sequence[Any], out: Value) -
                     axes[outer[varying[0]]] += (replace(origin, entries=np.ascontiguousarray(line)),)
                 elif origin.size > 1:
                     lost += (origin,)
-    return ParamView(tuple(axes), lost, view.zero)
+                elif len(long := [i for i, size in enumerate(target) if size > 1]) == 1:
+                    axes[outer[long[0]]] += (evenly(target[long[0]]),)
+    return replace(view, axes=tuple(axes), lost=lost)
 
 
 def _expand(view: ParamView, source: Value, _args: Sequence[Any], out: Value) -> ParamView:
-    new = out.rank - source.rank
-    axes = [o if source.shape[i] == out.shape[i + new] else () for i, o in enumerate(view.axes)]
-    return ParamView(((),) * new + tuple(axes), view.lost, view.zero)
+    new, lost = out.rank - source.rank, view.lost
+    axes: list[tuple[Origin, ...]] = [(evenly(size),) if size > 1 else () for size in out.shape]
+    for axis, origins in enumerate(view.axes):
+        if source.shape[axis] == out.shape[axis + new]:
+            axes[axis + new] = origins
+        else:
+            lost += _many(origins)
+    return replace(view, axes=tuple(axes), lost=lost)
 
 
 def _repeat(view: ParamView, source: Value, args: Sequence[Any], out: Value) -> ParamView:
     new = out.rank - source.rank
-    axes = [tuple(replace(o, entries=np.tile(o.entries, args[1][i + new])) for o in origins)
-            for i, origins in enumerate(view.axes)]  # fmt: skip
-    return ParamView(((),) * new + tuple(axes), view.lost, view.zero)
+    axes: list[tuple[Origin, ...]] = [(evenly(size),) if size > 1 else () for size in out.shape]
+    for axis, origins in enumerate(view.axes):
+        if source.shape[axis] > 1 or _many(origins):
+            axes[axis + new] = tuple(replace(o, entries=np.tile(o.entries, args[1][axis + new])) for o in origins)
+    return replace(view, axes=tuple(axes))
 
 
 def _slice(view: ParamView, source: Value, args: Sequence[Any], _out: Value) -> ParamView:
@@ -190,12 +236,12 @@ def _narrow(view: ParamView, source: Value, args: Sequence[Any], _out: Value) ->
 
 def _taken(view: ParamView, axis: int, which: slice) -> ParamView:
     origins = tuple(replace(o, entries=o.entries[which]) for o in view.axes[axis])
-    return ParamView((*view.axes[:axis], origins, *view.axes[axis + 1 :]), view.lost, view.zero)
+    return replace(view, axes=(*view.axes[:axis], origins, *view.axes[axis + 1 :]))
 
 
 def _select(view: ParamView, source: Value, args: Sequence[Any], _out: Value) -> ParamView:
     axis = args[1] % source.rank
-    return ParamView((*view.axes[:axis], *view.axes[axis + 1 :]), (*view.lost, *_many(view.axes[axis])), view.zero)
+    return replace(view, axes=(*view.axes[:axis], *view.axes[axis + 1 :]), lost=(*view.lost, *_many(view.axes[axis])))
 
 
 def _index(view: ParamView, source: Value, args: Sequence[Any], out: Value) -> ParamView:
@@ -203,7 +249,7 @@ def _index(view: ParamView, source: Value, args: Sequence[Any], out: Value) -> P
     if at != [0]:
         raise Unknown("a parameter is indexed on an inner axis")
     wide = out.rank - (source.rank - 1)
-    return ParamView(((),) * wide + view.axes[1:], (*view.lost, *_many(view.axes[0])), view.zero)
+    return replace(view, axes=((),) * wide + view.axes[1:], lost=(*view.lost, *_many(view.axes[0])))
 
 
 def _norm(view: ParamView, source: Value, args: Sequence[Any], out: Value) -> ParamView:
@@ -213,9 +259,16 @@ def _norm(view: ParamView, source: Value, args: Sequence[Any], out: Value) -> Pa
     keep = out.rank == source.rank
     if not view.zero and any(_many(view.axes[axis]) for axis in axes):
         raise Unknown("reduces over entries of a parameter")
-    return ParamView(
-        tuple(() if i in axes else o for i, o in enumerate(view.axes) if keep or i not in axes), view.lost, view.zero
-    )
+    kept = tuple(() if i in axes else o for i, o in enumerate(view.axes) if keep or i not in axes)
+    normed = {origin.place for axis in axes for origin in _many(view.axes[axis])}
+    return replace(view, axes=kept, normed=view.normed | normed)
+
+
+def weight_normed(views: Mapping[Value, ParamView], args: Sequence[Any], out: Value) -> ParamView:
+    """``_weight_norm_interface(v, g, dim)``: v scaled so that its norm over all axes but one is g."""
+    joined = _elementwise("mul", views, args[:2], out)
+    others = [origins for axis, origins in enumerate(views[args[0]].axes) if axis != args[2] % args[0].rank]
+    return replace(joined, normed=joined.normed | {o.place for origins in others for o in _many(origins)})
 
 
 def _many(origins: Sequence[Origin]) -> tuple[Origin, ...]:
@@ -244,3 +297,4 @@ _STEPS: Mapping[str, Step] = {
     "select": _select,
     "index": _index,
 }
+"""How each operator on one parameter moves origins."""

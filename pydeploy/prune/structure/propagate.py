@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
 
-from pydeploy.prune.structure.layout import FIXED, Atoms, Labels, Layout, Unknown
-from pydeploy.prune.structure.params import Origin, ParamView, derived, whole
-from pydeploy.prune.structure.rules.elementwise import RULES, UNIFORM
+from pydeploy.prune.structure.contents import Contents
+from pydeploy.prune.structure.layout import FIXED, UNUSED, Atoms, Labels, Layout, Unknown
+from pydeploy.prune.structure.params import Origin, ParamView, derived, weight_normed, whole
+from pydeploy.prune.structure.rules.elementwise import RULES
 from pydeploy.prune.structure.tape import Call, Site, Tape, Value
 
 
@@ -34,17 +36,16 @@ class RawOp:
 
 
 NO_ROLES: Mapping[int, str] = {}
+_NORMED = "a weight's norm runs over its kept entries"
+FREE = -1
+"""Instead of the number of a part: zeros that follow no channels that are known where they are made."""
+Bound = Labels | None | EllipsisType
 
 _HIDDEN = frozenset({"empty", "detach", "alias", "t", "view", "_unsafe_view", "reshape", "permute", "transpose", "unsqueeze",
                      "squeeze", "expand", "native_batch_norm", "_native_batch_norm_legit_no_training", "dropout",
                      "native_dropout", "lift_fresh", "clone", "contiguous", "_to_copy", "select", "slice", "split", "unbind",
                      "zeros", "ones", "full", "arange", "new_zeros"})  # fmt: skip
 """Operators that an engine folds away, so they do not appear in a layer's tail."""
-
-
-_ZERO_KEEPING = frozenset({"relu", "leaky_relu", "gelu", "silu", "hardswish", "tanh", "mul", "clone", "contiguous", "detach",
-                           "max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d"})  # fmt: skip
-"""Operators whose result is zero where their arguments with channels are."""
 
 
 @dataclass
@@ -58,6 +59,10 @@ class Decisions:
     """Attributes that an operator's sizes come from, and which of its channels they count (see `numbers`)."""
     rounds: dict[Site, int] = field(default_factory=dict)
     """How often attributes were tried at a site."""
+    zeros: dict[tuple[Site, int], list[int | Value]] = field(default_factory=dict)
+    """Parts of a concatenation that are made of zeros, and whose channels they may follow: those of another part, or of an
+    earlier value. The first one is tried.
+    """
     pairs: set[int] = field(default_factory=set)
     """Calls that fail with a single channel and may run with two."""
     blocked: dict[int, str] = field(default_factory=dict)
@@ -73,12 +78,7 @@ class Tracer:
     ops: list[RawOp] = field(default_factory=list)
     layouts: dict[Value, Layout] = field(default_factory=dict)
     views: dict[Value, ParamView] = field(default_factory=dict)
-    uniform: set[Value] = field(default_factory=set)
-    """Values with equal entries everywhere, made to a computed size."""
-    repeated: dict[Value, set[int]] = field(default_factory=dict)
-    """Axes along which a value repeats one entry, to a computed size."""
-    zero: set[Value] = field(default_factory=set)
-    """Values in which removed channels would be zero, so that sums over channels do not miss them."""
+    contents: Contents = field(default_factory=Contents)
     choices: dict[Site, int] = field(default_factory=dict)
     """Number of axes that could stay free, at each site where there were several."""
     call: Call | None = None
@@ -123,6 +123,7 @@ class Tracer:
         except (Unknown, ValueError, IndexError, TypeError, KeyError, AttributeError) as error:
             # A rule that meets arguments it was not written for must freeze, not fail.
             self._give_up(call, str(error) if isinstance(error, Unknown) else f"unusual arguments ({error!r})")
+        self.contents.note(call, self.layouts, self.views)
         self._settle_writes(index, call)
         if index in self.decisions.pairs:
             self.pairs += [self.layouts[value].atoms for value in (*call.inputs, *call.outs) if value in self.layouts]
@@ -150,7 +151,7 @@ class Tracer:
         if view is None:
             return False
         if call.op == "_weight_norm_interface":
-            self.views[call.outs[0]] = derived("mul", self.views, call.args[:2], call.outs[0])  # type: ignore[assignment]
+            self.views[call.outs[0]] = weight_normed(self.views, call.args, call.outs[0])
             return True
         axis = (call.args[-1] if isinstance(call.args[-1], int) else 0) % source.rank
         start = 0
@@ -173,10 +174,6 @@ class Tracer:
             if labelled or any(v in self.views for v in inputs):
                 raise Unknown("no rule for this operator")
             return
-        if call.op in UNIFORM or (inputs and call.op != "arange" and all(v in self.uniform for v in inputs)):
-            self.uniform.update(call.outs)
-            if not labelled:
-                return
         self.bound.clear()
         made = rule(self, call)
         for value in inputs:
@@ -185,20 +182,9 @@ class Tracer:
         results: Sequence[Layout | None] = made if isinstance(made, list) else [made]
         for out, layout in zip(call.outs, results, strict=False):
             self._set(out, layout)
-        if self._silent(call):
-            self.zero.update(call.outs)
-
-    def _silent(self, call: Call) -> bool:
-        """Whether channels of the result are zero when their weights are."""
-        if call.op in _ZERO_KEEPING:
-            return all(value in self.zero for value in call.inputs if value in self.layouts)
-        made_of = call.args[1:3] if call.op in ("convolution", "native_batch_norm") else []
-        views = [self.views.get(value) for value in made_of if value is not None]
-        whole = len(views) == 2 or (call.op == "convolution" and bool(views))
-        return whole and all(view is not None and view.zero for view in views)
 
     def _set(self, out: Value, layout: Layout | None) -> None:
-        if layout is None or not (layout.atoms >= 0).any():
+        if layout is None or not (layout.atoms != FIXED).any():
             return
         if len(layout.atoms) != out.shape[layout.axis]:
             raise Unknown(f"{len(layout.atoms)} channels on an axis of {out.shape[layout.axis]}")
@@ -225,10 +211,12 @@ class Tracer:
 
     def _freeze_origin(self, origin: Origin, reason: str) -> None:
         """A parameter used in an unknown way: whatever channels lie in it now or later must stay."""
+        if not origin.param:
+            return
         entries = np.unique(origin.entries[origin.entries >= 0])
         atoms = self.atoms.fresh(len(entries))
         self.atoms.freeze(atoms, reason)
-        self.atoms.place(origin.param, origin.dim, origin.size, entries, atoms)
+        self.atoms.place(*origin.place, origin.size, entries, atoms)
 
     def _settle_writes(self, index: int, call: Call) -> None:
         """Writing channels into a part of another tensor: the whole keeps no account of them, so they must stay. The same for the
@@ -237,6 +225,8 @@ class Tracer:
         if not call.written or not call.outs:
             return
         before, after = call.written[0], call.outs[0]
+        owner = before.base or before
+        self.contents.forget({owner, *self.parts.get(owner, ())} - {after})
         if before.base is None and all(self.last_read.get(part, -1) <= index for part in self.parts.get(before, ())):
             return
         old, new = self.layouts.get(before), self.layouts.get(after)
@@ -264,28 +254,46 @@ class Tracer:
             raise Unknown(f"channels lie on axis {layout.axis}, not {axis % value.rank}")
         return layout.atoms
 
-    def bind(self, value: Value, on: Mapping[int, Labels | None], roles: Mapping[int, str] = NO_ROLES) -> None:
-        """Channels `on` the axes of a tensor made of parameters (None: an axis that always stays whole), and what the operator
-        takes them for.
+    def bind(self, value: Value, on: Mapping[int, Bound], roles: Mapping[int, str] = NO_ROLES) -> None:
+        """Channels `on` the axes of a tensor made of parameters (None: an axis that always stays whole; ``...``: one that meets
+        zeros alone, so that any cut is right), and what the operator takes them for.
         """
         view = self.views.get(value)
         if view is None:
             raise Unknown("the weight is computed from something else than parameters")
         self.bound.add(value)
+        where = self.call.location if self.call is not None else ""
         for axis, size in enumerate(value.shape):
             atoms = on.get(axis)
+            if atoms is Ellipsis:
+                continue
             if size > 1 and not view.axes[axis] and atoms is not None:
                 raise Unknown("the weight is computed, its channels cannot be told apart")
+            labels = np.full(size, FIXED, dtype=np.int64) if atoms is None else atoms
             for origin in view.axes[axis]:
-                labels = np.full(size, FIXED, dtype=np.int64) if atoms is None else atoms
-                if size > 1 or origin.size > 1 or atoms is not None:
-                    self.atoms.place(origin.param, origin.dim, origin.size, origin.entries, labels)
-                if atoms is not None and axis in roles:
-                    self.atoms.read_as(origin.param, origin.dim, origin.size, origin.entries, roles[axis])
-                if origin.note and atoms is not None and self.call is not None:
-                    self.atoms.notes.append((labels, f"{self.call.location}: {origin.note}"))
+                if origin.param and (size > 1 or origin.size > 1 or atoms is not None):
+                    self.atoms.place(*origin.place, origin.size, origin.entries, labels)
+                if origin.param and atoms is not None and axis in roles:
+                    self.atoms.read_as(*origin.place, origin.size, origin.entries, roles[axis])
+                note = origin.note or (_NORMED if origin.place in view.normed else "")
+                if note and atoms is not None:
+                    self.atoms.notes.append((labels, f"{where}: {note}"))
+        self._place_alike(
+            view, {o.place for axis, origins in enumerate(view.axes) if on.get(axis) is not None for o in origins}
+        )
         for origin in view.lost:
-            self._freeze_origin(origin, f"{self.call.location if self.call else ''}: a weight mixes its entries")
+            self._freeze_origin(origin, f"{where}: a weight mixes its entries")
+
+    def _place_alike(self, view: ParamView, cut: set[tuple[str, int]]) -> None:
+        """Unite entries that are summed over together: those of the dims of a weight that are `cut` (not its kernel's) with
+        those of the vectors that it is multiplied by.
+        """
+        weights = {param for param, _ in cut}
+        for group in view.alike:
+            together = self.atoms.fresh(len(group[0].entries))
+            for origin in group:
+                if origin.place in cut or origin.param not in weights:
+                    self.atoms.place(*origin.place, origin.size, origin.entries, together)
 
     def name(self, value: Value) -> str:
         """The first parameter that a weight is made of."""
@@ -314,6 +322,18 @@ class Tracer:
         self.choices[self.call.site] = max(self.choices.get(self.call.site, 0), len(axes))
         turn = self.decisions.turns.get(self.call.site, 0)
         return int(order[turn % len(axes)])
+
+    def like(self, site: Site, number: int, parts: Sequence[Value], axis: int) -> Layout | None:
+        """Channels along `axis` of part `number` of a concatenation: its own, or, where it is made of zeros, those that it follows
+        according to trials; others may be cut as the weights that read them need it.
+        """
+        part = parts[number]
+        if part in self.layouts or part not in self.contents.nothing:
+            return self.layouts.get(part)
+        chosen = self.decisions.zeros.get((site, number), [])[:1]
+        followed = [self.layouts.get(parts[c] if isinstance(c, int) else c) for c in chosen if c != FREE]
+        found = followed[0] if followed else None
+        return Layout(axis, np.full(part.shape[axis], UNUSED, dtype=np.int64) if found is None else found.atoms)
 
     def record(self, kind: str, weight: str, incoming: Labels | None, outgoing: Labels, size: Sequence[int], cin: int,
                **facts: Any) -> None:  # fmt: skip

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pydeploy.errors import ConfigError, TraceError
-from pydeploy.graph import Graph, Plan
+from pydeploy.graph import Graph, Group, Plan
 from pydeploy.prune.structure.groups import Assembly, Limits, assemble
-from pydeploy.prune.structure.propagate import Decisions, Tracer, follow
+from pydeploy.prune.structure.propagate import FREE, Decisions, Tracer, follow
 from pydeploy.prune.structure.recording import check_settled, record
 from pydeploy.prune.structure.running import Example, to_meta
-from pydeploy.prune.structure.tape import Tape
+from pydeploy.prune.structure.tape import Call, Tape
 from pydeploy.prune.structure.trial_cut import Failure, attempt
 from pydeploy.prune.structure.width_numbers import followed, learn, set_numbers
 from pydeploy.prune.surgery.apply import replaced
@@ -143,7 +144,9 @@ def _tried(
     """Cut to about half of all widths, then to as few channels of each as may stay."""
     rng = np.random.default_rng(0)
     groups = found.graph.prunable
-    halves = {g.name: np.sort(rng.permutation(g.width)[: max(-(-g.width // 2), g.min_width)]) for g in groups}
+    halves = {
+        g.name: np.sort(rng.permutation(g.width)[:count]) for g, count in zip(groups, _halves(groups), strict=True)
+    }
     fewest = {g.name: np.arange(g.width - g.min_width, g.width) for g in groups}
     for kept in (halves, fewest) if halves else ():
         plan = Plan({name: tuple(channels.tolist()) for name, channels in kept.items()}, "")
@@ -158,6 +161,17 @@ def _tried(
         if failure is not None and not excused and not _only_values_lack(failure, tape, tracer, found):
             return replace(failure, fewest=kept is fewest)
     return None
+
+
+def _halves(groups: Sequence[Group]) -> list[int]:
+    """About half of each group, as far as possible other halves where groups are of one width, to tell them apart."""
+    turns: Counter[int] = Counter()
+    counts = []
+    for group in groups:
+        turn, turns[group.width] = turns[group.width], turns[group.width] + 1
+        near = (turn + 1) // 2 * (1 if turn % 2 else -1) % (group.width // 4 + 1)
+        counts.append(min(max(-(-group.width // 2) + near, group.min_width), group.width))
+    return counts
 
 
 def _only_values_lack(failure: Failure, tape: Tape, tracer: Tracer, found: Assembly) -> bool:
@@ -204,6 +218,8 @@ def _learn(
     if decisions.turns.get(call.site, 0) + 1 < options:
         decisions.turns[call.site] = decisions.turns.get(call.site, 0) + 1
         return
+    if _follow_zeros(decisions, failure, call):
+        return
     # A slice up to more channels than there are does not run at all.
     if (call.op == "slice" or not failure.other_operator) and learn(tracer, model, call):
         return
@@ -223,6 +239,14 @@ def _learn(
                 decisions.blocked.setdefault(i, text)
             return
     raise AssertionError("a trial failed although nothing was cut")
+
+
+def _follow_zeros(decisions: Decisions, failure: Failure, call: Call) -> bool:
+    """Let zeros in a concatenation follow the next channels that fit; False when none are left."""
+    for number, candidates in failure.zeros.items():
+        known = decisions.zeros.get((call.site, number))
+        decisions.zeros[call.site, number] = [*candidates, FREE] if known is None else known[1:] or [FREE]
+    return bool(failure.zeros)
 
 
 def _cuts(tracer: Tracer, found: Assembly, tape: Tape, index: int) -> bool:

@@ -8,8 +8,8 @@ difference the trial stops and says where.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pydeploy.prune.structure.propagate import Tracer
+from pydeploy.prune.structure.layout import UNUSED
+from pydeploy.prune.structure.propagate import FREE, Tracer
 from pydeploy.prune.structure.running import run, to_meta
 from pydeploy.prune.structure.shapes import run_meta
 from pydeploy.prune.structure.tape import PLUMBING, Call, Run, Tape, Value, flat, mapped, one_device, schema_of
@@ -34,6 +35,8 @@ class Failure:
     """Another operator ran: branches of the forward depend on widths, or on chance."""
     fewest: bool = False
     """Only the smallest widths fail."""
+    zeros: Mapping[int, list[int | Value]] = field(default_factory=dict)
+    """Parts of a concatenation that are zeros of another size than predicted, and whose channels they may follow."""
 
 
 class _Left(BaseException):
@@ -82,8 +85,8 @@ class _Trial(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
     def __init__(self, tape: Tape, tracer: Tracer, alive: NDArray[np.bool_]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape, self.tracer = tape, tracer
-        # By atom instead of representative, and an entry of no channel (-1: the last one) always stays.
-        self.alive = np.append(alive[tracer.atoms.roots(np.arange(tracer.atoms.count, dtype=np.int64))], True)
+        # By atom instead of representative, and entries of no channel (-1 and -2: the last ones) always stay.
+        self.alive = np.append(alive[tracer.atoms.roots(np.arange(tracer.atoms.count, dtype=np.int64))], (True, True))
         self.counts: dict[int, int] = {}
         """Kept channels by the layout's `id`: the tracer holds all layouts."""
         self.index = self.end = 0
@@ -107,6 +110,9 @@ class _Trial(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         problem = self._other_numbers(call, args)
         out = self._run(func, call, args, kwargs)
         problem = problem or self._other_shapes(call, out)
+        if name == "cat" and (zeros := self._following(call, args)):
+            problem = problem or Failure(self.index, "joins zeros of a size that is cut")
+            problem = replace(problem, zeros=zeros)
         if name in PLUMBING:
             self.pending = self.pending or problem
         elif problem is not None:
@@ -190,10 +196,56 @@ class _Trial(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
             if number and value not in tracer.layouts:
                 continue  # statistics and the like that nobody reads
             expected = self._expected(value)
-            if tuple(tensor.shape) != expected and value not in tracer.views and value not in tracer.uniform:
+            if (
+                not self._fits(value, tensor.shape, expected)
+                and value not in tracer.views
+                and value not in tracer.contents.uniform
+            ):
                 sizes = f"{list(tensor.shape)} where the cut model needs {list(expected)}"
                 return Failure(self.index, f"its size is fixed in the code: {sizes}")
         return None
+
+    def _fits(self, value: Value, shape: Sequence[int], expected: tuple[int, ...]) -> bool:
+        """Whether the shape is the expected one; where zeros lie among the channels, the reading weights tell how many."""
+        layout = self.tracer.layouts.get(value)
+        if layout is None or not (layout.atoms == UNUSED).any() or len(shape) != len(expected):
+            return tuple(shape) == expected
+        return all(
+            one == two for axis, (one, two) in enumerate(zip(shape, expected, strict=True)) if axis != layout.axis
+        )
+
+    def _following(self, call: Call, args: Any) -> dict[int, list[int | Value]]:
+        """For parts made of zeros to a size that is cut in another way than so far believed: other parts, or else earlier values,
+        with as many channels before and after, the last ones first.
+        """
+        layout = self.tracer.layouts.get(call.outs[0])
+        found: dict[int, list[int | Value]] = {}
+        parts = [pair for pair in zip(call.args[0], args[0], strict=True) if pair[0].rank == call.outs[0].rank]
+        begin = 0
+        if layout is None:
+            return {}
+        for number, (part, tensor) in enumerate(parts):
+            dense, cut = part.shape[layout.axis], tensor.shape[layout.axis]
+            atoms = layout.atoms[begin : begin + dense]
+            begin += dense
+            if part in self.tracer.layouts or part not in self.tracer.contents.nothing or self._kept(atoms) == cut:
+                continue
+            if self.tracer.decisions.zeros.get((call.site, number), [])[:1] != [FREE]:
+                near: list[int | Value] = [n for n, (other, _) in enumerate(parts) if self._counts(other, dense, cut)]
+                found[number] = near or self._earlier(dense, cut)
+        return found
+
+    def _counts(self, value: Value, dense: int, cut: int) -> bool:
+        """Whether `value` has so many channels before and after the cut."""
+        layout = self.tracer.layouts.get(value)
+        return layout is not None and (len(layout.atoms), self._kept(layout.atoms)) == (dense, cut)
+
+    def _earlier(self, dense: int, cut: int) -> list[int | Value]:
+        """Earlier values with so many channels, one for each set of them."""
+        layouts, roots = self.tracer.layouts, self.tracer.atoms.roots
+        values = [v for call in self.tape.calls[: self.index] for v in call.outs if self._counts(v, dense, cut)]
+        apart = {roots(layouts[value].atoms).tobytes(): value for value in values}
+        return list[int | Value](reversed(apart.values()))[:_CANDIDATES]
 
     def _expected(self, value: Value) -> tuple[int, ...]:
         layout = self.tracer.layouts.get(value)
@@ -208,4 +260,5 @@ class _Trial(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         return int(np.count_nonzero(self.alive[atoms]))
 
 
+_CANDIDATES = 6
 _ARITHMETIC = frozenset(("add", "sub", "mul", "div", "pow", "rsub", "floor_divide", "remainder", "fmod"))

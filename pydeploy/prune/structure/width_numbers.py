@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from pydeploy.graph import Extent, Widths
-from pydeploy.prune.structure.layout import FIXED, Labels
+from pydeploy.prune.structure.layout import FIXED, UNUSED, Labels
 from pydeploy.prune.structure.propagate import Tracer
 from pydeploy.prune.structure.tape import Call, Tape, Value
 
@@ -29,7 +29,7 @@ def learn(tracer: Tracer, model: nn.Module, call: Call) -> bool:
     """Let numbers of the module that runs `call` follow the cut; False when there is nothing left to try."""
     decisions, turn = tracer.decisions, tracer.decisions.rounds.get(call.site, 0)
     decisions.rounds[call.site] = turn + 1
-    options = _options(tracer, model.get_submodule(call.path), call) if turn < _ROUNDS else {}
+    options = _options(tracer, model.get_submodule(_owner(model, call.path)), call) if turn < _ROUNDS else {}
     chosen = {name: found[min(turn, len(found) - 1)] for name, found in options.items()}
     if not chosen or chosen == decisions.numbers.get(call.site):
         decisions.numbers.pop(call.site, None)
@@ -38,17 +38,25 @@ def learn(tracer: Tracer, model: nn.Module, call: Call) -> bool:
     return True
 
 
+def _owner(model: nn.Module, path: str) -> str:
+    """The module whose code gives an operator its sizes: the innermost one on `path` that is not PyTorch's own."""
+    while path and type(model.get_submodule(path)).__module__.startswith("torch."):
+        path = path.rpartition(".")[0]
+    return path
+
+
 def followed(tracer: Tracer, model: nn.Module, tape: Tape) -> dict[str, list[Labels]]:
     """``{module.attribute: channels that it counts}``, a list of as many as the attribute has items."""
     found: dict[str, list[Labels]] = {}
     for call in tape.calls if tracer.decisions.numbers else ():
         for name, which in tracer.decisions.numbers.get(call.site, {}).items():
             counted = _parts(tracer, call) if which == _PARTS else _counts(tracer, call)[which : which + 1]
-            value = vars(model.get_submodule(call.path)).get(name)
+            owner = _owner(model, call.path)
+            value = vars(model.get_submodule(owner)).get(name)
             if counted and [len(labels) for labels in counted] == (
                 value if isinstance(value, list) else _listed(value)
             ):
-                found.setdefault(f"{call.path}.{name}".lstrip("."), counted)
+                found.setdefault(f"{owner}.{name}".lstrip("."), counted)
     return found
 
 
@@ -109,6 +117,9 @@ def _counts(tracer: Tracer, call: Call) -> list[Labels]:
         start = (call.args[2] or 0) % source.shape[layout.axis]
         end = start + call.outs[0].shape[layout.axis]
         found += [layout.atoms[:start], layout.atoms[:end], layout.atoms[start:end]]
+    if layout is not None and (zeros := layout.atoms == UNUSED).any():
+        weights = [labels for value in call.inputs[1:] for labels in _on_axes(tracer, value).values()]
+        found += [labels[zeros] for labels in weights if len(labels) == len(zeros)]
     return [*found, *(labels for value in (*call.inputs, *call.outs) for labels in _on_axes(tracer, value).values())]
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pydeploy.prune.structure.contents import MADE
 from pydeploy.prune.structure.layout import Layout, Unknown, reshaped
 from pydeploy.prune.structure.rules import layers, rearrange
 from pydeploy.prune.structure.tape import Call
@@ -73,7 +74,7 @@ def reduce(t: Tracer, call: Call) -> Made:
     axes = {d % source.rank for d in ([given] if isinstance(given, int) else given or range(source.rank))}
     if layout.axis in axes:
         order = call.args[1] if call.op in ("linalg_vector_norm", "norm") else 1
-        if source in t.zero and call.op in _SUMS and isinstance(order, int | float) and order > 0:
+        if source in t.contents.silent and call.op in _SUMS and isinstance(order, int | float) and order > 0:
             return None
         raise Unknown("reduces over channels")
     kept = [axis for axis in range(source.rank) if axis not in axes]
@@ -140,12 +141,14 @@ def unsqueeze(t: Tracer, call: Call) -> Made:
 def expand(t: Tracer, call: Call) -> Made:
     source, out = call.args[0], call.outs[0]
     layout, new = t.layout(source), out.rank - source.rank
-    t.repeated[out] = {axis for axis in range(out.rank) if axis < new or source.shape[axis - new] == 1}
+    t.contents.repeated[out] = {axis for axis in range(out.rank) if axis < new or source.shape[axis - new] == 1}
     return None if layout is None else Layout(layout.axis + call.outs[0].rank - call.args[0].rank, layout.atoms)
 
 
 def repeat(t: Tracer, call: Call) -> Made:
-    layout = t.layout(call.args[0])
+    source, out = call.args[0], call.outs[0]
+    layout, new = t.layout(source), out.rank - source.rank
+    t.contents.repeated[out] = {axis for axis in range(out.rank) if axis < new or source.shape[axis - new] == 1}
     if layout is None:
         return None
     axis = layout.axis + call.outs[0].rank - call.args[0].rank
@@ -203,25 +206,6 @@ _SPATIAL = (
     "replication_pad1d replication_pad2d "
     "replication_pad3d"
 )
-UNIFORM = frozenset(
-    [
-        "zeros",
-        "ones",
-        "full",
-        "empty",
-        "new_zeros",
-        "new_ones",
-        "new_full",
-        "new_empty",
-        "zeros_like",
-        "ones_like",
-        "full_like",
-        "empty_like",
-        "scalar_tensor",
-    ]
-)
-"""Make a tensor of equal entries: one channel of it is like another."""
-
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(_UNARY.split(), same),
     **dict.fromkeys(_NARY.split(), elementwise),
@@ -232,7 +216,7 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "sort", "topk", "flip", "roll"), along),
     **dict.fromkeys(("argmax", "argmin"), reduce),
     **dict.fromkeys(("max", "min"), extreme),
-    **dict.fromkeys(UNIFORM, constant),
+    **dict.fromkeys(MADE, constant),
     **dict.fromkeys(("arange", "linspace", "rand", "randn", "eye", "tril_indices"), constant),
     **dict.fromkeys(
         ("roi_align", "roi_pool", "ps_roi_align", "grid_sampler_2d", "grid_sampler_3d", "grid_sampler"), region

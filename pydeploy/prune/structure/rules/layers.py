@@ -11,7 +11,7 @@ from pydeploy.prune.structure.layout import Labels, Layout, Unknown
 from pydeploy.prune.structure.tape import Call, Value
 
 if TYPE_CHECKING:
-    from pydeploy.prune.structure.propagate import Tracer
+    from pydeploy.prune.structure.propagate import Bound, Tracer
 
 
 def met(t: Tracer, operands: Sequence[Any], rank: int, *, added: bool = False) -> Layout | None:
@@ -43,8 +43,8 @@ def met(t: Tracer, operands: Sequence[Any], rank: int, *, added: bool = False) -
             t.layout(value) is None
             and own >= 0
             and value.shape[own] > 1
-            and value not in t.uniform
-            and own not in t.repeated.get(value, ())
+            and value not in t.contents.uniform
+            and own not in t.contents.repeated.get(value, ())
         ):
             raise Unknown("combined with a tensor that has no channels of its own")
     return result
@@ -86,21 +86,36 @@ def _convolve(
     layout = t.layout(source)
     passing = layout if layout is not None and layout.axis < axis else None
     incoming = None if passing is not None else t.channels(source, axis)
+    depthwise = 1 < groups == source.shape[axis]
+    if (
+        depthwise
+        and weight not in t.views
+        and (weight in t.contents.uniform or 0 in t.contents.repeated.get(weight, ()))
+    ):
+        return _same_for_all(layout, axis, out)
     name = t.name(weight)
     outgoing = t.fresh(out.shape[axis])
-    depthwise = 1 < groups == source.shape[axis]
     if passing is not None:
         t.atoms.freeze(outgoing, f"{call.location}: channels lie on the batch axis")
-    dims = _weight_dims(t, call, incoming, outgoing, groups, depthwise)
+    dims: tuple[Bound, Bound] = _weight_dims(t, call, incoming, outgoing, groups, depthwise)
+    if source in t.contents.nothing and groups == 1:
+        dims = (dims[0], ...)
     to, of = (1, 0) if transposed else (0, 1)
     t.bind(weight, {to: dims[0], of: dims[1]}, {0: "filter"} if depthwise else {to: "filter", of: "input"})
-    if bias is not None:
+    if bias is not None and bias not in t.contents.uniform:
         t.bind(bias, {0: outgoing}, {0: "bias"})
     size = source.shape[axis + 1 :] if transposed else out.shape[axis + 1 :]
     h, w = int(np.prod(size[:-1], dtype=np.int64)), size[-1]
     t.record("conv_transpose" if transposed else "conv", name, incoming, outgoing, (h, w), source.shape[axis],
              groups=groups, depthwise=depthwise, **facts)  # fmt: skip
     return passing if passing is not None else Layout(axis, outgoing)
+
+
+def _same_for_all(layout: Layout | None, axis: int, out: Value) -> Layout | None:
+    """A depthwise convolution with one constant kernel, made to the number of channels: a blur."""
+    if layout is None or layout.axis != axis:
+        return layout
+    return Layout(axis, np.repeat(layout.atoms, out.shape[axis] // len(layout.atoms)))
 
 
 def _weight_dims(
@@ -138,8 +153,8 @@ def linear(t: Tracer, source: Value, weight: Value, bias: Value | None, call: Ca
     if passing is not None:
         t.atoms.freeze(outgoing, f"{call.location}: channels lie on another axis than the last")
     to, of = weight.rank - 1, weight.rank - 2
-    t.bind(weight, {to: outgoing, of: incoming}, {to: "filter", of: "input"})
-    if bias is not None:
+    t.bind(weight, {to: outgoing, of: ... if source in t.contents.nothing else incoming}, {to: "filter", of: "input"})
+    if bias is not None and bias not in t.contents.uniform:
         t.bind(bias, {bias.rank - 1: outgoing}, {bias.rank - 1: "bias"})
     rows = int(np.prod(out.shape[:-1], dtype=np.int64))
     positions = rows // t.batch if rows % t.batch == 0 else rows
@@ -181,7 +196,7 @@ def matmul(t: Tracer, left: Value, right: Value, call: Call) -> Layout | None:
             lone is not None
             and lone.axis < rank - 2
             and other.shape[lone.axis - (rank - other.rank)] > 1
-            and other not in t.uniform
+            and other not in t.contents.uniform
         ):
             raise Unknown("a product with a tensor that has no channels of its own")
         return lone
@@ -229,7 +244,7 @@ def batch_norm(t: Tracer, call: Call) -> Layout | None:
     atoms = t.channels(call.args[0], 1)
     for tensor, role in zip(call.args[1:5], ("scale", "shift", None, None), strict=True):
         if tensor is not None and (tensor in t.views or atoms is not None):
-            if tensor not in t.views and tensor in t.uniform:
+            if tensor not in t.views and tensor in t.contents.uniform:
                 continue
             t.bind(tensor, {0: atoms}, {0: role} if role else {})
     return layout

@@ -23,14 +23,14 @@ def cat(t: Tracer, call: Call) -> Made:
     out = call.outs[0]
     axis = (call.args[1] if len(call.args) > 1 else 0) % out.rank
     parts = [part for part in call.args[0] if part.rank == out.rank]
-    layouts = [t.layout(part) for part in parts]
-    axes = {layout.axis for layout in layouts if layout is not None}
-    if not axes:
-        return None
-    if axes != {axis}:
+    axes = {layout.axis for part in parts if (layout := t.layout(part)) is not None}
+    if axes - {axis}:
         if axis in axes:
             raise Unknown("channels lie on different axes")
         return layers.met(t, parts, out.rank)
+    layouts = [t.like(call.site, number, parts, axis) for number in range(len(parts))]
+    if not any(layouts):
+        return None
     for part in parts:
         if part in t.views:
             t.freeze(part, f"{call.location}: joined with channels")
