@@ -12,7 +12,8 @@ takes ``max(|lo|, |hi|)``, an asymmetric one the interval itself.
 * `entropy` loses the least information: smallest Kullback-Leibler divergence between the distribution and its
   quantised form (Migacz, "8-bit inference with TensorRT", GTC 2017), but at most 1 % of the non-zero values is clipped:
   the divergence says nothing where a candidate's bins are all but empty, and for a tensor without values near zero
-  (a spatial mean) it alone would put the threshold below nearly all of them.
+  (a spatial mean) it alone would put the threshold below nearly all of them. Each sign has a threshold of its own:
+  the negative side of a leaky ReLU or of SiLU is narrow and full, and would outweigh the positive one.
 * `mse` has the smallest mean squared rounding and clipping error.
 
 The zero bin is part of the counts: half of a tensor after ReLU is exactly zero, and zero is always representable.
@@ -84,12 +85,20 @@ def percentile(seen: Seen, levels: int) -> Range:  # noqa: ARG001
 
 
 def entropy(seen: Seen, levels: int) -> Range:
-    """The interval whose quantised distribution diverges least from the one seen."""
-    counts, width = seen.magnitudes(), seen.histogram.bin_width
+    """The interval whose quantised distribution diverges least from the one seen, for each sign alone."""
+    histogram = seen.histogram
+    low, high = (_entropy_of(side, histogram.bin_width, levels) for side in (histogram.negative, histogram.positive))
+    return max(histogram.minimum, -low), min(histogram.maximum, high)
+
+
+def _entropy_of(counts: NDArray[np.uint64], width: float, levels: int) -> float:
+    """Threshold on the magnitudes of one sign; 0 where there are none."""
+    if not counts.any():
+        return 0.0
     threshold = _core.entropy_threshold(counts, width, levels)
-    counts[0] = 0
-    covers = _core.percentile_threshold(counts, width, ENTROPY_COVERS) if counts.any() else 0.0
-    return seen.clip(max(threshold, covers))
+    apart = counts.copy()
+    apart[0] = 0
+    return max(threshold, _core.percentile_threshold(apart, width, ENTROPY_COVERS) if apart.any() else 0.0)
 
 
 def mse(seen: Seen, levels: int) -> Range:
