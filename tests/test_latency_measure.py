@@ -217,7 +217,7 @@ def test_two_processes_fill_one_table_without_measuring_twice(tmp_path: Path) ->
 
 def test_a_killed_process_frees_its_turn(tmp_path: Path) -> None:
     Table.open(tmp_path / "t.sqlite", open_backend("null").target())
-    script = ("import sys, time; from pathlib import Path; from pydeploy.latency import store\n"
+    script = ("import sys, time; from pathlib import Path; from pydeploy.latency.table import store\n"
               "with store.turn(Path(sys.argv[1])): print('mine', flush=True); time.sleep(60)")  # fmt: skip
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "t.sqlite")], stdout=subprocess.PIPE)
     assert process.stdout is not None
