@@ -146,13 +146,19 @@ def export(
     option: Options = None,
     weights: Weights = None,
     batch: Annotated[int, typer.Option(min=1, help="Batch size of the file.")] = 1,
+    input_name: Annotated[
+        Optional[list[str]],
+        typer.Option(help="Name of an input in the file; repeat for several [default: input, or the forward's own]."),
+    ] = None,
 ) -> None:
     """Write a model as ONNX with layers named like the model's, checked against PyTorch on ONNX Runtime.
 
     Example: pydeploy export torchvision:resnet18 --input 1x3x224x224 --weights small.safetensors --out small.onnx
     """
     from pydeploy.cli import arguments
+    from pydeploy.cli.console import Terminal
     from pydeploy.export import export as write
 
-    path = write(arguments.dense_or_cut(model, option or [], weights), arguments.example(input or []), out, batch=batch)
+    net, example = arguments.dense_or_cut(model, option or [], weights), arguments.example(input or [])
+    path = write(net, example, out, batch=batch, input_names=input_name or None, say=Terminal().say)
     sys.stdout.write(f"{path}: {path.stat().st_size:,} bytes\n")
