@@ -42,10 +42,10 @@ class Assembly:
 
     def with_numbers(self, atoms: Atoms, numbers: Mapping[str, Sequence[Labels]]) -> Assembly:
         """The same with the numbers of modules that count prunable channels."""
-        counted = {place: tuple(_extent(labels, len(labels), atoms, self.home, self.graph.groups) for labels in lists)
+        counted = {place: tuple(extent_of(labels, len(labels), atoms, self.home, self.graph.groups) for labels in lists)
                    for place, lists in numbers.items()}  # fmt: skip
         cut = {place: extents for place, extents in counted.items() if any(extent.terms for extent in extents)}
-        return replace(self, graph=replace(self.graph, numbers=cut)) if cut else self
+        return replace(self, graph=replace(self.graph, numbers={**self.graph.numbers, **cut})) if cut else self
 
 
 def assemble(tracer: Tracer, params: Mapping[str, tuple[int, ...]], learnable: int, inputs: tuple[tuple[int, ...], ...],
@@ -181,8 +181,8 @@ def _op_names(ops: Sequence[RawOp]) -> list[str]:
 
 
 def _op(op: RawOp, name: str, atoms: Atoms, home: NDArray[np.int64], groups: Sequence[Group]) -> Op:
-    cin = _extent(_zeros_as_read(op, atoms), op.cin, atoms, home, groups)
-    cout = _extent(op.outgoing, len(op.outgoing), atoms, home, groups)
+    cin = extent_of(_zeros_as_read(op, atoms), op.cin, atoms, home, groups)
+    cout = extent_of(op.outgoing, len(op.outgoing), atoms, home, groups)
     return Op(name, op.kind, op.weight, cin, cout, op.h, op.w, tail="+".join(op.tail), **op.facts)
 
 
@@ -194,7 +194,7 @@ def _zeros_as_read(op: RawOp, atoms: Atoms) -> Labels | None:
     return np.where(op.incoming == UNUSED, table, op.incoming)
 
 
-def _extent(
+def extent_of(
     labels: Labels | None, total: int, atoms: Atoms, home: NDArray[np.int64], groups: Sequence[Group]
 ) -> Extent:
     """How many of `total` channels there are, by the widths of the groups that they are in."""

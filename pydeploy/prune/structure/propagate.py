@@ -63,6 +63,8 @@ class Decisions:
     """Parts of a concatenation that are made of zeros, and whose channels they may follow: those of another part, or of an
     earlier value. The first one is tried.
     """
+    refused: set[str] = field(default_factory=set)
+    """Modules whose numbers do not follow because of what lies around them ('*': none's do)."""
     pairs: set[int] = field(default_factory=set)
     """Calls that fail with a single channel and may run with two."""
     blocked: dict[int, str] = field(default_factory=dict)

@@ -93,13 +93,13 @@ class _Copies:
     def run(self, twin: nn.Module, example: Example, *, fresh: bool = True) -> list[Step]:
         """The path of a run that is put on the tape."""
         own = example.own() if self.real else example.meta()
+        inside = set() if fresh else {id(tensor) for tensor in _tensors(twin, self.around)}
         self.recorder.record(twin, own, fresh=fresh)
         _check_parameters(
             self.tensors,
             twin,
             "the forward replaces parameter '{}'; a model that changes itself has no fixed structure",
         )
-        inside = {id(t) for t in _tensors(twin, self.around)} if self.recorder.earlier else set()
         for value, tensor in self.recorder.earlier.items():
             if id(tensor) not in inside:
                 text = "is kept outside of the model, where a cut model would find it as well"
@@ -148,7 +148,7 @@ def _other_shapes(copies: _Copies, twin: nn.Module, example: Example, steps: lis
         return
     copies.tape.drop()
     twin = copies.fresh()
-    copies.run(twin, example)
+    steps = copies.run(twin, example)
     try:
         second = copies.run(twin, example, fresh=False)
     except Exception:

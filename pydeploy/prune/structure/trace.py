@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +28,7 @@ from pydeploy.prune.structure.recording import check_settled, record
 from pydeploy.prune.structure.running import Example, to_meta
 from pydeploy.prune.structure.tape import Call, Tape
 from pydeploy.prune.structure.trial_cut import Failure, attempt
+from pydeploy.prune.structure.unread_numbers import unread
 from pydeploy.prune.structure.width_numbers import followed, learn, set_numbers
 from pydeploy.prune.surgery.apply import replaced
 from pydeploy.prune.surgery.kept_entries import kept_entries
@@ -80,12 +82,35 @@ def _found(model: nn.Module, tensors: Mapping[str, Tensor], tape: Tape, around: 
         _separate_memory(tracer, tensors)
         found = assemble(tracer, shapes, learnable, tape.runs[0].example.shapes, limits)
         found = found.with_numbers(tracer.atoms, followed(tracer, model, tape))
-        failure = _tried(model, tensors, tape, around, tracer, found)
+        later, doubtful = unread(model, tracer, found)
+        later = {place: labels for place, labels in later.items() if not _refused(decisions, place)}
+        failure = _tried(model, tensors, tape, around, tracer, found.with_numbers(tracer.atoms, later))
         if failure is None:
-            return found.graph
+            _warn(doubtful)
+            return found.with_numbers(tracer.atoms, later).graph
+        if later:
+            _refuse(decisions, tape.calls[failure.index].path, later)
+            continue
         if failure.other_operator and tape.real:
             check_settled(model, tensors, tape, around)
         _learn(decisions, failure, model, tape, tracer, found)
+
+
+def _refused(decisions: Decisions, place: str) -> bool:
+    return "*" in decisions.refused or place.rpartition(".")[0] in decisions.refused
+
+
+def _refuse(decisions: Decisions, path: str, later: Mapping[str, object]) -> None:
+    """Leave the numbers of the modules on `path` as they are, or all where these have none."""
+    above = {path[:end] for end in [0, *(i for i, c in enumerate(path) if c == "."), len(path)]}
+    decisions.refused |= above if any(place.rpartition(".")[0] in above for place in later) else {"*"}
+
+
+def _warn(doubtful: Sequence[str]) -> None:
+    if doubtful:
+        names = ", ".join(f"'{place}'" for place in doubtful)
+        warnings.warn(f"{names}: as large as several widths that are cut apart, and read by methods besides the forward; "
+                      "set these numbers of the cut model yourself", stacklevel=4)  # fmt: skip
 
 
 def _checked(exclude: Sequence[str], min_width: int, align: int | Mapping[str, int]) -> Limits:

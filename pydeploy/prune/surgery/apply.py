@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from pydeploy import _core
@@ -26,13 +27,14 @@ def apply(model: nn.Module, graph: Graph, plan: Plan, *, means: Means | None = N
     meta, sparse or quantised tensors; nothing is cut then.
     """
     plan.check(graph)
-    tensors = _tensors(model, graph)
-    kept = kept_entries(graph, plan)
-    new = _gathered(tensors, kept, threads)
-    if means is not None:
-        new |= shifted(model, tensors, kept, new, means, threads)
-    small = replaced(model, tensors, new)
-    set_numbers(small, graph.numbers, {**graph.widths, **plan.widths})
+    with torch.inference_mode(mode=False):  # tensors made in it could not be trained
+        tensors = _tensors(model, graph)
+        kept = kept_entries(graph, plan)
+        new = _gathered(tensors, kept, threads)
+        if means is not None:
+            new |= shifted(model, tensors, kept, new, means, threads)
+        small = replaced(model, tensors, new)
+        set_numbers(small, graph.numbers, {**graph.widths, **plan.widths})
     return small
 
 

@@ -190,10 +190,10 @@ def methods_see(kind: type) -> Iterator[Any]:
 
 def named_globals(function: types.FunctionType) -> dict[str, Any]:
     """Values of the global names in a function's code (and of attributes that happen to be called like one)."""
-    return {name: function.__globals__[name] for name in _names_in(function.__code__) if name in function.__globals__}
+    return {name: function.__globals__[name] for name in names_in(function.__code__) if name in function.__globals__}
 
 
 @functools.lru_cache(maxsize=4096)
-def _names_in(code: types.CodeType) -> tuple[str, ...]:
-    inner = [name for item in code.co_consts if isinstance(item, types.CodeType) for name in _names_in(item)]
+def names_in(code: types.CodeType) -> tuple[str, ...]:
+    inner = [name for item in code.co_consts if isinstance(item, types.CodeType) for name in names_in(item)]
     return tuple(dict.fromkeys([*code.co_names, *inner]))

@@ -114,7 +114,7 @@ class Surroundings:
             for name in vars(everywhere)
             if name.startswith("_global") and name.endswith("hooks")
         ]
-        outside: list[Any] = [*kinds, *tables]
+        outside: list[tuple[Any, str]] = [(item, "a class, or a hook of all modules,") for item in (*kinds, *tables)]
         fixed = [(method, f"'{method.__qualname__}'") for kind in kinds for method in methods(kind)]
         kept = [(call, _described(call, place)) for call, place in functions]
         known: set[int] = set()
@@ -138,20 +138,21 @@ class Surroundings:
                 elif id(item) in self.own and fast and not isinstance(item, type):
                     yield f"{text} by {how}"
                 else:
-                    outside.append(item)
-        for item in outside:
-            yield from self._remember(item)
+                    outside.append((item, f"{text} by {how}" if fast else ""))
+        for item, text in outside:
+            yield from self._remember(item, text)
 
-    def _remember(self, value: Any) -> Iterator[str]:
+    def _remember(self, value: Any, text: str) -> Iterator[str]:
         pending = [(value, _DEPTH)]
         while pending:
             item, left = pending.pop()
             if id(item) in self._held or not left or (held := _contents(item)) is None:
                 continue
             self._held[id(item)] = item, held
-            for name, part in _parts(item, held):
+            for _, part in _parts(item, held):
                 if id(part) in self.own and isinstance(part, nn.Module):
-                    yield f"'{name}' of an object that functions of the model see"
+                    if text:
+                        yield text
                 elif not isinstance(part, (Tensor, *CALLS)):
                     pending.append((part, left - 1))
 
@@ -159,6 +160,8 @@ class Surroundings:
 def _described(call: Any, place: str) -> str:
     """A function of the model in words."""
     path, _, table = place.rpartition(".")
+    if table not in HOOKS:
+        path, _, table = path.rpartition(".")
     name = getattr(call, "__qualname__", None) or getattr(
         getattr(call, "func", None), "__qualname__", type(call).__name__
     )
@@ -172,7 +175,7 @@ def _opened(items: list[Any]) -> list[Any]:
 
 def _contents(item: Any) -> Any:
     """A shallow copy of what can change in `item`; None where nothing can, or where it is somebody else's."""
-    if type(item) in ATOMS:
+    if type(item) in ATOMS and not isinstance(item, type):
         return None
     if isinstance(item, nn.Module):
         return dict(vars(item))
