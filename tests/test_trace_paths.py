@@ -17,6 +17,7 @@ from oracle import random_plan, randomise, silence
 from patterns import Net, conv
 from pydeploy.errors import ConfigError, TraceError
 from pydeploy.prune.structure.trace import trace
+from pydeploy.prune.surgery.absorb import channel_means
 from pydeploy.prune.surgery.apply import apply
 
 SHAPE = (2, 3, 8, 8)
@@ -315,3 +316,38 @@ def test_numbers_that_the_forward_does_not_read() -> None:
     assert small[0].in_channels == 3
     with pytest.warns(UserWarning, match="'1.width': as large as several widths"):
         trace(nn.Sequential(conv(3, 8), Unnamed(), conv(8, 2)), torch.zeros(SHAPE))
+
+
+class Merged(nn.Module):
+    """Adapters merge into the weight in eval mode and leave it in training mode, with rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.d = conv(3, 8), conv(8, 2)
+        self.low, self.high = nn.Parameter(torch.randn(8, 2)), nn.Parameter(torch.randn(2, 27))
+
+    def train(self, mode: bool = True) -> Merged:
+        if mode != self.training:
+            added = (self.low @ self.high).view_as(self.a.weight)
+            self.a.weight.data += -added if mode else added
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.d(F.relu(self.a(x)))
+
+
+def test_modes_that_do_more_than_switch() -> None:
+    model = Merged()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    graph = trace(model, torch.zeros(SHAPE))
+    channel_means(model, graph, [torch.randn(SHAPE)])
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    extractor = create_feature_extractor(nn.Sequential(conv(3, 8), nn.Dropout(0.5), conv(8, 2)), {"2": "y"})
+    graph = trace(extractor, torch.zeros(SHAPE))
+    channel_means(extractor, graph, [torch.randn(SHAPE)])
+    assert extractor.graph is extractor.train_graph
+    assert all(module.training for module in extractor.modules())
