@@ -54,6 +54,15 @@ def shapes(texts: Sequence[str]) -> list[tuple[int, ...]]:
     return [tuple(int(size) for size in text.split("x")) for text in texts]
 
 
+def named_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """``x=1x3x224x224`` → ``{"x": (1, 3, 224, 224)}``; a shape without a name is the only input's, ``''``."""
+    pairs = [text.rpartition("=") for text in texts]
+    names = [name for name, _, _ in pairs]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"--shape gives an input twice: {', '.join(texts)}")
+    return dict(zip(names, shapes([size for _, _, size in pairs]), strict=True)) if texts else {}
+
+
 def example(texts: Sequence[str]) -> tuple[Tensor, ...]:
     """Seeded random inputs of the given shapes."""
     import torch

@@ -92,7 +92,13 @@ def build(
     model: Annotated[Path, typer.Argument(help="ONNX file.")],
     target: Annotated[str, typer.Option(help=TARGET_HELP)],
     out: Annotated[Path, typer.Option(help="Engine file; its facts go to <out>.json.")],
-    batch: Annotated[int, typer.Option(min=1, help=EXAMPLE_HELP)] = 1,
+    batch: Annotated[
+        Optional[int], typer.Option(min=1, help=f"{EXAMPLE_HELP[:-1]} [default: that of --shape, or 1].")
+    ] = None,
+    shape: Annotated[
+        Optional[list[str]],
+        typer.Option(help="Shape of an input that the file leaves open, as NAME=1x3x224x224; repeat for several."),
+    ] = None,
     threads: Threads = 0,
     data: Annotated[
         Optional[Path],
@@ -104,14 +110,34 @@ def build(
 
     Example: pydeploy build model.onnx --target openvino:bf16 --out model.engine
     """
-    from pydeploy.cli.arguments import backend_named
+    from pydeploy.cli.arguments import backend_named, named_shapes
     from pydeploy.errors import ConfigError
 
     if config is not None and data is None:
         raise ConfigError("--config goes with --data: it gives the samples that the calibration manifest names")
-    backend = backend_named(target, batch=batch, threads=threads)
+    fixed = named_shapes(shape or [])
+    size = batch or next((first for first, *_ in fixed.values()), 1)
+    backend = backend_named(target, batch=size, threads=threads)
+    model = _settled(model, out, fixed, backend)
     engine = backend.build(model, out) if data is None else _calibrated(backend, model, out, data, config)
     sys.stdout.write(f"{engine.path}: {engine.path.stat().st_size:,} bytes for {engine.target}\n")
+
+
+def _settled(model: Path, out: Path, shapes: dict[str, tuple[int, ...]], backend: Backend) -> Path:
+    """`model`, or where its weights lie elsewhere or its shapes are open, a file beside `out` that is whole and fixed."""
+    import onnx
+
+    from pydeploy.files import replacing
+    from pydeploy.onnxfile.settled import settled
+
+    made = settled(model, shapes, backend.batch, dynamic_batch=backend.name == "tensorrt")
+    if made is None:
+        return model
+    whole = out.with_name(f"{out.name}.onnx")
+    with replacing(whole) as partial:
+        onnx.save(made, str(partial))
+    sys.stdout.write(f"{whole}: {model.name} with all weights inside and fixed shapes, what the engine is built from\n")
+    return whole
 
 
 def _calibrated(backend: Backend, model: Path, out: Path, data: Path, config: Path | None) -> Engine:

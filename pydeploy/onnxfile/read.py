@@ -58,7 +58,9 @@ def with_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
 
 def _refuse_external(model: onnx.ModelProto, path: Path) -> None:
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
-        raise DataError(f"{path} keeps its weights in a second file; export it with the weights inside")
+        raise DataError(
+            f"{path} keeps its weights in a second file; build it with 'pydeploy build', which puts them inside"
+        )
 
 
 def check_precision(model: onnx.ModelProto, path: Path, precision: str) -> None:
@@ -88,7 +90,7 @@ def tensor_spec(value: onnx.ValueInfoProto, path: Path) -> TensorSpec:
     static = tuple(d for d in dims if isinstance(d, int) and d > 0)
     if len(static) != len(dims) or not kind.HasField("shape"):
         shown = "[" + ", ".join(map(str, dims)) + "]"
-        raise DataError(f"{path}: '{value.name}' has the dynamic shape {shown}; export the model with a static shape")
+        raise DataError(f"{path}: '{value.name}' has the dynamic shape {shown}; fix it with 'pydeploy build --shape'")
     return TensorSpec(value.name, onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name, static)
 
 
