@@ -57,7 +57,7 @@ def layer_differences(
         raise DataError("there is nothing to compare: no feeds were given")
     models = [_inferred(path) for _, path in (reference, other)]
     first, second = ({v.name: v.type.tensor_type.shape for v in [*m.graph.value_info, *m.graph.output]} for m in models)
-    shared = [(layer, tensor) for layer, tensor in _ends(models[0].graph)
+    shared = [(layer, tensor) for layer, tensor in ends(models[0].graph)
               if tensor in first and tensor in second and first[tensor] == second[tensor]]  # fmt: skip
     if not shared:
         raise Mismatch(
@@ -88,7 +88,7 @@ def _inferred(path: Path) -> onnx.ModelProto:
         raise DataError(f"{path} is not a readable ONNX file ({error}); export the model again") from None
 
 
-def _ends(graph: onnx.GraphProto) -> list[tuple[str, str]]:
+def ends(graph: onnx.GraphProto) -> list[tuple[str, str]]:
     """(layer, tensor) behind each layer and what is usually fused into it; tensors that only move values are left out."""
     readers: dict[str, list[str]] = {}
     for node in graph.node:

@@ -125,7 +125,7 @@ def _cut_engine(job: Job, graph: Graph, plan: Plan, source: onnx.ModelProto, her
     onnx.save(resize(source, graph, plan.widths), str(path))
     if int8:
         return stages.build_int8(job, path, trial, accurate=False)
-    return job.backend.build(path, trial / "model.engine")
+    return stages.build(job, job.backend, path, trial)
 
 
 def torch_pruning_l1(model: nn.Module, example: tuple[Any, ...], ratio: float) -> nn.Module:

@@ -106,14 +106,14 @@ def unquantize(job: Job, at: Artefacts, here: Path) -> None:
 
 def _build_float(job: Job, at: Artefacts, backend: Backend, here: Path) -> None:
     shutil.copyfile(at.float_file(at.pruned), here / "model.onnx")
-    engine = backend.build(here / "model.onnx", here / "model.engine")
+    engine = stages.build(job, backend, here / "model.onnx", here)
     _facts(job, at, backend, engine, here)
 
 
 def float_accuracy(job: Job, here: Path) -> None:
     """``float.json``: the metrics that the network of an int8 engine reaches before it is quantised."""
     backend = _float_backend(job)
-    engine = backend.build(here / "float.onnx", here / "float.engine")
+    engine = stages.build(job, backend, here / "float.onnx", here, "float.engine")
     write_json(here / "float.json", stages.accuracy(job, backend, engine))
 
 
@@ -252,7 +252,7 @@ def _edges(
     with tempfile.TemporaryDirectory(prefix="second-", dir=here) as folder:
         trial = Path(folder)
         stages.insert_pairs(job, pair.onnx, ranges, trial, _floating(names, every_second, excluded))
-        engine = pair.int8_backend.build(trial / "model.onnx", trial / "model.engine")
+        engine = stages.build(job, pair.int8_backend, trial / "model.onnx", trial)
         engines = {"float": pair.engines()["float"], "second": (pair.int8_backend, engine)}
         times = stages.measure_engines(engines)
     float_us = times["float"].median_us
@@ -265,7 +265,7 @@ def _int8(job: Job, at: Artefacts, pair: Pair, ranges: Ranges, exclude: Sequence
     """``model.onnx``, ``quantized.json``, ``model.engine`` and ``facts.json`` of the float file with int8 layers."""
     stages.insert_pairs(job, pair.onnx, ranges, here, exclude)
     backend = pair.int8_backend
-    _facts(job, at, backend, backend.build(here / "model.onnx", here / "model.engine"), here)
+    _facts(job, at, backend, stages.build(job, backend, here / "model.onnx", here), here)
 
 
 def _facts(job: Job, at: Artefacts, backend: Backend, engine: Engine, here: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pydeploy.backends.base import Backend, Engine, align_of
+from pydeploy.backends.base import Backend, Engine, Feeds, align_of
 from pydeploy.data.manifest import Manifest, load_manifest
 from pydeploy.errors import ConfigError, DataError
 from pydeploy.files import replacing, write_json
 from pydeploy.graph import Graph, Plan
+from pydeploy.profiling import agreement
 from pydeploy.profiling.profile import profile, random_feeds, time_engines
 from pydeploy.quant.observe import Ranges
 from pydeploy.quant.styles import style_for
@@ -166,7 +167,7 @@ def build_engine(job: Job, model: nn.Module, here: Path, *, accurate: bool = Fal
     int8 = job.backend.precision == "int8"
     onnx = export(model, job.task.example(), here / ("float.onnx" if int8 else "model.onnx"), batch=job.backend.batch,
                   input_names=job.task.input_names, output_names=job.task.output_names)  # fmt: skip
-    return build_int8(job, onnx, here, accurate=accurate) if int8 else job.backend.build(onnx, here / "model.engine")
+    return build_int8(job, onnx, here, accurate=accurate) if int8 else build(job, job.backend, onnx, here)
 
 
 def build_int8(job: Job, onnx: Path, here: Path, *, accurate: bool) -> Engine:
@@ -175,7 +176,25 @@ def build_int8(job: Job, onnx: Path, here: Path, *, accurate: bool) -> Engine:
 
     ranges = calibrated(job, onnx, here) if accurate else random_ranges(onnx, job.backend.name, job.backend.threads)
     insert_pairs(job, onnx, ranges, here)
-    return job.backend.build(here / "model.onnx", here / "model.engine")
+    return build(job, job.backend, here / "model.onnx", here)
+
+
+def build(job: Job, backend: Backend, onnx: Path, here: Path, name: str = "model.engine") -> Engine:
+    """The engine of a file; int8 and half-precision ones are compared with it on calibration samples, else test ones."""
+    if "samples" not in job.shared:
+        job.shared["samples"] = list(islice(_samples(job), agreement.SAMPLES))
+    return agreement.build(backend, onnx, here / name, job.shared["samples"])
+
+
+def _samples(job: Job) -> Iterator[Feeds]:
+    from pydeploy.tasks.samples import calibration_batches, exact_batches
+
+    if job.manifest is not None:
+        return exact_batches(calibration_batches(job.task, job.manifest), job.backend.batch)
+    names = job.task.input_names
+    batches = job.task.eval_batches(agreement.SAMPLES * job.backend.batch)
+    feeds = (dict(zip(names, (tensor.numpy() for tensor in batch.inputs), strict=True)) for batch in batches)
+    return exact_batches(feeds, job.backend.batch)
 
 
 def calibrated(job: Job, onnx: Path, here: Path) -> Ranges:
