@@ -54,7 +54,7 @@ def _on_mean(m: Any, x: Tensor) -> Tensor:
 
 def _on_number(m: Any, x: Tensor) -> Tensor:
     y = m.a(x)
-    return m.d(m.b(y)) if float(x.max()) > 0.5 else m.d(y)
+    return m.d(m.b(y)) if float(x.max()) > 0.5 else m.d(m.c(y))
 
 
 def _on_activations(m: Any, x: Tensor) -> Tensor:
@@ -351,3 +351,43 @@ def test_modes_that_do_more_than_switch() -> None:
     channel_means(extractor, graph, [torch.randn(SHAPE)])
     assert extractor.graph is extractor.train_graph
     assert all(module.training for module in extractor.modules())
+
+
+def test_experts_that_no_run_chose_are_named() -> None:
+    def choosing(count: int) -> nn.Module:
+        def forward(m: Any, x: Tensor) -> Tensor:
+            y = m.a(x)
+            return m.d(m.e[int(m.r(y.mean((2, 3))).mean(0).argmax())](y))
+
+        experts = nn.ModuleList([conv(8, 6) for _ in range(count)])
+        return Net(forward, a=conv(3, 8), r=nn.Linear(8, count), e=experts, d=conv(6, 2))
+
+    x = [torch.randn(SHAPE, dtype=torch.float64) * 9 for _ in range(6)]
+    graph = trace(built(lambda: choosing(3)), x[0])
+    assert "a" in {g.name for g in graph.prunable}
+    assert {"e.0.weight", "e.1.weight", "e.2.weight"} <= {s.param for g in graph.prunable for s in g.slices}
+    same_on(lambda: choosing(3), x[0], [[y] for y in x], {g.name for g in graph.prunable})
+    with pytest.warns(UserWarning, match=r"no run of it read 'e\.[0-8].weight'"):
+        trace(built(lambda: choosing(9)), x[0])
+
+
+def test_state_in_a_buffer() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.a(x)
+        m.n += 1
+        out = m.d(y + m.h)
+        m.h = 0.5 * m.h + y.mean((0, 2, 3), keepdim=True)
+        return out
+
+    def stateful() -> nn.Module:
+        model = Net(forward, a=conv(3, 8), d=conv(8, 2))
+        model.register_buffer("h", torch.zeros(1, 8, 1, 1))
+        model.register_buffer("n", torch.tensor(0))
+        return model
+
+    x = [torch.randn(SHAPE, dtype=torch.float64) for _ in range(3)]
+    model = built(stateful)
+    trace(model, x[0])
+    assert int(model.n) == 0
+    assert not model.h.any()
+    same_on(stateful, x[0], [x], {"a"})

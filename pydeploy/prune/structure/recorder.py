@@ -87,6 +87,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
             if id(tensor) in self.foreign:
                 raise TraceError(self.foreign[id(tensor)])
             value = Value(tuple(tensor.shape), tensor.dtype, self.params.get(id(tensor), ""))
+            value.learnt = bool(value.param) and isinstance(tensor, nn.Parameter)
             known = self.known[id(tensor)] = (tensor, value)
         return known[1]
 
@@ -153,7 +154,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         depends = any(value.data for value in call.inputs)
         for value in call.outs:
             value.data = depends
-        if not depends or not isinstance(call.result, (bool, float)):
+        if not depends or not isinstance(call.result, (bool, int, float)):
             return out
         self.readings.append(call)
         call.result = self.answers.get(len(self.readings) - 1, out)
@@ -179,7 +180,7 @@ class Steps(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(leaf, Tensor):
                 self.earlier = self.earlier or self.recorder.made(leaf)
                 name = self.recorder.params.get(id(leaf))
-                if name is not None:
+                if name is not None and isinstance(leaf, nn.Parameter):
                     params.append(name)
         if schema.name not in PLUMBING:
             self.steps.append((schema.name, path, tuple(params)))

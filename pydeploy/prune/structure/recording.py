@@ -179,9 +179,19 @@ def _other_values(copies: _Copies, twin: nn.Module, example: Example, steps: lis
     for number, call in enumerate(readings):
         if call.site not in sites and len(sites) < _READINGS:
             sites.add(call.site)
-            far = 1e4 * (1 + abs(call.result))
-            for answer in (not call.result,) if isinstance(call.result, bool) else (far, -far):
+            for answer in _others(call.result):
                 copies.tried(example, like=like, answers={number: answer})
+    copies.tape.branches = bool(readings)
+
+
+def _others(number: float) -> list[float]:
+    """Other answers than the one that was read."""
+    if isinstance(number, bool):
+        return [not number]
+    if isinstance(number, int):
+        return [other for other in range(4) if other != number]
+    far = 1e4 * (1 + abs(number))
+    return [far, -far]
 
 
 def _difference(one: list[Step], two: list[Step]) -> str:

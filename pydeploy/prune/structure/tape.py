@@ -27,6 +27,8 @@ class Value:
     base: Value | None = None
     shared: bool = False
     """Some view of this memory exists."""
+    learnt: bool = False
+    """A parameter, not a buffer."""
     data: bool = False
     """Computed from the model's inputs (known in runs with values)."""
 
@@ -63,7 +65,7 @@ class Call:
         """None for views and copies, which come and go with strides."""
         if self.op in PLUMBING:
             return None
-        return self.op, self.path, tuple(value.param for value in self.inputs if value.param)
+        return self.op, self.path, tuple(value.param for value in self.inputs if value.learnt)
 
     @property
     def location(self) -> str:
@@ -92,6 +94,8 @@ class Tape:
     """Values that stay outside of the model from one run to the next, and where."""
     real: bool = False
     """The model ran with values."""
+    branches: bool = False
+    """It reads numbers that depend on its inputs."""
 
     def drop(self) -> None:
         """Forget the last run."""

@@ -86,7 +86,7 @@ def _found(model: nn.Module, tensors: Mapping[str, Tensor], tape: Tape, around: 
         later = {place: labels for place, labels in later.items() if not _refused(decisions, place)}
         failure = _tried(model, tensors, tape, around, tracer, found.with_numbers(tracer.atoms, later))
         if failure is None:
-            _warn(doubtful)
+            _warn(doubtful, _unseen(tensors, tape))
             return found.with_numbers(tracer.atoms, later).graph
         if later:
             _refuse(decisions, tape.calls[failure.index].path, later)
@@ -106,11 +106,21 @@ def _refuse(decisions: Decisions, path: str, later: Mapping[str, object]) -> Non
     decisions.refused |= above if any(place.rpartition(".")[0] in above for place in later) else {"*"}
 
 
-def _warn(doubtful: Sequence[str]) -> None:
+def _unseen(tensors: Mapping[str, Tensor], tape: Tape) -> list[str]:
+    """Parameters that only paths read that no run took, where the path depends on values."""
+    read = {value.param for call in tape.calls for value in call.inputs} if tape.branches else set(tensors)
+    return [name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter) and name not in read]
+
+
+def _warn(doubtful: Sequence[str], unseen: Sequence[str]) -> None:
     if doubtful:
         names = ", ".join(f"'{place}'" for place in doubtful)
         warnings.warn(f"{names}: as large as several widths that are cut apart, and read by methods besides the forward; "
                       "set these numbers of the cut model yourself", stacklevel=4)  # fmt: skip
+    if unseen:
+        names = ", ".join(f"'{name}'" for name in unseen[:4])
+        warnings.warn(f"the forward branches on values, and no run of it read {names}; where such layers run in the cut model, "
+                      "what they meet may have been cut: exclude it, or trace an example that uses them", stacklevel=4)  # fmt: skip
 
 
 def _checked(exclude: Sequence[str], min_width: int, align: int | Mapping[str, int]) -> Limits:

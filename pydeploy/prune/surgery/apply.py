@@ -15,6 +15,7 @@ from pydeploy.prune.surgery.absorb import Means, shifted
 from pydeploy.prune.surgery.copying import Memo, copied
 from pydeploy.prune.surgery.kept_entries import Kept, kept_entries
 from pydeploy.prune.surgery.module_attributes import update_attributes
+from pydeploy.prune.surgery.surroundings import Surroundings
 from pydeploy.prune.surgery.tensors import check_dense, packed, unpacked
 
 
@@ -39,6 +40,16 @@ def apply(model: nn.Module, graph: Graph, plan: Plan, *, means: Means | None = N
 
 
 def _tensors(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
+    hooked = any(module._state_dict_hooks or module._state_dict_pre_hooks for module in model.modules())
+    around = Surroundings(model) if hooked else None
+    try:
+        return _fitting(model, graph)
+    finally:
+        if around is not None:
+            around.restore(model=True)
+
+
+def _fitting(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
     tensors = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     for name, shape in graph.params.items():
         tensor = tensors.get(name)
