@@ -23,4 +23,8 @@ def impatient() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pydeploy.timing.reference.SURVEY_S", 0.05)
         patch.setattr("pydeploy.latency.probes.measure.PATIENCE_S", 0.2)
+        patch.setattr("pydeploy.latency.probes.measure.AGAIN", 0)
+        patch.setattr("pydeploy.profiling.engines.PATIENCE_S", 2.0)
+        patch.setattr("pydeploy.profiling.engines.TRIES", 1)
+        patch.setattr("pydeploy.run.stages.search.RETURN_S", 1.0)
         yield

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pydeploy.run.stages import shared as stages
+from pydeploy.profiling import engines as measuring
 from pydeploy.timing import reference as pace
 
 
@@ -39,7 +39,7 @@ def test_the_state_of_the_table_is_waited_for(
     monkeypatch.setattr(pace, "PAUSE_S", 0.0)
     computer = Computer()
     engines = {"dense": computer.engine(1000.0, 2000.0), "plan": computer.engine(600.0, 600.0)}
-    times = stages.measure_at_level(engines, level_us)
+    times = measuring.measure_at_level(engines, level_us)
     assert times["dense"].median_us == pytest.approx(dense_us)
     assert times["plan"].median_us == pytest.approx(plan_us, rel=1e-6)
     assert not times["plan"].disturbed
@@ -48,10 +48,10 @@ def test_the_state_of_the_table_is_waited_for(
 def test_what_prevails_counts_where_the_state_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "SURVEY_S", 0.0)
     monkeypatch.setattr(pace, "PAUSE_S", 0.0)
-    monkeypatch.setattr(stages, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(measuring, "PATIENCE_S", 0.2)
     computer = Computer()
     engines = {"dense": computer.engine(1500.0, 1500.0), "plan": computer.engine(600.0, 600.0)}
-    times = stages.measure_at_level(engines, 1000.0)
+    times = measuring.measure_at_level(engines, 1000.0)
     assert times["dense"].median_us == pytest.approx(1500.0)
     assert times["plan"].median_us == pytest.approx(600.0)
 
@@ -62,7 +62,7 @@ def test_the_speed_of_the_table_is_kept_where_the_computer_comes_near_it(
 ) -> None:
     monkeypatch.setattr(pace, "SURVEY_S", 0.0)
     monkeypatch.setattr(pace, "PAUSE_S", 0.0)
-    monkeypatch.setattr(stages, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(measuring, "PATIENCE_S", 0.2)
     fast_us = 1500.0 if found_us == 1500.0 else 1000.0
     backend, engine = Computer().engine(fast_us, fast_us)
-    assert stages.prevailing_us(backend, engine, level_us) == pytest.approx(found_us)
+    assert measuring.prevailing_us(backend, engine, level_us) == pytest.approx(found_us)

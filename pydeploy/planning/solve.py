@@ -120,7 +120,7 @@ def pareto_front(
         solutions = _core.solve_budgets(problem.values, problem.scopes, problem.costs, budgets - problem.fixed_us,
                                         tolerance, seconds, problem.decided)  # fmt: skip
     except Infeasible:
-        raise _too_small(problem, float(budgets.min())) from None
+        raise _too_small(problem, float(budgets.min()), min_width) from None
     except ValueError as error:
         raise ConfigError(f"no exact plan can be computed: {error}") from None
     return [_plan(graph, scores, table, problem, solution) for solution in solutions]
@@ -283,8 +283,9 @@ def _smallest_us(problem: _Problem) -> float:
     return cheapest_us + problem.fixed_us
 
 
-def _too_small(problem: _Problem, budget_us: float) -> Infeasible:
+def _too_small(problem: _Problem, budget_us: float, min_width: int) -> Infeasible:
+    lower = f" or lower min_width, which is {min_width}" if min_width > 1 else ""
     return Infeasible(
         f"budget {budget_us:.6g} us is below the smallest plan, {_smallest_us(problem):.6g} us "
-        "(every group at its cheapest measured width); raise the budget or lower prune.min_width"
+        f"(every group at its cheapest measured width); raise the budget{lower}"
     )

@@ -34,7 +34,8 @@ from pydeploy.run.stages import comparison as candidates
 from pydeploy.run.stages import final as summary
 from pydeploy.run.stages import precisions
 from pydeploy.run.stages import shared as stages
-from pydeploy.run.stages.search import Budget, best_plan, search
+from pydeploy.run.stages.rounds import Budget
+from pydeploy.run.stages.search import best_plan, search
 from pydeploy.run.stages.shared import Job
 
 

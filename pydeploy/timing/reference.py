@@ -16,14 +16,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pydeploy.timing.records import Timing, median_interval
-from pydeploy.timing.rounds import Timer, Watch
+from pydeploy.timing.records import Timing, Turn, median_interval
+from pydeploy.timing.rounds import Timer, Watch, runs_of
 
 T = TypeVar("T")
 
@@ -39,6 +39,8 @@ LEAST = 3
 """Fewer units than this that count, and the result is flagged as disturbed."""
 SURVEY_S = 3.0
 PAUSE_S = 0.1
+REST_S = 0.5
+"""A computer is at rest when nobody else has the cores for this long: the system's counters are too coarse for less."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Kept(Generic[T]):
     """True when too few units counted; the nearest to the level stand in for them."""
     rejected: int = 0
     """Units that did not count."""
+    units: tuple[tuple[Unit[T], bool], ...] = ()
+    """All units in their order, and whether each counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,27 @@ class Pace:
         """What prevails now becomes the level."""
         self.level_us = float(np.median(self._recent))
 
+    def rests(self, watch: Watch, known_us: float | None, patience_s: float) -> bool:
+        """Whether within `patience_s` nobody else has the cores and the reference takes `known_us` (None: whatever it takes).
+
+        That is the level then; otherwise the level stays as it was.
+        """
+        before_us, until = self.level_us, time.monotonic() + patience_s
+        while True:
+            watch.start()
+            began = time.monotonic()
+            while len(self._recent) < READINGS or time.monotonic() < began + REST_S:
+                self.read()
+            quiet = not watch.stop().contended
+            self.level_us = float(np.median(self._recent)) if known_us is None else known_us
+            if quiet and self.at_level:
+                return True
+            self.level_us = before_us
+            if time.monotonic() >= until:
+                return False
+            time.sleep(PAUSE_S)
+            self._recent.clear()
+
     def near(self, reference_us: float) -> bool:
         """Whether a reference time lies at the level."""
         return abs(reference_us / self.level_us - 1.0) <= TOLERANCE
@@ -147,7 +172,8 @@ class Pace:
         chosen = sorted(units, key=self._distance)[:least] if disturbed else counting
         factors = tuple(self.level_us / unit.reference_us for unit in chosen)
         values = tuple(unit.value for unit in chosen)
-        return Kept(values, factors, disturbed=disturbed, rejected=len(units) - len(counting))
+        every = tuple((unit, self.counts(unit)) for unit in units)
+        return Kept(values, factors, disturbed=disturbed, rejected=len(units) - len(counting), units=every)
 
 
 def take_turns(
@@ -157,11 +183,13 @@ def take_turns(
     *,
     watch: Watch,
     narrow: Callable[[Kept[T]], bool] | None = None,
+    together: bool = False,
 ) -> dict[str, Kept[T]]:
     """The kept units of every engine. `narrow` says whether an engine's units suffice (by default their number does).
 
-    Every second pass goes in the opposite order. Engines that are done drop out. Away from the level nothing is
-    measured until the level or the end of the patience comes; then whatever is missing is measured as it is.
+    Every second pass goes in the opposite order. Engines that are done drop out, unless all stay `together` to be
+    compared pass by pass. Away from the level nothing is measured until the level or the end of the patience comes; then
+    whatever is missing is measured as it is.
     """
     units: dict[str, list[Unit[T]]] = {name: [] for name in measures}
     until = time.monotonic() + limits.patience_s
@@ -177,7 +205,8 @@ def take_turns(
         late = time.monotonic() > until
         if late and min(len(units[name]) for name in pending) >= limits.rounds:
             break
-        _pass(pending[::-1] if backwards else pending, measures, pace, watch, units, until)
+        running = list(measures) if together else pending
+        _pass(running[::-1] if backwards else running, measures, pace, watch, units, until)
         backwards = not backwards
     return {name: pace.select(found, limits.rounds) for name, found in units.items()}
 
@@ -202,18 +231,28 @@ def _pass(
 
 
 def time_in_turns(
-    timers: Mapping[str, Timer], pace: Pace, *, runs: int, limits: Limits, watch: Watch
+    timers: Mapping[str, Timer], pace: Pace, *, runs: int, limits: Limits, watch: Watch, turn_us: float = 0.0
 ) -> dict[str, Timing]:
-    """Every engine's latency at the reference's level: the median over its units' medians, and its interval."""
+    """Every engine's latency at the reference's level: the median over its units' medians, and its interval.
 
-    def turn(timer: Timer) -> Callable[[], NDArray[np.float64]]:
+    With a `turn_us`, turns last at least that long, all engines take part in every pass, and the timings hold their turns:
+    they can be compared with each other (`ratio`).
+    """
+    counts = {name: runs_of(timer(runs), runs, turn_us) if turn_us else runs for name, timer in timers.items()}
+
+    def turn(timer: Timer, runs: int) -> Callable[[], NDArray[np.float64]]:
         return lambda: timer(runs + 1)[1:]
 
     def narrow(kept: Kept[NDArray[np.float64]]) -> bool:
         return timing_of(kept).interval <= limits.precision
 
-    kept = take_turns({name: turn(timer) for name, timer in timers.items()}, pace, limits, watch=watch, narrow=narrow)
-    return {name: timing_of(one) for name, one in kept.items()}
+    measures = {name: turn(timer, counts[name]) for name, timer in timers.items()}
+    kept = take_turns(measures, pace, limits, watch=watch, narrow=narrow, together=turn_us > 0)
+    timings = {name: timing_of(one) for name, one in kept.items()}
+    if not turn_us:
+        return timings
+    return {name: replace(timings[name], turns=tuple(Turn(float(unit.value.mean()), calm) for unit, calm in one.units))
+            for name, one in kept.items()}  # fmt: skip
 
 
 def timing_of(kept: Kept[NDArray[np.float64]]) -> Timing:

@@ -52,13 +52,15 @@ PATIENCE_S = 20.0
 
 LEVELS = 2
 """How often probes that were measured at another level than the last one are measured again, the first time included."""
+AGAIN = 1
+"""How often networks that other load disturbed are measured again."""
 
 Transform = Callable[[onnx.ModelProto], onnx.ModelProto]
 
 
 @dataclass(frozen=True, slots=True)
 class MeasureReport:
-    """What `measure` did: probes timed now, found in the table already, and flagged as disturbed."""
+    """What `measure` did: probes timed now, found in the table already, and networks of which it has no calm measurement."""
 
     measured: int
     skipped: int
@@ -118,8 +120,9 @@ def measure(
     (for int8, a float model is quantized without being asked). `plans` replaces the planned probes. Each probe gets at
     least `rounds` rounds of `runs` runs, more until its median is known to `PRECISION` (at most `MOST` times as many),
     and its layers `LAYER_ROUNDS`. There are at most `limit` probes; those that the table holds are skipped, or measured
-    once more with ``resume=False``. `progress` is told (done, total) probes, and `announce` the seconds to expect on a
-    quiet machine, once the dense network is built.
+    once more with ``resume=False``. Networks of `graph` that other load disturbed, in an earlier call too, are measured
+    once more if the computer comes to rest within `PATIENCE_S`. `progress` is told (done, total) probes, and `announce`
+    the seconds to expect on a quiet machine, once the dense network is built.
     Raises `Mismatch` when the table belongs to another target or the model to another graph.
     """
     began = time.monotonic()
@@ -127,22 +130,32 @@ def measure(
     chosen = grid(graph) if widths is None else widths
     wanted = probe_plans(graph, chosen, limit) if plans is None else list(plans)[:limit]
     probes = _pending(graph, wanted, table, resume=resume)
-    total = len(wanted)
-    skipped = total - len(probes)
-    if probes:
+    skipped, total = len(wanted) - len(probes), len(wanted)
+    if probes or table.disturbed(graph):
+        told = None if announce is None or not probes else partial(_announce, announce, graph, probes)
         with opened(graph, Path(path), backend, table, rounds=rounds, runs=runs, transform=transform, workdir=workdir,
-                    announce=None if announce is None else partial(_announce, announce, graph, probes)) as lab:  # fmt: skip
+                    announce=told) as lab:  # fmt: skip
             if table.target.measured:
                 table.add_conditions(conditions())
-            for attempt in range(LEVELS):
-                for _ in _chunks(lab, table, probes):
+            for more, asked in _asked(lab, table, probes):
+                total += len(asked) if more else 0
+                for _ in _chunks(lab, table, asked):
                     if progress is not None:
-                        progress(total - len(_left(table, probes)), total)
-                if attempt + 1 < LEVELS and (other := _flag_other_level(lab, table)):
-                    probes = _pending(graph, other, table, resume=False)
-                    total += len(probes)
-    disturbed = sum(network.whole.disturbed for network in _newest(table, graph).values())
-    return MeasureReport(total - skipped, skipped, disturbed, time.monotonic() - began, _missing(graph, chosen, table))
+                        progress(total - len(_left(table, asked)), total)
+    disturbed, seconds = len(table.disturbed(graph)), time.monotonic() - began
+    return MeasureReport(total - skipped, skipped, disturbed, seconds, _missing(graph, chosen, table))
+
+
+def _asked(lab: Lab, table: Table, probes: Sequence[Probe]) -> Iterator[tuple[bool, Sequence[Probe]]]:
+    """`probes`; then, as further ones, those of another level and those that other load disturbed, each once more."""
+    yield False, probes
+    for _ in range(LEVELS - 1):
+        if other := _flag_other_level(lab, table):
+            yield True, _pending(lab.graph, other, table, resume=False)
+    for _ in range(AGAIN):
+        loud = [json.loads(network.widths) for network in table.disturbed(lab.graph)]
+        if loud and lab.pace.rests(lab.watch, table.reference_us(lab.graph), PATIENCE_S):
+            yield True, _pending(lab.graph, loud, table, resume=False)
 
 
 @contextmanager

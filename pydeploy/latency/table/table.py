@@ -107,6 +107,12 @@ class Table:
         """All probe networks (of `graph`), oldest first."""
         return tuple(n for n in self._now.networks if graph is None or n.graph == graph.fingerprint)
 
+    def disturbed(self, graph: Graph) -> tuple[Network, ...]:
+        """Probe networks of `graph` of which there is no measurement but under other load; the newest of each."""
+        newest = {network.widths: network for network in self.networks(graph)}
+        calm = {network.widths for network in self.networks(graph) if not network.whole.disturbed}
+        return tuple(network for widths, network in newest.items() if widths not in calm)
+
     def padding(self) -> Mapping[OpKey, Padding]:
         """The channel multiples that each layer read and wrote in most networks, where the runtime told them."""
         counts = Counter((row.key, row.padding) for row in store.read_padding(self.path))

@@ -18,11 +18,14 @@ from pydeploy.graph import Graph, Plan
 from pydeploy.latency.probes.cut_onnx import resize
 from pydeploy.planning.baselines import fit_budget, global_threshold, halp, uniform
 from pydeploy.planning.solve import solve
+from pydeploy.profiling.engines import measure_at_level
 from pydeploy.run.artefacts import Artefacts
 from pydeploy.run.config import Config
 from pydeploy.run.stages import shared as stages
-from pydeploy.run.stages.search import Budget, Planner, best_plan, level_us, search
+from pydeploy.run.stages.rounds import Budget
+from pydeploy.run.stages.search import Planner, best_plan, level_us, search
 from pydeploy.run.stages.shared import Job
+from pydeploy.timing.ratio import ratio
 
 if TYPE_CHECKING:
     from torch import nn
@@ -99,19 +102,26 @@ def _uniform(job: Job, at: Artefacts, share: float, here: Path) -> Plan:
     graph, scores = Graph.load(at.graph), stages.read_scores(at.scores)
     source = onnx.load(str(at.float_file(at.dense)))
     dense, level = Engine.load(at.dense / "model.engine"), level_us(job, at)
-    low, high, found = 1, 19, None
+    low, high, found, disturbed = 1, 19, None, False
     while low <= high:
         middle = (low + high) // 2
         plan = uniform(graph, scores, ratio=middle / 20, align=8)
         cut = _cut_engine(job, graph, plan, source, here)
-        times = stages.measure_at_level({"dense": (job.backend, dense), "cut": (job.backend, cut)}, level)
+        times = measure_at_level({"dense": (job.backend, dense), "cut": (job.backend, cut)}, level)
         level = times["dense"].median_us  # what prevails now: not waited for again
-        if times["cut"].median_us / times["dense"].median_us <= share:
+        taken = ratio(times["cut"], times["dense"])
+        disturbed = disturbed or taken.disturbed
+        if taken.value <= share:
             found, high = plan, middle - 1
         else:
             low = middle + 1
     if found is None:
-        raise Infeasible(f"no uniform cut reaches {share:.0%} of the dense latency; remove it from compare.uniform")
+        text = f"no uniform cut reaches {share:.0%} of the dense latency"
+        if disturbed:
+            raise Infeasible(
+                f"{text}, but other load disturbed that measurement, so it proves nothing: run again with --resume"
+            )
+        raise Infeasible(f"{text}; remove it from compare.uniform")
     found.save(place)
     return found
 

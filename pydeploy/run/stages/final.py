@@ -10,6 +10,7 @@ from typing import Any
 from pydeploy.backends.base import Backend, Engine, reopen
 from pydeploy.files import read_json, write_json
 from pydeploy.graph import Graph, Plan
+from pydeploy.profiling.engines import measure_at_level
 from pydeploy.report import (
     Candidate,
     GroupWidth,
@@ -27,7 +28,8 @@ from pydeploy.run.artefacts import Artefacts
 from pydeploy.run.stages import comparison as candidates
 from pydeploy.run.stages import precisions
 from pydeploy.run.stages import shared as stages
-from pydeploy.run.stages.search import level_us, read_rounds
+from pydeploy.run.stages.rounds import read_rounds
+from pydeploy.run.stages.search import level_us
 from pydeploy.run.stages.shared import Job
 from pydeploy.timing.overhead import net
 from pydeploy.timing.records import Timing
@@ -52,7 +54,7 @@ def measure_all(job: Job, at: Artefacts, here: Path) -> None:
         backend = job.backend if precision == job.backend.precision else reopen(engine.target)
         engines[name] = (backend, engine)
     job.console.say(f"measure {len(engines)} engines in turns")
-    times = stages.measure_at_level(engines, level_us(job, at))
+    times = measure_at_level(engines, level_us(job, at))
     graph = Graph.load(at.graph)
     layers = {name: net(stages.layer_profile(job, engines[name][1], graph)).layers for name in ("dense", "pruned")}
     write_json(here / "timings.json", {

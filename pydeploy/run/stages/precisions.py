@@ -20,6 +20,7 @@ from pydeploy.files import read_json, write_json
 from pydeploy.graph import Graph, Plan
 from pydeploy.latency.table.by_precision import BESIDE_INT8, layer_times, other_table
 from pydeploy.latency.table.table import Table
+from pydeploy.profiling.engines import measure_engines
 from pydeploy.profiling.profile import profile
 from pydeploy.quant.mixed import Choice, LayerOption, choose, conversion_us, neighbours, sensitivity
 from pydeploy.quant.observe import Ranges
@@ -212,7 +213,7 @@ def _times(job: Job, at: Artefacts, pair: Pair) -> tuple[Times, str]:
     if settings is not None and settings.table is not None:
         own, other = Table.open(at.table), other_table(settings.table, job.backend.target())
         tables = {"float": other, "int8": own} if job.backend.precision == "int8" else {"float": own, "int8": other}
-        widths, now = Plan.load(at.plan).widths, stages.measure_engines(pair.engines())
+        widths, now = Plan.load(at.plan).widths, measure_engines(pair.engines())
         try:
             return {side: layer_times(graph, widths, table, now[side].median_us)
                     for side, table in tables.items()}, "latency tables"  # fmt: skip
@@ -254,7 +255,7 @@ def _edges(
         stages.insert_pairs(job, pair.onnx, ranges, trial, _floating(names, every_second, excluded))
         engine = stages.build(job, pair.int8_backend, trial / "model.onnx", trial)
         engines = {"float": pair.engines()["float"], "second": (pair.int8_backend, engine)}
-        times = stages.measure_engines(engines)
+        times = measure_engines(engines)
     float_us = times["float"].median_us
     second_us = float_us * ratio(times["second"], times["float"]).value
     each_us = conversion_us(options, values, every_second, float_us, second_us)

@@ -5,84 +5,40 @@ No training happens here: latency does not depend on weight values.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Protocol
 
 from pydeploy.backends.base import Engine
-from pydeploy.errors import DataError, Infeasible
-from pydeploy.files import read_json, write_json
+from pydeploy.errors import Infeasible
+from pydeploy.files import write_json
 from pydeploy.graph import Graph, Plan, Scores
 from pydeploy.latency.table.table import Table
-from pydeploy.planning.next_plans import Built, Tried, next_plans
+from pydeploy.planning.next_plans import Built, next_plans
 from pydeploy.planning.solve import pareto_front, solve
+from pydeploy.profiling.engines import comes_to_rest, measure_at_level, prevailing_us
 from pydeploy.run.artefacts import Artefacts
+from pydeploy.run.stages.rounds import Budget, RoundResult, read_rounds, typical, write_round
 from pydeploy.run.stages.shared import (
     Job,
     build_engine,
     layer_profile,
-    measure_at_level,
+    measured_table,
     model_of,
-    prevailing_us,
     read_scores,
 )
+from pydeploy.timing.ratio import Ratio
 from pydeploy.timing.records import Profile, Timing
 
 SLACK = 0.03
 """A plan at most this share below the budget is good enough; a slower, better one is looked for otherwise."""
 RETURN_S = 120.0
-"""How long the table's speed is waited for when a search at another speed met nothing."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """An absolute latency, or a share of the dense engine's latency; exactly one of the two.
-
-    Computers run faster in one minute than in another. A share is therefore taken of the dense engine measured in turns
-    with the plan, and the table is read relative to its own dense network.
-    """
-
-    share: float | None = None
-    absolute_us: float | None = None
-
-    def of(self, dense_us: float) -> float:
-        """The budget in microseconds where the dense network takes `dense_us`."""
-        return self.absolute_us if self.absolute_us is not None else (self.share or 1.0) * dense_us
-
-
-@dataclass(frozen=True)
-class RoundResult:
-    """One plan, cut, built and measured in its round and in every later one; `name` is that of its folder.
-
-    `readings` are what each round measured, as shares of the budget; their median is what the plan takes
-    (`measured_us`, now that the budget is `limit_us`), and the profile is scaled to it. `speed` is how long the dense engine
-    took in the last round of measuring over what the table says of it (1 for an absolute budget); `predicted_us` is the
-    table's prediction at that speed.
-    """
-
-    number: int
-    name: str
-    plan: Plan
-    predicted_us: float
-    limit_us: float
-    speed: float
-    readings: tuple[float, ...]
-    profile: Profile
-
-    @property
-    def measured_us(self) -> float:
-        return self.tried.measured * self.limit_us
-
-    @property
-    def met(self) -> bool:
-        return self.tried.met
-
-    @property
-    def tried(self) -> Tried:
-        return Tried(self.predicted_us / self.limit_us, median(self.readings))
+"""How long a search whose outcome proves nothing waits for the computer to come to rest at the table's speed."""
+SEARCHES = 2
+"""How often a search is made while its outcome proves nothing."""
+REFUSED = "refused.json"
 
 
 class Planner(Protocol):
@@ -94,7 +50,7 @@ class Planner(Protocol):
 def search(job: Job, at: Artefacts, budget: Budget, here: Path, planner: Planner = solve) -> list[RoundResult]:
     """Plan, cut, build, measure, correct the table, and again, until a measured engine meets the budget closely.
 
-    Returns every plan that was tried: one in the first round, up to three in each of the others (`aim.proposals`).
+    Returns every plan that was tried: one in the first round, up to three in each of the others (`next_plans.proposals`).
     Every round measures the earlier plans again beside its own, and the median of what it was measured to take counts for
     each: a computer that is shared runs large and small networks at other ratios in one minute than in the next.
     Good enough is a plan between `SLACK` below the budget (twice the config's headroom, where that is more) and the
@@ -102,29 +58,60 @@ def search(job: Job, at: Artefacts, budget: Budget, here: Path, planner: Planner
     smallest plan of the table is refused only after that plan was built and measured: narrow networks are often faster
     than their layers beside wide ones. Raises `Infeasible` when no round met the budget.
 
-    On a computer that others slow down, small networks may take twice the share of the dense one's time. A search that
-    met nothing at another speed than the table's is therefore begun again if that speed comes back within `RETURN_S`,
-    and so is one that had used up its rounds when it is resumed.
+    What other load disturbed proves nothing. A search that rests on such rounds, or that met nothing with a table of such
+    minutes or at another speed than the table's, waits up to `RETURN_S` for the computer to come to rest; then the table's
+    disturbed networks are measured again and the search is begun anew. Where that does not help, plans are returned as they
+    were measured (`RoundResult.disturbed`), and a refusal tells what disturbed it. Disturbed or refused rounds are not read
+    back: who resumes gets a search of its own.
     """
-    bench = _Bench(job, at, budget)
-    tried = read_rounds(here)
-    if tried and tried[-1].number >= job.config.prune.rounds and not any(result.met for result in tried):
-        job.console.say("the budget was missed in all rounds before: they are measured anew")
+    tried = _kept(job, here)
+    for number in range(1, SEARCHES + 1):
+        bench, refusal = _Bench(job, at, budget), None
+        try:
+            tried = _rounds(bench, planner, here, tried)
+        except Infeasible as error:
+            refusal, tried = error, read_rounds(here)
+        doubt = bench.doubt(tried, met=refusal is None)
+        if not doubt or number == SEARCHES or not bench.comes_to_rest(doubt):
+            break
+        measured_table(job, bench.graph, at.float_file(at.dense), at.table.parent)
+        job.console.say(
+            "the computer is at rest, at the speed at which the table was measured: the rounds are measured anew"
+        )
         tried = _forgotten(here)
-    try:
-        return _rounds(bench, planner, here, tried)
-    except Infeasible:
-        if not (bench.slowed and bench.speed_returns()):
-            raise
-    job.console.say("the computer is back at the speed at which the table was measured: the rounds are measured anew")
-    return _rounds(_Bench(job, at, budget), planner, here, _forgotten(here))
+    if refusal is not None:
+        write_json(here / REFUSED, {"refusal": str(refusal), "doubt": doubt})
+        raise _worded(refusal, budget, doubt)
+    return tried
+
+
+def _kept(job: Job, here: Path) -> list[RoundResult]:
+    """The finished rounds of a search that was stopped; none of those that proved nothing or ended in a refusal."""
+    tried = read_rounds(here)
+    used_up = bool(tried) and tried[-1].number >= job.config.prune.rounds and not any(one.met for one in tried)
+    if used_up or (here / REFUSED).is_file():
+        job.console.say("the budget was missed in all rounds before: they are measured anew")
+        return _forgotten(here)
+    if any(one.disturbed for one in tried):
+        job.console.say("other load disturbed the rounds before: they are measured anew")
+        return _forgotten(here)
+    return tried
 
 
 def _forgotten(here: Path) -> list[RoundResult]:
     """No rounds: those in `here` are deleted."""
-    for path in here.glob("round*.json"):
-        path.unlink()
+    for path in [*here.glob("round*.json"), here / REFUSED]:
+        path.unlink(missing_ok=True)
     return []
+
+
+def _worded(refusal: Infeasible, budget: Budget, doubt: str) -> Infeasible:
+    """The refusal with what the user asked for, and with what speaks against it."""
+    text = f"the budget of {budget} was not met: {refusal}"
+    if not doubt:
+        return Infeasible(text)
+    return Infeasible(f"{text}. This proves nothing, because {doubt}: end the other load and run again with --resume, which "
+                      "measures anew")  # fmt: skip
 
 
 def _rounds(bench: _Bench, planner: Planner, here: Path, tried: list[RoundResult]) -> list[RoundResult]:
@@ -143,14 +130,23 @@ def _rounds(bench: _Bench, planner: Planner, here: Path, tried: list[RoundResult
         if not plans:
             break
         tried = _try(bench, tried, plans, here, number)
-        _write_round(here / f"round{number}.json", tried)
+        write_round(here / f"round{number}.json", tried)
         for result in tried:
-            say(f"round {result.number}{', again' if result.number < number else ''}: predicted "
-                f"{result.predicted_us:.0f} us, measured {result.measured_us:.0f} us, budget "
-                f"{result.limit_us:.0f} us: {'met' if result.met else 'missed'}")  # fmt: skip
+            say(_told(result, number))
     if not any(result.met for result in tried):
         raise _missed(tried, refusal)
     return tried
+
+
+def _told(result: RoundResult, number: int) -> str:
+    """What round `number` says of a plan."""
+    verdict = "met" if result.met else "missed"
+    if result.disturbed:
+        verdict = f"{verdict}, which proves nothing: other load disturbed it"
+    return (
+        f"round {result.number}{', again' if result.number < number else ''}: predicted {result.predicted_us:.0f} us, "
+        f"measured {result.measured_us:.0f} us, budget {result.limit_us:.0f} us: {verdict}"
+    )
 
 
 def _missed(tried: Sequence[RoundResult], refusal: Infeasible | None) -> Infeasible:
@@ -193,17 +189,28 @@ class _Bench:
             self.table = self.table.at_speed(self.graph, inside.scaled(now_us / inside.whole.median_us))
             self.level_us = now_us
 
-    @property
-    def slowed(self) -> bool:
-        """Whether the computer did not come to the speed at which the table was measured."""
-        return self.level_us != self.table_level_us
+    def doubt(self, tried: Sequence[RoundResult], *, met: bool) -> str:
+        """Why the outcome of the rounds `tried` proves nothing, in words; '' where it does."""
+        if met and not all(one.disturbed for one in tried if one.met):
+            return ""
+        loud = sum(one.disturbed for one in tried)
+        reasons = [f"other load disturbed the measurement of {loud} of {len(tried)} plans"] if loud else []
+        unsure, networks = len(self.table.disturbed(self.graph)), len(self.table.networks(self.graph))
+        if unsure:
+            reasons.append(f"other load disturbed {unsure} of the {networks} networks of the latency table")
+        if self.level_us is not None and self.table_level_us is not None and self.level_us != self.table_level_us:
+            times = self.level_us / self.table_level_us
+            reasons.append(f"the dense engine took {times:.2g} times as long as while the table was measured")
+        return " and ".join(reasons)
 
-    def speed_returns(self) -> bool:
-        """Wait for that speed, and tell whether it came."""
-        assert self.table_level_us is not None
-        self.job.console.say(f"no plan met the budget while the computer ran at another speed than for the table: waiting "
-                             f"for that one, {RETURN_S:.0f} s at most")  # fmt: skip
-        return prevailing_us(self.job.backend, self.dense, self.table_level_us, RETURN_S) == self.table_level_us
+    def comes_to_rest(self, doubt: str) -> bool:
+        """Wait for the table's speed and for other load to end, and tell whether that came."""
+        self.job.console.say(f"the search proves nothing, because {doubt}: waiting for the computer to come to rest, "
+                             f"{RETURN_S:.0f} s at most")  # fmt: skip
+        until, level_us = time.monotonic() + RETURN_S, self.table_level_us
+        if level_us is not None and prevailing_us(self.job.backend, self.dense, level_us, RETURN_S) != level_us:
+            return False
+        return comes_to_rest(self.job.backend, self.dense, level_us, until - time.monotonic())
 
     def at_table_speed(self, result: RoundResult) -> Profile:
         """What a round measured, as it would be where the dense network takes what the table says.
@@ -232,8 +239,7 @@ def best_plan(job: Job, at: Artefacts, budget: Budget, here: Path, tried: Sequen
     engines = {name: (job.backend, Engine.load(here / name / "model.engine")) for name in met}
     bench = {"dense": (job.backend, Engine.load(at.dense / "model.engine")), **engines}
     times = measure_at_level(bench, level_us(job, at))
-    limit_us = budget.of(times["dense"].median_us)
-    shares = {name: times[name].median_us / limit_us for name in engines}
+    shares = {name: budget.used(times[name], times["dense"]).value for name in engines}
     confirmed = [name for name in met if shares[name] <= 1.0] or [min(met, key=lambda name: shares[name])]
     return met[max(confirmed, key=lambda name: met[name].plan.score)].plan
 
@@ -272,44 +278,21 @@ def _try(
     running = {name: (backend, engine) for name, engine in {"dense": bench.dense, **engines}.items()}
     times = measure_at_level(running, bench.level_us)
 
-    def result(number: int, name: str, plan: Plan, inside: Profile, readings: tuple[float, ...] = ()) -> RoundResult:
-        return _result(bench, number, name, plan, inside, readings, times[name], times["dense"].median_us)
+    def result(number: int, name: str, plan: Plan, inside: Profile, taken: tuple[Ratio, ...] = ()) -> RoundResult:
+        return _result(bench, number, name, plan, inside, taken, times[name], times["dense"])
 
-    again = [result(one.number, one.name, one.plan, one.profile, one.readings) for one in tried]
+    again = [result(one.number, one.name, one.plan, one.profile, one.taken) for one in tried]
     inside = {name: layer_profile(bench.job, engines[name], bench.graph) for name in new}
     return again + [result(number, name, plan, inside[name]) for name, plan in new.items()]
 
 
 def _result(
-    bench: _Bench, number: int, name: str, plan: Plan, inside: Profile, before: tuple[float, ...], whole: Timing,
-    dense_us: float,
+    bench: _Bench, number: int, name: str, plan: Plan, inside: Profile, before: tuple[Ratio, ...], whole: Timing,
+    dense: Timing,
 ) -> RoundResult:  # fmt: skip
-    """A plan that took `before` in earlier rounds and `whole` in this one, in which the dense engine took `dense_us`."""
-    speed = 1.0 if bench.budget.share is None else dense_us / bench.table_dense_us
-    limit_us = bench.budget.of(dense_us)
-    readings = (*before, whole.median_us / limit_us)
-    typical = whole.scaled(median(readings) / readings[-1])
-    return RoundResult(number, name, plan, plan.latency_us * speed, limit_us, speed, readings, inside.within(typical))
-
-
-def read_rounds(here: Path) -> list[RoundResult]:
-    """The plans of a search's finished rounds, in order, each with what all rounds measured."""
-    numbered = sorted(here.glob("round*.json"), key=lambda path: int(path.stem.removeprefix("round")))
-    return list({result.name: result for path in numbered for result in _read_round(path)}.values())
-
-
-def _write_round(path: Path, results: Sequence[RoundResult]) -> None:
-    plans = [{"number": one.number, "name": one.name, "plan": one.plan.to_json(), "predicted_us": one.predicted_us,
-              "limit_us": one.limit_us, "speed": one.speed, "readings": one.readings,
-              "profile": one.profile.to_json()} for one in results]  # fmt: skip
-    write_json(path, {"plans": plans})
-
-
-def _read_round(path: Path) -> list[RoundResult]:
-    data = read_json(path)
-    try:
-        return [RoundResult(one["number"], one["name"], Plan.from_json(one["plan"]), one["predicted_us"], one["limit_us"],
-                            one["speed"], tuple(one["readings"]), Profile.from_json(one["profile"]))
-                for one in data["plans"]]  # fmt: skip
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path} is not a finished round ({error!r}); delete it and run again with --resume") from None
+    """A plan that took `before` in earlier rounds and `whole` in this one, in which the dense engine took `dense`."""
+    speed = 1.0 if bench.budget.share is None else dense.median_us / bench.table_dense_us
+    limit_us = bench.budget.of(dense.median_us)
+    taken = (*before, bench.budget.used(whole, dense))
+    now = whole.scaled(typical(taken) * limit_us / whole.median_us)
+    return RoundResult(number, name, plan, plan.latency_us * speed, limit_us, speed, taken, inside.within(now))

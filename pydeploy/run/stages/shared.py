@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,19 +18,19 @@ from pydeploy.errors import ConfigError, DataError
 from pydeploy.files import replacing, write_json
 from pydeploy.graph import Graph, Plan
 from pydeploy.profiling import agreement
-from pydeploy.profiling.profile import profile, random_feeds, time_engines
+from pydeploy.profiling.engines import measure_engines
+from pydeploy.profiling.profile import profile
 from pydeploy.quant.observe import Ranges
 from pydeploy.quant.styles import style_for
 from pydeploy.run.artefacts import Artefacts
 from pydeploy.run.config import Config
 from pydeploy.run.folder import Console
-from pydeploy.timing.records import Profile, Timing
-from pydeploy.timing.reference import Limits, Pace, time_in_turns
-from pydeploy.timing.rounds import Timer, Watch
+from pydeploy.timing.records import Profile
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from pydeploy.latency.table.table import Table
     from pydeploy.tasks.contract import Task
     from pydeploy.train.distill.logits import Teacher
     from pydeploy.train.distill.settings import DistillSettings
@@ -40,10 +38,6 @@ if TYPE_CHECKING:
 
 ALIGN = 16
 """Channel multiple of a run's latency table, unless the config or the backend has one of its own."""
-ROUNDS, RUNS = 15, 30
-"""Interleaved rounds and runs a round, wherever engines are compared with each other."""
-PRECISION, PATIENCE_S = 0.01, 15.0
-"""Where a level is kept: the confidence interval that ends the rounds, and how long to wait for the level."""
 
 
 @dataclass(frozen=True)
@@ -249,36 +243,6 @@ def accuracy(job: Job, backend: Backend, engine: Engine) -> dict[str, float]:
         return job.task.evaluate(session.run, batch_size=backend.batch)
 
 
-def measure_engines(engines: dict[str, tuple[Backend, Engine]]) -> dict[str, Timing]:
-    """Latency of several engines, taken in turns so that they may be compared."""
-    return {name: samples.timing for name, samples in time_engines(engines, rounds=ROUNDS, runs=RUNS).items()}
-
-
-def measure_at_level(engines: dict[str, tuple[Backend, Engine]], level_us: float | None) -> dict[str, Timing]:
-    """Latency of several engines, each timed between two runs of the one named ``dense`` (see `pydeploy.timing.reference`).
-
-    A computer whose cores are at times shared runs large and small networks at other ratios then: the state in which the
-    dense engine takes `level_us`, as it did for the table, is waited for; where it does not come, what prevails counts.
-    """
-    if not any(backend.target().measured for backend, _ in engines.values()):
-        return measure_engines(engines)
-    with ExitStack() as stack:
-        timers: dict[str, Timer] = {}
-        for name, (backend, engine) in engines.items():
-            session = stack.enter_context(backend.open(engine))
-            timers[name] = partial(session.time, random_feeds(session.inputs))
-        pace = Pace.survey(timers["dense"], level_us, PATIENCE_S)
-        limits = Limits(ROUNDS, 3 * ROUNDS, PRECISION, PATIENCE_S)
-        return time_in_turns(timers, pace, runs=RUNS, limits=limits, watch=Watch())
-
-
-def prevailing_us(backend: Backend, dense: Engine, level_us: float, patience_s: float | None = None) -> float:
-    """`level_us` where the dense engine takes about as long within `patience_s` (15), else what it takes now."""
-    with backend.open(dense) as session:
-        timer = partial(session.time, random_feeds(session.inputs))
-        return Pace.survey(timer, level_us, PATIENCE_S if patience_s is None else patience_s).level_us
-
-
 def layer_profile(job: Job, engine: Engine, graph: Graph) -> Profile:
     """Latency of an engine of the job's target and of its layers, by operator."""
     return profile(job.backend, engine, [op.name for op in graph.ops], rounds=5, runs=20)
@@ -286,13 +250,22 @@ def layer_profile(job: Job, engine: Engine, graph: Graph) -> Profile:
 
 def fill_table(job: Job, graph: Graph, onnx: Path, here: Path) -> None:
     """``table.sqlite`` and ``facts.json``. What an interrupted measurement left is kept and completed."""
+    started = time.monotonic()
+    table = measured_table(job, graph, onnx, here)
+    facts = {"probes": len({network.widths for network in table.networks(graph)}),
+             "keys": len({row.key for row in table.rows()}), "disturbed": len(table.disturbed(graph)),
+             "seconds": time.monotonic() - started}  # fmt: skip
+    write_json(here / "facts.json", facts)
+
+
+def measured_table(job: Job, graph: Graph, onnx: Path, here: Path) -> Table:
+    """``table.sqlite`` with all planned networks; those that other load disturbed are measured once more."""
     from pydeploy.latency.probes.design import grid
     from pydeploy.latency.probes.measure import measure, minutes
     from pydeploy.latency.probes.quantized import int8_transform
     from pydeploy.latency.table.table import Table
 
     settings = job.config.table
-    started = time.monotonic()
     table = Table.open(here / "table.sqlite", job.backend.target())
     align = settings.align or align_of(job.backend, ALIGN)
     widths = grid(graph, settings.points, align, job.config.prune.min_width)
@@ -301,12 +274,9 @@ def fill_table(job: Job, graph: Graph, onnx: Path, here: Path) -> None:
         exclude = job.config.quantize.exclude if job.config.quantize is not None else ()
         int8 = int8_transform(onnx, job.backend.name, here, job.backend.threads, exclude=exclude)
     with job.console.bar("measure the latency table") as tick:
-        report = measure(graph, onnx, job.backend, table, widths=widths, rounds=settings.rounds, runs=settings.runs,
-                         workdir=here, transform=int8, progress=tick,
-                         announce=lambda s: job.console.say(minutes(s)))  # fmt: skip
-    facts = {"probes": report.measured + report.skipped, "keys": len({row.key for row in table.rows()}),
-             "disturbed": report.disturbed, "seconds": time.monotonic() - started}  # fmt: skip
-    write_json(here / "facts.json", facts)
+        measure(graph, onnx, job.backend, table, widths=widths, rounds=settings.rounds, runs=settings.runs, workdir=here,
+                transform=int8, progress=tick, announce=lambda s: job.console.say(minutes(s)))  # fmt: skip
+    return table
 
 
 def check_calibration(config: Config) -> Manifest | None:
