@@ -22,6 +22,7 @@ from pydeploy.graph import Graph, OpKey, Plan
 from pydeploy.latency.probes.measure import measure
 from pydeploy.latency.table.by_precision import other_target
 from pydeploy.latency.table.table import Table
+from pydeploy.profiling import engines
 from pydeploy.report import Report
 from pydeploy.run import pipeline
 from pydeploy.run.artefacts import Artefacts
@@ -29,12 +30,13 @@ from pydeploy.run.config import Config, parse
 from pydeploy.run.pipeline import open_job, run
 from pydeploy.run.stages import precisions
 from pydeploy.run.stages import search as search_module
-from pydeploy.run.stages import shared as stages
 from pydeploy.run.stages.comparison import PLANNERS, wanted
-from pydeploy.run.stages.search import Budget, best_plan, read_rounds, search
+from pydeploy.run.stages.rounds import Budget, read_rounds
+from pydeploy.run.stages.search import best_plan, search
 from pydeploy.run.stages.shared import model_of
 from pydeploy.timing import reference as pace
 from pydeploy.timing.records import Target, Timing
+from pydeploy.timing.rounds import unwatched
 from quiet import Quiet
 
 ROOT = Path(__file__).parent.parent
@@ -410,6 +412,8 @@ class Busy:
         self.surveys, self.until, self.passes, self.measure = 0, until, 0, search_module.measure_at_level
         monkeypatch.setattr(search_module, "prevailing_us", self.prevailing_us)
         monkeypatch.setattr(search_module, "measure_at_level", self.measured)
+        monkeypatch.setattr(search_module, "comes_to_rest", lambda *_: True)
+        monkeypatch.setattr(engines, "Watch", unwatched)
 
     def prevailing_us(self, _backend: Any, _dense: Any, level_us: float, patience_s: float | None = None) -> float:
         self.surveys += 1
@@ -491,7 +495,8 @@ def test_a_table_of_a_slow_hour_serves_a_fast_one(
 ) -> None:
     """Convolutions of 3 x 3 took three times as long while the table was measured, all else a fifth longer."""
     monkeypatch.setattr(pace, "SURVEY_S", 0.0)
-    monkeypatch.setattr(stages, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(engines, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(engines, "Watch", unwatched)
     out = _clocked(measured, tmp_path / "run")
     console = Quiet()
     job, at = replace(open_job(settings(), console), backend=Clocked()), Artefacts(out)

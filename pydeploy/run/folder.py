@@ -90,6 +90,12 @@ class RunFolder:
         self.console.say(f"{name}: done in {spent:.1f} s")
         return folder
 
+    def again(self, pattern: str, why: str) -> None:
+        """Have the finished stages whose names fit `pattern` done again, because of `why`."""
+        for stamp in sorted(self.path.glob(f"{pattern}/stamp.json")):
+            stamp.unlink()
+            self.console.say(f"{stamp.parent.name}: {why}, so this stage is done again")
+
     def _begin(self, folder: Path, stamp: str) -> float:
         """Keep the partial files of the same work, drop those of other work; returns seconds already spent."""
         notes = folder / "started.json"

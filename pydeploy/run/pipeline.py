@@ -70,6 +70,9 @@ def run(
     folder.stage("04_dense", target, lambda here: build_dense(job, at, here), ("01_train",))
     widths = {**_dump(config.table), "min_width": config.prune.min_width}
     folder.stage("05_table", widths, lambda here: measure_table(job, at, here), ("02_graph", "04_dense"))
+    if summary.misled(at, Budget(config.prune.budget, config.prune.budget_us)):
+        folder.again("0[6-9]_*", "other load disturbed the search, and the engine misses the budget")
+        folder.again("11_profile", "its engines are made anew")
     folder.stage("06_search", _dump(config.prune), lambda here: search_plan(job, at, here), ("03_scores", "05_table"))
     folder.stage("07_finetune", _dump(config.finetune), lambda here: finetune(job, at, here), ("06_search",))
     folder.stage("08_pruned", {}, lambda here: build_pruned(job, at, here), ("07_finetune",))
@@ -92,6 +95,8 @@ def run(
         make = partial(candidates.make, job, at, point)
         settings = {**_dump(config.finetune), "strength": point.strength, "prune": _dump(config.prune)}
         folder.stage(engines[-1], settings, make, ("03_scores", "05_table"))
+    if summary.disturbed(at):
+        folder.again("11_profile", "other load disturbed it")
     folder.stage("11_profile", {}, lambda here: summary.measure_all(job, at, here), tuple(engines))
     return summary.write_report(job, at, folder.seconds, command)
 

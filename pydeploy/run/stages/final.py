@@ -28,10 +28,11 @@ from pydeploy.run.artefacts import Artefacts
 from pydeploy.run.stages import comparison as candidates
 from pydeploy.run.stages import precisions
 from pydeploy.run.stages import shared as stages
-from pydeploy.run.stages.rounds import read_rounds
+from pydeploy.run.stages.rounds import Budget, read_rounds
 from pydeploy.run.stages.search import level_us
 from pydeploy.run.stages.shared import Job
 from pydeploy.timing.overhead import net
+from pydeploy.timing.ratio import ratio
 from pydeploy.timing.records import Timing
 from pydeploy.version import __version__
 
@@ -63,6 +64,27 @@ def measure_all(job: Job, at: Artefacts, here: Path) -> None:
     })  # fmt: skip
 
 
+def timings(at: Artefacts) -> dict[str, Timing]:
+    """What `measure_all` measured, by engine."""
+    return {name: Timing.from_json(data) for name, data in read_json(at.timings)["engines"].items()}
+
+
+def disturbed(at: Artefacts) -> tuple[str, ...]:
+    """Engines whose comparison with the dense one rests on disturbed rounds; none where nothing is measured yet."""
+    if not at.timings.is_file():
+        return ()
+    times = timings(at)
+    return tuple(name for name, timing in times.items() if ratio(timing, times["dense"]).disturbed)
+
+
+def misled(at: Artefacts, budget: Budget) -> bool:
+    """Whether the pruned engine misses the budget although its search, all of whose rounds were disturbed, said otherwise."""
+    if not at.timings.is_file() or disturbed(at):
+        return False
+    times, tried = timings(at), read_rounds(at.search)
+    return budget.used(times["pruned"], times["dense"]).value > 1.0 and all(one.disturbed for one in tried if one.met)
+
+
 def write_report(job: Job, at: Artefacts, seconds: dict[str, float], command: str) -> Path:
     """Write ``report.json``, ``report.md``, ``report.html`` and the charts; returns the path of the HTML page."""
     report = _report(job, at, seconds, command)
@@ -72,8 +94,7 @@ def write_report(job: Job, at: Artefacts, seconds: dict[str, float], command: st
 
 def _report(job: Job, at: Artefacts, seconds: dict[str, float], command: str) -> Report:
     config, target = job.config, job.backend.target()
-    timings = read_json(at.timings)
-    times = {name: Timing.from_json(data) for name, data in timings["engines"].items()}
+    times = timings(at)
     results = {name: _result(job, folder, times[name]) for name, folder in folders(job, at).items()}
     models = Models(dense=results["dense"], pruned=results["pruned"], unquantized=results.get("unquantized"),
                     half=results.get("half"), quantized=results.get("quantized"), mixed=results.get("mixed"))  # fmt: skip
@@ -89,12 +110,13 @@ def _report(job: Job, at: Artefacts, seconds: dict[str, float], command: str) ->
         pydeploy_version=__version__, created=datetime.now(timezone.utc).isoformat(timespec="seconds"), command=command,
         config=read_json(at.config), seed=config.seed, task=job.task.name, metric=job.task.metric, model=config.model.name,
         target=target, budget_us=budget_us, dense_us=dense_us,
-        met=models.pruned.latency_us.median <= budget_us, models=models,
+        met=Budget(config.prune.budget, config.prune.budget_us).used(times["pruned"], times["dense"]).value <= 1.0,
+        models=models,
         recommendation=recommend(models, limit_points=max(0.0, round(config.compare.limit - lost, 6)), measured=target.measured),
         candidates=tuple(_candidate(at, point, results[point.slug]) for point in candidates.wanted(config)),
         rounds=tuple(Round(number=r.number, predicted_us=r.predicted_us, measured_us=r.measured_us, met=r.met,
                            widths=r.plan.widths) for r in read_rounds(at.search)),
-        layers=_layers(graph, plan, timings["layers"]), groups=_groups(graph, plan), table=_table(at), seconds=seconds,
+        layers=_layers(graph, plan, read_json(at.timings)["layers"]), groups=_groups(graph, plan), table=_table(at), seconds=seconds,
         total_seconds=sum(seconds.values()), warnings=(*_of_int8(job, models.dense, lost), *_warnings(job, times, target.measured)),
         calibration=f"{job.manifest}, sha256 {job.samples[:12]}" if job.manifest is not None else "",
     )  # fmt: skip

@@ -76,7 +76,7 @@ def search(job: Job, at: Artefacts, budget: Budget, here: Path, planner: Planner
             break
         measured_table(job, bench.graph, at.float_file(at.dense), at.table.parent)
         job.console.say(
-            "the computer is at rest, at the speed at which the table was measured: the rounds are measured anew"
+            "the computer is at rest and back at the speed at which the table was measured: the rounds are measured anew"
         )
         tried = _forgotten(here)
     if refusal is not None:
