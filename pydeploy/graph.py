@@ -171,6 +171,9 @@ class Graph:
     numbers: Mapping[str, tuple[Extent, ...]] = field(default_factory=dict)
     """Integers in which modules keep their widths, ``{module.attribute: one extent for each item}``."""
 
+    idle: tuple[str, ...] = ()
+    """Layers that no engine runs: nobody reads their result, or it depends on parameters alone."""
+
     @cached_property
     def by_name(self) -> dict[str, Group]:
         return {group.name: group for group in self.groups}
@@ -208,7 +211,8 @@ class Graph:
         return {"schema": 1, "groups": [{**_plain(g), "slices": [_slice_json(s, roles=roles) for s in g.slices]} for g in self.groups],
                 "ops": [{**_plain(o), "cin": _plain(o.cin), "cout": _plain(o.cout)} for o in self.ops],
                 "params": {k: list(v) for k, v in self.params.items()}, "learnable": self.learnable,
-                "inputs": [list(s) for s in self.inputs], **({"numbers": numbers} if numbers else {})}  # fmt: skip
+                "inputs": [list(s) for s in self.inputs], **({"numbers": numbers} if numbers else {}),
+                **({"idle": list(self.idle)} if self.idle else {})}  # fmt: skip
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Graph:
@@ -217,7 +221,8 @@ class Graph:
             ops = tuple(_op_from_json(o) for o in data["ops"])
             params = {k: tuple(v) for k, v in data["params"].items()}
             numbers = {k: tuple(_extent(e) for e in v) for k, v in data.get("numbers", {}).items()}
-            return cls(groups, ops, params, data["learnable"], tuple(tuple(s) for s in data["inputs"]), numbers)
+            return cls(groups, ops, params, data["learnable"], tuple(tuple(s) for s in data["inputs"]), numbers,
+                       tuple(data.get("idle", ())))  # fmt: skip
         except (KeyError, TypeError) as error:
             raise DataError(
                 f"not a graph file: {error}; expected the JSON that 'pydeploy trace --out' writes"

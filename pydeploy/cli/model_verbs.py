@@ -51,6 +51,10 @@ def trace(
         ("group", "width", "places", "frozen because"),
         [(g.name, g.width, len(g.slices), g.frozen) for g in graph.groups],
     )
+    if graph.idle:
+        sys.stdout.write(
+            f"\nnot run by any engine (nobody reads the result, or it is constant): {', '.join(graph.idle)}\n"
+        )
     channels = sum(g.width for g in graph.prunable)
     sys.stdout.write(f"\n{len(graph.prunable)} of {len(graph.groups)} groups prunable ({channels} channels), "
                      f"{graph.learnable:,} parameters, {graph.macs():,} MACs (multiply-accumulates, no bias, no norm)\n")  # fmt: skip

@@ -76,6 +76,8 @@ def measure(
     backend = backend_named(target, batch=batch if folder is None else folder.batch, threads=threads)
     with _dense(model or "", input or [], option or [], graph, batch, folder) as (structure, file):
         table = Table.open(db, backend.target())
+        if structure.idle:
+            terminal.say(f"not run by any engine, so not measured: {', '.join(structure.idle)}")
         widths = grid(structure, points, align or align_of(backend)) if folder is None else folder.widths
         table.set_note("input", " ".join("x".join(map(str, shape)) for shape in structure.inputs))
         with terminal.bar("measure the latency table") as tick:

@@ -57,7 +57,7 @@ def export(model: nn.Module, example: Any, path: Path | str, *, example_kwargs: 
     ins = _chosen("input", input_names, given.names(model.forward), own)
     outs = _chosen("output", output_names, found, {*ins, *own})
     program, origins = exported(call, given.tensors)
-    set_names(program, ins, outs, origins, "net.")
+    set_names(program, ins, outs, origins, _own_names(call))
 
     def compute(tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         return dict(zip(outs, call(*tensors), strict=True))
@@ -100,6 +100,13 @@ class _Call(nn.Module):
         for name, leaf in rest:
             say(f"output '{name}' is {leaf!r:.40}, not a tensor: left out")
         return list(made)
+
+
+def _own_names(call: _Call) -> dict[str, str]:
+    """What the model calls each tensor, by its name in the call; a tied one has the first of its names."""
+    tensors = call.net.state_dict(keep_vars=True)
+    first = {id(tensor): name for name, tensor in reversed(tensors.items())}
+    return {f"net.{name}": first[id(tensor)] for name, tensor in tensors.items()}
 
 
 def _input(tensor: Tensor, batch: int) -> Tensor:

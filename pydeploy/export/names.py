@@ -12,9 +12,14 @@ LAYER_NODES: Mapping[str, int] = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "Mat
 
 
 def set_names(
-    model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str], origins: Mapping[str, str], prefix: str
+    model: onnx.ModelProto,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    origins: Mapping[str, str],
+    own: Mapping[str, str],
 ) -> None:
-    """Rename the graph's inputs and outputs in order, strip `prefix` from parameters, and name layers' nodes after their weights.
+    """Rename the graph's inputs and outputs in order, parameters to what the model calls them (`own`), and layers' nodes after
+    their weights.
 
     A weight that was computed from a parameter (`origins`) takes its name where it is free. An output that is an input, a
     parameter or a second name of another output gets a node of its own.
@@ -24,8 +29,8 @@ def set_names(
     weights = [tensor.name for tensor in graph.initializer]
     new = dict(zip([value.name for value in graph.input], inputs, strict=True))
     new |= dict(zip([value.name for value in graph.output], outputs, strict=True))
-    new |= {name: name.removeprefix(prefix) for name in weights if name.startswith(prefix)}
-    layers = {node.output[0]: origins[weight].removeprefix(prefix)
+    new |= {name: own[name] for name in weights if name in own}
+    layers = {node.output[0]: own.get(origins[weight], origins[weight])
               for node in graph.node if (weight := _weight(node)) in origins}  # fmt: skip
     taken = set(new.values())
     for node in graph.node:

@@ -134,6 +134,15 @@ def _split(site: Site, dense: Shape, cut: Shape) -> Changes:
     return {1: np.full(parts, cut[axes[0]] // parts, dtype=np.int64)} if cut[axes[0]] % parts == 0 else {}
 
 
+def _resize(site: Site, dense: Shape, cut: Shape) -> Changes:
+    """``Resize(data, roi, scales, sizes)``: a target size that repeats the data's own (dense) size follows the cut."""
+    sizes = site.constants[3] if len(site.constants) > 3 else None
+    if sizes is None or len(sizes) != len(dense):
+        return {}
+    new = [int(after) if size == before else int(size) for size, before, after in zip(sizes, dense, cut, strict=True)]
+    return {} if new == sizes.tolist() else {3: np.asarray(new, dtype=sizes.dtype)}
+
+
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(
         ("Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "PRelu", "Where", "LayerNormalization"), _elementwise
@@ -142,4 +151,5 @@ RULES: Mapping[str, Rule] = {
     "Reshape": _reshape,
     "Expand": _expand,
     "Split": _split,
+    "Resize": _resize,
 }

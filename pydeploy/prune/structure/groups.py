@@ -74,11 +74,11 @@ def assemble(tracer: Tracer, params: Mapping[str, tuple[int, ...]], learnable: i
         least = min(max(limits.min_width, 2 if paired[roots].any() else 1), len(roots))
         align = 1 if reason else limits.alignment(name)
         groups.append(Group(name, len(roots), slices, reason, least, align, note))
-    layers = tuple(
-        _op(op, name, atoms, home, groups)
-        for op, name in zip(tracer.ops[: tracer.timed], _op_names(tracer.ops[: tracer.timed]), strict=True)
-    )
-    return Assembly(Graph(tuple(groups), layers, params, learnable, inputs), home, rank)
+    timed = tracer.ops[: tracer.timed]
+    ran = [op for op in timed if op.used]
+    layers = tuple(_op(op, name, atoms, home, groups) for op, name in zip(ran, _op_names(ran), strict=True))
+    idle = tuple(dict.fromkeys(op.layer for op in timed if op.layer not in {other.layer for other in ran}))
+    return Assembly(Graph(tuple(groups), layers, params, learnable, inputs, idle=idle), home, rank)
 
 
 def _makers(tracer: Tracer) -> Labels:

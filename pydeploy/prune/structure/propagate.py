@@ -14,6 +14,7 @@ from pydeploy.prune.structure.layout import FIXED, UNUSED, Atoms, Labels, Layout
 from pydeploy.prune.structure.params import Origin, ParamView, derived, weight_normed, whole
 from pydeploy.prune.structure.rules.elementwise import RULES
 from pydeploy.prune.structure.tape import Call, Site, Tape, Value
+from pydeploy.prune.structure.used import used
 
 
 @dataclass
@@ -28,6 +29,8 @@ class RawOp:
     h: int
     w: int
     facts: Mapping[str, Any]
+    used: bool
+    """Engines run it (see `pydeploy.prune.structure.used`)."""
     tail: list[str] = field(default_factory=list)
 
     @property
@@ -93,12 +96,15 @@ class Tracer:
     parts: dict[Value, list[Value]] = field(default_factory=dict)
     """Views so far, by the value whose memory they share."""
     timed: int = 0
-    """How many of the layers ran in the first run: the ones that cost time."""
+    """How many of the layers ran in the first run: the ones that cost time, where they are used."""
+    used: set[int] = field(default_factory=set)
+    """`id` of every call on the way from the inputs to the outputs."""
 
     def follow(self, tape: Tape) -> None:
         """Move layouts through all calls; what comes out at the end is frozen."""
         self.last_read = {value: index for index, call in enumerate(tape.calls) for value in call.inputs}
         self.last_read |= dict.fromkeys(tape.outputs, len(tape.calls))
+        self.used = used(tape)
         for run in tape.runs:
             self.batch = run.example.batch
             for index in range(run.begin, run.end):
@@ -340,7 +346,8 @@ class Tracer:
     def record(self, kind: str, weight: str, incoming: Labels | None, outgoing: Labels, size: Sequence[int], cin: int,
                **facts: Any) -> None:  # fmt: skip
         """Note a layer; `size` is the output's (height, width), `cin` counts input channels that are no atoms, too."""
-        self.ops.append(RawOp(kind, weight, incoming, outgoing, int(cin), int(size[0]), int(size[1]), facts))
+        self.ops.append(RawOp(kind, weight, incoming, outgoing, int(cin), int(size[0]), int(size[1]), facts,
+                              id(self.call) in self.used))  # fmt: skip
 
 
 def follow(tape: Tape, decisions: Decisions) -> Tracer:
