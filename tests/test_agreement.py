@@ -52,7 +52,7 @@ class Faulty:
         return self.inner.build(broken, out)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize(("block", "act"), PAIRED[1::2], ids="-".join)
+@pytest.mark.parametrize(("block", "act"), PAIRED[1::2], ids=str)
 def test_sound_engines_agree(tmp_path: Path, block: str, act: str) -> None:
     path = zoo.build(tmp_path / "net.onnx", block, act)
     feeds = nets.random_feeds(path, 4, seed=3)

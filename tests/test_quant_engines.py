@@ -47,7 +47,7 @@ PAIRED = [(block, zoo.ACTIVATIONS[(index + shift) % len(zoo.ACTIVATIONS)])
 
 
 @pytest.mark.parametrize("style", ["onnxruntime", "openvino", "tensorrt"])
-@pytest.mark.parametrize(("block", "act"), PAIRED, ids="-".join)
+@pytest.mark.parametrize(("block", "act"), PAIRED, ids=str)
 def test_an_engine_is_as_right_as_its_file(tmp_path: Path, block: str, act: str, style: str) -> None:
     runtime = "onnxruntime" if style == "onnxruntime" else "openvino"
     if runtime == "openvino":
@@ -93,7 +93,7 @@ def test_a_file_for_openvino_is_right_on_every_processor(tmp_path: Path, act: st
     assert error(original, [np.concatenate([compiled(feed)[0].copy() for feed in feeds])]) < 1.3 * error(original, file)
 
 
-@pytest.mark.parametrize(("block", "act"), PAIRED[::3], ids="-".join)
+@pytest.mark.parametrize(("block", "act"), PAIRED[::3], ids=str)
 def test_unsigned_is_the_same_to_the_last_bit(tmp_path: Path, block: str, act: str) -> None:
     path, out = zoo.build(tmp_path / "net.onnx", block, act), tmp_path / "q.onnx"
     feeds = nets.random_feeds(path, 4)

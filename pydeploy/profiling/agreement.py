@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -177,26 +178,44 @@ def _random(model: onnx.ModelProto, session: Session) -> list[Feeds]:
 
 
 def _where(backend: Backend, original: onnx.ModelProto, file: _Exact, samples: Sequence[Feeds]) -> str:
-    """The first layer up to which the network, built alone, is wrong; found by bisection."""
+    """The first layer up to which the network, built alone, is wrong: found by bisection, then upwards along its inputs."""
     graph = onnx.shape_inference.infer_shapes(original).graph
     types = {value.name: value for value in (*graph.value_info, *graph.output)}
-    places = [(layer, tensor) for layer, tensor in ends(graph)
-              if tensor in types and types[tensor].type.tensor_type.elem_type in (TensorProto.FLOAT, *_HALF.values())]  # fmt: skip
-    allowed = file.allowed(samples, [tensor for _, tensor in places])
-    places = [(layer, tensor) for layer, tensor in places if tensor in allowed]
+    places = {tensor: layer for layer, tensor in ends(graph)
+              if tensor in types and types[tensor].type.tensor_type.elem_type in (TensorProto.FLOAT, *_HALF.values())}  # fmt: skip
+    allowed = file.allowed(samples, list(places))
+    tensors = [tensor for tensor in places if tensor in allowed]
 
-    def wrong(place: int) -> bool:
-        tensor = places[place][1]
+    @cache
+    def wrong(tensor: str) -> bool:
         with _upto(backend, original, types[tensor]) as session:
             return not _agree(_of_session(session, samples)[tensor], *allowed[tensor])
 
-    low, high = -1, len(places)
+    low, high = -1, len(tensors)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if wrong(middle) else (middle, high)
-    return (
-        f"the first layer that differs is '{places[high][0]}'" if high < len(places) else "no single layer is to blame"
-    )
+        low, high = (low, middle) if wrong(tensors[middle]) else (middle, high)
+    if high == len(tensors):
+        return "no single layer is to blame"
+    found = tensors[high]
+    # Branches run side by side, so that the order alone does not tell what comes first.
+    while earlier := next((tensor for tensor in _nearest(graph, found, set(tensors)) if wrong(tensor)), ""):
+        found = earlier
+    return f"the first layer that differs is '{places[found]}'"
+
+
+def _nearest(graph: onnx.GraphProto, tensor: str, among: set[str]) -> list[str]:
+    """The tensors of `among` that `tensor` is computed from, without others of them in between."""
+    makers = {name: node for node in graph.node for name in node.output}
+    seen, front = {tensor}, [tensor]
+    found: list[str] = []
+    while front:
+        node = makers.get(front.pop())
+        for name in (*node.input, *captured(node)) if node is not None else ():
+            if name not in seen:
+                seen.add(name)
+                (found if name in among else front).append(name)
+    return found
 
 
 @contextmanager
