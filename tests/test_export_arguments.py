@@ -24,6 +24,7 @@ from pydeploy.errors import ConfigError, DeployError, Mismatch, TraceError
 from pydeploy.export import export
 from pydeploy.export.check import difference
 from pydeploy.prune.structure.trace import trace
+from pydeploy.tasks.samples import under
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 X = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -289,3 +290,13 @@ def test_truth_values_that_differ_are_found(tmp_path: Path) -> None:
         Mismatch, match=r"output 'output' of the exported file differs from PyTorch by .* of its entries"
     ):
         export(net(lambda m, x: m.a(x) + torch.rand_like(x) > 0.5), X, tmp_path / "m.onnx")
+
+
+def test_samples_of_a_task_fit_files_with_other_names() -> None:
+    """By name, else in order: a task calls its input ``image``, an exported file ``input``, a foreign one as it likes."""
+    one, two = {"image": np.zeros(1)}, {"x": np.zeros(1), "y": np.ones(1)}
+    assert [list(feeds) for feeds in under(["input"], [one, one])] == [["input"], ["input"]]
+    assert [list(feeds.items()) for feeds in under(["y", "x"], [two])] == [list(two.items())]
+    assert [(k, v[0]) for feeds in under(["a", "b"], [two]) for k, v in feeds.items()] == [("a", 0.0), ("b", 1.0)]
+    with pytest.raises(ConfigError, match=r"gives inputs \['image'\], the file takes \['a', 'b'\]"):
+        next(under(["a", "b"], [one]))

@@ -52,7 +52,8 @@ def calibrate(
     if cache is not None:
         cache_version(tensorrt)  # a wrong one is found before any work
     if config is not None:
-        feeds: Iterable[Feeds] = samples.calibration_batches(stages.open_task(load(config)), manifest)
+        taken = samples.calibration_batches(stages.open_task(load(config)), manifest)
+        feeds: Iterable[Feeds] = samples.under(inputs_of(model), taken)
     else:
         name = input_of(model)
         feeds = ({name: images} for images in samples.manifest_batches(manifest, threads))
@@ -67,17 +68,23 @@ def calibrate(
         sys.stdout.write(f"{cache}: calibration cache for TensorRT {tensorrt}\n")
 
 
-def input_of(path: Path, *, quantised: bool = False) -> str:
-    """Name of the only input of a float ONNX file, or where `quantised` of any."""
-    from pydeploy.errors import ConfigError
+def inputs_of(path: Path, *, quantised: bool = False) -> list[str]:
+    """Names of the inputs of a float ONNX file, or where `quantised` of any."""
     from pydeploy.onnxfile.load import read_float_model, read_model
 
     graph = (read_model if quantised else read_float_model)(path).model.graph
     weights = {tensor.name for tensor in graph.initializer}
-    names = [value.name for value in graph.input if value.name not in weights]
+    return [value.name for value in graph.input if value.name not in weights]
+
+
+def input_of(path: Path, *, quantised: bool = False) -> str:
+    """Name of the only input."""
+    from pydeploy.errors import ConfigError
+
+    names = inputs_of(path, quantised=quantised)
     if len(names) != 1:
         raise ConfigError(f"{path} takes inputs {names}; a manifest alone feeds one input, give --config")
-    return str(names[0])
+    return names[0]
 
 
 def batch_of(path: Path) -> int:
@@ -227,7 +234,7 @@ def compare(
     (one, first), (two, second) = backend_of(reference), backend_of(other)
     with one.open(first) as a, two.open(second) as b:
         random = [random_feeds(a.inputs, seed) for seed in range(feeds)]
-        samples = random if config is None else _test_feeds(config, one.batch, feeds)
+        samples = random if config is None else _test_feeds(config, [spec.name for spec in a.inputs], one.batch, feeds)
         result = judge(a, b, samples)
     inside = _inside((one, first), (two, second), onnx or [], samples) if layers else ()
     diverged = first_divergence(inside, tolerance)
@@ -272,8 +279,8 @@ def verdict(taken: Ratio, timing: Timing) -> str:
     )
 
 
-def _test_feeds(config: Path, batch: int, count: int) -> list[dict[str, Any]]:
-    """The first batches of the task's test images. INT8 clips random inputs that no image reaches."""
+def _test_feeds(config: Path, names: Sequence[str], batch: int, count: int) -> list[Feeds]:
+    """For inputs `names`: the first batches of the task's test images. INT8 clips random inputs that no image reaches."""
     from pydeploy.run.config import load
     from pydeploy.run.stages import shared as stages
     from pydeploy.tasks import samples
@@ -282,7 +289,7 @@ def _test_feeds(config: Path, batch: int, count: int) -> list[dict[str, Any]]:
     first = next(iter(task.eval_batches(batch * count)))
     arrays = [tensor.numpy() for tensor in first.inputs]
     feeds = samples.exact_batches([dict(zip(task.input_names, arrays, strict=True))], batch)
-    return [one for one, _ in zip(feeds, range(count), strict=False)]
+    return [one for one, _ in zip(samples.under(names, feeds), range(count), strict=False)]
 
 
 def _inside(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,16 @@ def samples_digest(task: Task, manifest: Manifest) -> str:
         for name in task.input_names:
             digest.update(np.ascontiguousarray(feeds[name], dtype="<f4").data)
     return digest.hexdigest()
+
+
+def under(names: Sequence[str], batches: Iterable[Feeds]) -> Iterator[Feeds]:
+    """Batches under the input `names` of a file: by name where they have them, else in order. Raises `ConfigError` for more or
+    fewer.
+    """
+    for feeds in batches:
+        if len(feeds) != len(names):
+            raise ConfigError(f"the task gives inputs {list(feeds)}, the file takes {list(names)}")
+        yield dict(feeds) if set(feeds) == set(names) else dict(zip(names, feeds.values(), strict=True))
 
 
 def _of_task(task: Task, manifest: Manifest) -> Iterator[dict[str, NDArray[np.float32]]]:
