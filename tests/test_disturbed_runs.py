@@ -231,7 +231,7 @@ def test_a_whole_run_beside_other_load_is_mended_by_resuming_it(
         run(config, out, console, resume=True)
         report = Report.load(out / "report.json")
     assert report.met
-    assert not any("disturbed the measurement" in warning for warning in report.warnings)
+    assert not any("disturbed the final comparison" in warning for warning in report.warnings)
     assert report.models.pruned.latency_us.median <= 1.01 * SHARE * report.models.dense.latency_us.median
     kept = len(console.lines)
     run(config, out, console, resume=True)

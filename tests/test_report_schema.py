@@ -60,7 +60,7 @@ def test_the_json_has_the_promised_names() -> None:
     assert data["target"] == CPU.to_json()
     assert Target.from_json(data["target"]).fingerprint == CPU.fingerprint
     for name in ("dense", "pruned", "quantized"):
-        assert {"median", "p10", "p90", "n", "disturbed"} == set(data["models"][name]["latency_us"])
+        assert {"median", "p10", "p90", "n", "disturbed", "turns"} == set(data["models"][name]["latency_us"])
         assert {"accuracy", "accuracy_n", "params", "macs", "bytes", "precision", "target"} < set(data["models"][name])
     assert {"predicted_us", "measured_us", "met"} < set(data["rounds"][0])
     assert list(data["seconds"]) == ["train", "trace", "table", "solve", "finetune", "profile"]

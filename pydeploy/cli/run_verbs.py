@@ -33,6 +33,9 @@ def run(
     report = Report.load(out / "report.json")
     sys.stdout.write(f"{headline(report)}\nrecommended: {report.recommendation.model}: {report.recommendation.reason}\n"
                      f"report: {page}\n")  # fmt: skip
+    for warning in report.warnings:
+        if "disturbed" in warning:
+            sys.stdout.write(f"DISTURBED: {warning}\n")
 
 
 def train(

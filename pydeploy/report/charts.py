@@ -173,26 +173,40 @@ def rounds(report: Report) -> Drawing | None:
                      for r in report.rounds)  # fmt: skip
     chart = svg.drawing("rounds", "Predicted against measured latency", f"One row per plan. {told}.", WIDTH, height)
     frame = Box(84, 44, WIDTH - 150, height - 46)
-    values = [v / 1000 for r in report.rounds for v in (r.predicted_us, r.measured_us)] + [report.budget_us / 1000]
+    # Each round has a speed and so a budget of its own: shares of it can be drawn beside one line, times cannot.
+    shares = all(r.limit_us for r in report.rounds)
+    scales = [100 / r.limit_us if shares and r.limit_us else 1 / 1000 for r in report.rounds]
+    limit = 100.0 if shares else report.budget_us / 1000
+    values = [v * x for r, x in zip(report.rounds, scales, strict=True) for v in (r.predicted_us, r.measured_us)] + [
+        limit
+    ]
     pad = max(0.12 * (max(values) - min(values)), 0.02 * max(values))
     across = Scale(min(values) - pad, max(values) + pad, frame.left, frame.right)
     _columns(chart.root, across, frame)
+    unit = f"{_latency_name(report)}, {'% of the budget in that round' if shares else 'ms'}"
     how = "measured" if report.target.measured else "analytic, not measured"
     _key(chart.root, frame.left, 16, (("ring-pruned", "circle", "predicted"), ("fill-pruned", "circle", how)))
-    x = across.at(report.budget_us / 1000)
+    x = across.at(limit)
     svg.line(chart.root, x, frame.top - 4, x, frame.bottom, "limit")
     svg.text(chart.root, x, frame.top - 8, "budget", "budget", "middle")
-    svg.text(chart.root, (frame.left + frame.right) / 2, height - 8, f"{_latency_name(report)}, ms", "muted", "middle")
+    svg.text(
+        chart.root,
+        (frame.left + frame.right) / 2,
+        height - 8,
+        unit,
+        "muted",
+        "middle",
+    )
     svg.text(chart.root, WIDTH - 16, frame.top - 8, "prediction error", "muted", "end")
     for index, item in enumerate(report.rounds):
         y = frame.top + 34 * (index + 0.5)
         svg.text(chart.root, frame.left - 14, y + 4.5, f"round {item.number}", "ink", "end")
-        ends = across.at(item.predicted_us / 1000), across.at(item.measured_us / 1000)
+        ends = across.at(item.predicted_us * scales[index]), across.at(item.measured_us * scales[index])
         svg.line(chart.root, ends[0], y, ends[1], y, "line-pruned")
         # The ring is larger, so that it stays visible around a dot at the same place.
         svg.marker(chart.root, ends[0], y, "circle", "ring-pruned", 8)
         svg.marker(chart.root, ends[1], y, "circle", "fill-pruned", 5)
-        verdict = "met" if item.met else "missed"
+        verdict = "disturbed" if item.disturbed else "met" if item.met else "missed"
         svg.text(chart.root, WIDTH - 16, y + 4.5, f"{100 * item.error:+.1f} %, {verdict}", "ink", "end")
     return chart
 

@@ -19,7 +19,8 @@ from pydantic_core import ErrorDetails
 
 from pydeploy.errors import DataError
 from pydeploy.files import read_json, write_json
-from pydeploy.timing.records import Target, Timing
+from pydeploy.timing.ratio import Ratio, ratio
+from pydeploy.timing.records import Target, Timing, Turn
 
 SCHEMA = 1
 """Version of the file's form; raised when a reader of the old form could misread the new one."""
@@ -45,11 +46,18 @@ class Latency:
     p90: Micros
     n: Annotated[int, Field(ge=1)]
     disturbed: bool = False
+    turns: tuple[Turn, ...] = ()
+    """What each round of the final comparison says, by which engines are divided (`ratio_to`); empty in older reports."""
 
     @classmethod
     def of(cls, timing: Timing) -> Latency:
         """The report's form of a `Timing`."""
-        return cls(timing.median_us, timing.p10_us, timing.p90_us, timing.n, timing.disturbed)
+        return cls(timing.median_us, timing.p10_us, timing.p90_us, timing.n, timing.disturbed, timing.turns)
+
+    def ratio_to(self, other: Latency) -> Ratio:
+        """How many times as long as `other`, by the rounds of the final comparison."""
+        mine, theirs = (Timing(x.n, x.median, x.p10, x.p90, x.disturbed, turns=x.turns) for x in (self, other))
+        return ratio(mine, theirs)
 
     @model_validator(mode="after")
     def _ordered(self) -> Latency:
@@ -122,6 +130,10 @@ class Round:
     measured_us: Annotated[float, Field(gt=0)]
     met: bool
     widths: dict[str, int] | None = None
+    limit_us: Annotated[float, Field(gt=0)] | None = None
+    """The budget at the speed of that round; None in older reports."""
+    disturbed: bool = False
+    """True when other load was noticed whenever the plan was measured, so that `met` proves nothing."""
 
     @property
     def error(self) -> float:
@@ -160,6 +172,8 @@ class TableFacts:
     probes: Count
     keys: Count
     seconds: Seconds
+    disturbed: Count = 0
+    """Probe networks of which there is no measurement but under other load."""
     verification_error: Annotated[float, Field(ge=0)] | None = None
 
 

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pydeploy.report.charts import frontier, points
+from pydeploy.report.sampling import right_answers, wilson
 from pydeploy.report.schema import Latency, ModelResult, Report
 from pydeploy.report.verdict import milliseconds, ms_places, speedup
+from pydeploy.timing.ratio import Ratio
 
 NONE = "-"
 """What an empty cell shows."""
@@ -54,9 +56,11 @@ def engines(report: Report) -> Grid:
         row(f"latency, ms{basis}", latency),
         row(f"p10 to p90, ms{basis}", lambda m: _spread(m.latency_us, places)),
         row("timed runs", lambda m: f"{m.latency_us.n}"),
+        row("share of dense", lambda m: NONE if m is dense else _share(m.latency_us.ratio_to(dense.latency_us))),
         row("against dense", lambda m: NONE if m is dense else speedup(dense.latency_us.median, m.latency_us.median)),
         row("within budget", lambda m: "yes" if m.latency_us.median <= report.budget_us else "no"),
         row(f"{report.metric}, %", lambda m: f"{100 * m.accuracy:.2f}"),
+        row("95 % interval", _sampled),
         row("change, points", lambda m: NONE if m is dense else f"{100 * (m.accuracy - dense.accuracy):+.2f}"),
         row("test samples", lambda m: f"{m.accuracy_n}"),
         row("parameters", lambda m: _short(m.params)),
@@ -67,7 +71,7 @@ def engines(report: Report) -> Grid:
     ]
     chosen = report.recommendation.model
     heads = [f"{name}{' (recommended)' if name == chosen else ''}>" for name in present]
-    return _grid(["", *heads], rows, strong=(1, 6))
+    return _grid(["", *heads], rows, strong=(1, 7))
 
 
 def measured_points(report: Report) -> Grid:
@@ -105,7 +109,7 @@ def rounds(report: Report) -> Grid:
     for item in report.rounds:
         kept = NONE if item.widths is None else f"{sum(item.widths.values())}"
         times = milliseconds(item.predicted_us, places), milliseconds(item.measured_us, places)
-        rows.append((f"{item.number}", *times, f"{100 * item.error:+.1f} %", "yes" if item.met else "no", kept))
+        rows.append((f"{item.number}", *times, f"{100 * item.error:+.1f} %", _met(item.met, item.disturbed), kept))
     how = "measured" if report.target.measured else "analytic, not measured"
     return _grid(["round>", "predicted, ms>", f"{how}, ms>", "error>", "budget met", "channels kept>"], rows)
 
@@ -161,7 +165,12 @@ def latency_table(report: Report) -> Grid:
     if report.table is None:
         return _grid([], [])
     facts, error = report.table, report.table.verification_error
-    rows = [("probe networks", f"{facts.probes}"), ("keys", f"{facts.keys}"), ("seconds", f"{facts.seconds:.1f}")]
+    rows = [
+        ("probe networks", f"{facts.probes}"),
+        ("keys", f"{facts.keys}"),
+        ("seconds", f"{facts.seconds:.1f}"),
+    ]
+    rows += [("disturbed by other load", f"{facts.disturbed}")] if facts.disturbed else []
     rows += [] if error is None else [("median error on unseen plans", f"{100 * error:.1f} %")]
     return _grid(["fact", "value>"], rows)
 
@@ -172,12 +181,32 @@ def seconds(report: Report) -> Grid:
     return _grid(["stage", "seconds>"], [*rows, ("total", f"{report.total_seconds:.1f}")] if rows else [], (len(rows),))
 
 
+def _met(met: bool, disturbed: bool) -> str:
+    """Whether a budget was met; a disturbed measurement proves neither."""
+    return "disturbed" if disturbed else "yes" if met else "no"
+
+
 def _basis(report: Report) -> str:
     return "" if report.target.measured else " (analytic, not measured)"
 
 
 def _flag(latency: Latency) -> str:
     return " (disturbed)" if latency.disturbed else ""
+
+
+def _sampled(result: ModelResult) -> str:
+    """What the size of the test set leaves open (not what other training seeds would give)."""
+    k = right_answers(result.accuracy, result.accuracy_n)
+    if k is None:
+        return NONE
+    low, high = wilson(k, result.accuracy_n)
+    return f"{100 * low:.2f} to {100 * high:.2f}"
+
+
+def _share(taken: Ratio) -> str:
+    """``0.498 (0.494 to 0.502)``: the median over the rounds and its 95 % interval."""
+    ends = "" if taken.low is None or taken.high is None else f" ({taken.low:.3f} to {taken.high:.3f})"
+    return f"{taken.value:.3f}{ends}"
 
 
 def _spread(latency: Latency, places: int) -> str:

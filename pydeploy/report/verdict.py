@@ -89,7 +89,9 @@ def _lost_points(dense: ModelResult, result: ModelResult) -> float:
 
 
 def _faster(result: ModelResult, than: ModelResult) -> bool:
-    return result.latency_us.median < (1 - NOTICEABLE) * than.latency_us.median
+    """By more than `NOTICEABLE`, and where the rounds tell an interval, by more than that."""
+    taken = result.latency_us.ratio_to(than.latency_us)
+    return taken.value < 1 - NOTICEABLE and (taken.high is None or taken.high < 1)
 
 
 def _named(name: str, result: ModelResult) -> str:

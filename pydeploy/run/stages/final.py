@@ -10,6 +10,7 @@ from typing import Any
 from pydeploy.backends.base import Backend, Engine, reopen
 from pydeploy.files import read_json, write_json
 from pydeploy.graph import Graph, Plan
+from pydeploy.latency.table.table import Table
 from pydeploy.profiling.engines import measure_at_level
 from pydeploy.report import (
     Candidate,
@@ -115,9 +116,11 @@ def _report(job: Job, at: Artefacts, seconds: dict[str, float], command: str) ->
         recommendation=recommend(models, limit_points=max(0.0, round(config.compare.limit - lost, 6)), measured=target.measured),
         candidates=tuple(_candidate(at, point, results[point.slug]) for point in candidates.wanted(config)),
         rounds=tuple(Round(number=r.number, predicted_us=r.predicted_us, measured_us=r.measured_us, met=r.met,
+                           limit_us=r.limit_us, disturbed=r.disturbed,
                            widths=r.plan.widths) for r in read_rounds(at.search)),
         layers=_layers(graph, plan, read_json(at.timings)["layers"]), groups=_groups(graph, plan), table=_table(at), seconds=seconds,
-        total_seconds=sum(seconds.values()), warnings=(*_of_int8(job, models.dense, lost), *_warnings(job, times, target.measured)),
+        total_seconds=sum(seconds.values()),
+        warnings=(*_disturbances(at), *_of_int8(job, models.dense, lost), *_warnings(job, target.measured)),
         calibration=f"{job.manifest}, sha256 {job.samples[:12]}" if job.manifest is not None else "",
     )  # fmt: skip
 
@@ -171,16 +174,31 @@ def _groups(graph: Graph, plan: Plan) -> tuple[GroupWidth, ...]:
 
 def _table(at: Artefacts) -> TableFacts:
     facts = read_json(at.table_facts)
-    return TableFacts(probes=facts["probes"], keys=facts["keys"], seconds=facts["seconds"])
+    table, graph = Table.open(at.table), Graph.load(at.graph)
+    return TableFacts(probes=facts["probes"], keys=facts["keys"], seconds=facts["seconds"],
+                      disturbed=len(table.disturbed(graph)))  # fmt: skip
 
 
-def _warnings(job: Job, times: dict[str, Timing], measured: bool) -> tuple[str, ...]:
-    found = [f"other load disturbed the measurement of '{name}'" for name, timing in times.items() if timing.disturbed]
-    if not measured:
-        found.append("latencies are analytic, not measured")
+def _warnings(job: Job, measured: bool) -> tuple[str, ...]:
+    found = [] if measured else ["latencies are analytic, not measured"]
     if job.config.compare.torch_pruning and importlib.util.find_spec("torch_pruning") is None:
         found.append("Torch-Pruning is not installed, so it is not in the comparison: pip install 'pydeploy[bench]'")
-    found.append(
-        f"accuracies rest on one training seed ({job.seed}); on this kind of task one seed is worth about 0.2 points"
-    )
+    found.append(f"accuracies rest on one training seed ({job.seed}); how much another one changes was not measured")
+    return tuple(found)
+
+
+def _disturbances(at: Artefacts) -> tuple[str, ...]:
+    """All that other load disturbed in this run and that was not measured again without it."""
+    table, tried, loud = _table(at), read_rounds(at.search), disturbed(at)
+    found = []
+    if table.disturbed:
+        networks = len({network.widths for network in Table.open(at.table).networks(Graph.load(at.graph))})
+        found.append(f"other load disturbed {table.disturbed} of the {networks} networks of the latency table")
+    if rounds := sum(one.disturbed for one in tried):
+        found.append(f"other load disturbed every measurement of {rounds} of the {len(tried)} plans of the search")
+    if loud:
+        found.append(f"other load disturbed the final comparison of {', '.join(loud)}; measure it again with --resume")
+    layers = read_json(at.timings)["layers"]
+    found += [f"other load disturbed the layers' times of '{name}'" for name, found_ in layers.items()
+              if any(one.get("disturbed") for one in found_.values())]  # fmt: skip
     return tuple(found)
