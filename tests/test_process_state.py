@@ -55,6 +55,19 @@ def test_ctrl_c_at_any_moment_of_any_use_is_an_exception(name: str, options: tup
     assert f"struck {10 * struck.EACH} times" in done.stdout
 
 
+def pressed(victim: subprocess.Popen[str]) -> str:
+    """What the command wrote after Ctrl-C. Python drops what is raised inside a finalizer: then a user presses again."""
+    for _ in range(3):
+        if victim.poll() is None:
+            victim.send_signal(signal.SIGINT)
+        try:
+            return victim.communicate(timeout=30)[1]
+        except subprocess.TimeoutExpired:
+            continue
+    victim.kill()
+    return f"did not end: {victim.communicate()[1]}"
+
+
 @pytest.mark.openvino
 @pytest.mark.parametrize("attempt", range(2))
 @pytest.mark.parametrize("command", ["build", "profile"])
@@ -72,9 +85,7 @@ def test_ctrl_c_ends_a_command_with_one_line(command: str, attempt: int, tmp_pat
     while victim.poll() is None and PLUGIN not in maps.read_text():
         time.sleep(0.002)
     time.sleep(random.uniform(0.0, 0.5 if command == "profile" else 0.05))
-    if victim.poll() is None:
-        victim.send_signal(signal.SIGINT)
-    _, errors = victim.communicate(timeout=120)
+    errors = pressed(victim)
     assert "Traceback" not in errors
     assert victim.returncode in ((2,) if command == "profile" else (0, 2)), errors
     assert victim.returncode == 0 or "error: interrupted" in errors
