@@ -33,7 +33,7 @@ from pydeploy.quant.calibrate import calibrate
 from pydeploy.quant.qdq import quantize
 from pydeploy.report import Report
 from pydeploy.run.config import load
-from pydeploy.run.stages import shared as stages
+from pydeploy.run.job import open_task
 from pydeploy.tasks import samples
 from pydeploy.tasks.contract import Task
 from pydeploy.timing.records import Timing
@@ -155,7 +155,7 @@ def beside_nncf(task: Task, engines: dict[tuple[str, str], Any]) -> str:
 def fashion_mnist(run: Path, threads: int, work: Path, notes: dict[str, str]) -> Iterable[Row]:
     """The dense and the pruned network of a run, on its task's test set; `notes` gets a sentence for each."""
     config = load(run / "config.json")
-    task, manifest = stages.open_task(config), load_manifest(config.quantize.calibration if config.quantize else Path())
+    task, manifest = open_task(config), load_manifest(config.quantize.calibration if config.quantize else Path())
     images = list(samples.exact_batches(samples.calibration_batches(task, manifest), 1))
     for network, folder in (("dense", "04_dense"), ("pruned", "08_pruned")):
         engines = engines_of(run / folder / "model.onnx", images, threads, work / network)

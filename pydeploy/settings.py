@@ -91,3 +91,35 @@ def keys(of: type[Settings], path: Iterable[str]) -> list[str]:
     for part in path:
         section = section_of(section.model_fields[part].annotation) if section else None
     return list(section.model_fields) if section else []
+
+
+def leaves(of: Settings, prefix: str = "") -> dict[str, Any]:
+    """Every setting by its dotted name, as JSON; a section that may be missing has an entry of its own, true or null."""
+    found: dict[str, Any] = {}
+    data = of.model_dump(mode="json")
+    for name in type(of).model_fields:
+        value = getattr(of, name)
+        if isinstance(value, Settings):
+            found |= {f"{prefix}{name}": True} if _optional(type(of), name) else {}
+            found |= leaves(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = data[name]
+    return found
+
+
+def defaults(of: type[Settings], prefix: str = "") -> dict[str, Any]:
+    """What `leaves` are where nothing is given; required settings are left out."""
+    found: dict[str, Any] = {}
+    for name, field in of.model_fields.items():
+        section = section_of(field.annotation)
+        if section is not None:
+            given = field.get_default(call_default_factory=True) is not None
+            found |= {f"{prefix}{name}": given or None} if _optional(of, name) else {}
+            found |= defaults(section, f"{prefix}{name}.")
+        elif not field.is_required():
+            found[f"{prefix}{name}"] = field.get_default(call_default_factory=True)
+    return found
+
+
+def _optional(of: type[Settings], name: str) -> bool:
+    return type(None) in getattr(of.model_fields[name].annotation, "__args__", ())

@@ -17,11 +17,11 @@ from pydeploy.latency.table.table import Table
 from pydeploy.report import Report
 from pydeploy.run import pipeline
 from pydeploy.run.artefacts import Artefacts
+from pydeploy.run.job import Job
 from pydeploy.run.pipeline import open_job, run
 from pydeploy.run.stages import search as search_module
 from pydeploy.run.stages.rounds import Budget, read_rounds
 from pydeploy.run.stages.search import best_plan, search
-from pydeploy.run.stages.shared import Job
 from quiet import Quiet
 from simulated_device import Busy, Device, install
 from test_pipeline import settings

@@ -24,16 +24,17 @@ from pydeploy.latency.table.by_precision import other_target
 from pydeploy.latency.table.table import Table
 from pydeploy.profiling import engines
 from pydeploy.report import Report
-from pydeploy.run import pipeline
 from pydeploy.run.artefacts import Artefacts
 from pydeploy.run.config import Config, parse
-from pydeploy.run.pipeline import open_job, run
+from pydeploy.run.job import model_of, open_job
+from pydeploy.run.pipeline import run, stages_of
 from pydeploy.run.stages import precisions
 from pydeploy.run.stages import search as search_module
 from pydeploy.run.stages.comparison import PLANNERS, wanted
+from pydeploy.run.stages.engines import build_dense
 from pydeploy.run.stages.rounds import Budget, read_rounds
 from pydeploy.run.stages.search import best_plan, search
-from pydeploy.run.stages.shared import model_of
+from pydeploy.run.stages.table import measure_table
 from pydeploy.timing import reference as pace
 from pydeploy.timing.records import Target, Timing
 from pydeploy.timing.rounds import unwatched
@@ -357,10 +358,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run up to its table, on a fine grid of widths."""
     out = tmp_path_factory.mktemp("table")
     job, at = open_job(settings(table={"points": 5, "align": 4, "rounds": 1, "runs": 3}), Quiet()), Artefacts(out)
-    stages = {"01_train": pipeline.train, "02_graph": pipeline.trace, "03_scores": pipeline.score}
-    for name, make in {**stages, "04_dense": pipeline.build_dense, "05_table": pipeline.measure_table}.items():
-        (out / name).mkdir()
-        make(job, out / name) if name == "01_train" else make(job, at, out / name)
+    for stage in stages_of(job)[:5]:
+        (out / stage.name).mkdir()
+        stage.make(job, at, out / stage.name)
     return out
 
 
@@ -510,7 +510,7 @@ def _clocked(measured: Path, out: Path) -> Path:
     """The run `measured`, its dense engine and table of the device `Clocked`, and a folder for a search."""
     shutil.copytree(measured, out)
     job, at = open_job(settings(table={"points": 5, "align": 4, "rounds": 1, "runs": 3}), Quiet()), Artefacts(out)
-    for name, make in {"04_dense": pipeline.build_dense, "05_table": pipeline.measure_table}.items():
+    for name, make in {"04_dense": build_dense, "05_table": measure_table}.items():
         shutil.rmtree(out / name)
         (out / name).mkdir()
         make(replace(job, backend=Clocked()), at, out / name)

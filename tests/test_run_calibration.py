@@ -15,7 +15,7 @@ from pydeploy.data.manifest import Manifest, load_manifest
 from pydeploy.data.preprocessing import Preprocessing
 from pydeploy.errors import ConfigError, DataError, DeployError
 from pydeploy.run.config import parse
-from pydeploy.run.pipeline import open_job
+from pydeploy.run.job import open_job
 from pydeploy.tasks.contract import build_task
 from pydeploy.tasks.samples import calibration_batches, exact_batches, samples_digest
 from quiet import Quiet

@@ -84,3 +84,49 @@ def test_an_unwritable_place_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot create"):
         RunFolder.open(tmp_path / "file" / "run", Quiet(), resume=False)
+
+
+def test_a_stage_that_was_made_anew_is_followed_by_those_that_read_it(tmp_path: Path) -> None:
+    """Also when the run was killed in between: the result that was read is not the one that lies there now."""
+
+    def run(text: str, *, whole: bool = True) -> None:
+        folder = RunFolder.open(tmp_path / "run", Quiet(), resume=True)
+        folder.stage("01_a", {}, Maker(text))
+        if whole:
+            folder.stage("02_b", {}, reader, ("01_a",))
+
+    reader = Maker()
+    run("first")
+    (tmp_path / "run" / "01_a" / "stamp.json").unlink()
+    run("second", whole=False)
+    run("third, but not made")
+    assert reader.calls == 2
+    (tmp_path / "run" / "01_a" / "stamp.json").unlink()
+    run("second")  # the same again
+    assert reader.calls == 2
+
+
+def test_a_setting_that_is_new_meant_its_default_before(tmp_path: Path) -> None:
+    maker = Maker()
+    RunFolder.open(tmp_path, Quiet(), resume=True).stage("01_a", {"lr": 1}, maker)
+    for value, calls in ((0.5, 1), (0.6, 2)):
+        folder = RunFolder.open(tmp_path, Quiet(), resume=True)
+        folder.stage("01_a", {"lr": 1, "momentum": value}, maker, defaults={"momentum": 0.5})
+        assert maker.calls == calls
+
+
+def test_the_reason_is_said(tmp_path: Path) -> None:
+    console = Quiet()
+    for settings in ({"lr": 1, "data": {"sha256": "a"}}, {"lr": 2, "data": {"sha256": "b"}}):
+        RunFolder.open(tmp_path, console, resume=True).stage("01_a", settings, Maker())
+    assert "01_a: done again, because lr was 1, is 2; data is another" in console.lines
+
+
+def test_foreseeing_writes_nothing(tmp_path: Path) -> None:
+    RunFolder.open(tmp_path / "run", Quiet(), resume=True).stage("01_a", {"lr": 1}, Maker())
+    before = sorted(tmp_path.rglob("*"))
+    folder = RunFolder(tmp_path / "run", Quiet())
+    assert folder.foresee("01_a", {"lr": 1}).stays
+    assert folder.foresee("02_b", {}, ("01_a",)).why == "it is new"
+    assert folder.foresee("03_c", {}, ("02_b",)).why == "it is new"
+    assert sorted(tmp_path.rglob("*")) == before

@@ -45,14 +45,14 @@ def calibrate(
     from pydeploy.quant.calibrate import calibrate as observe
     from pydeploy.quant.implicit import cache_version, write_cache
     from pydeploy.run.config import load
-    from pydeploy.run.stages import shared as stages
+    from pydeploy.run.job import open_task
     from pydeploy.tasks import samples
 
     manifest = load_manifest(data)
     if cache is not None:
         cache_version(tensorrt)  # a wrong one is found before any work
     if config is not None:
-        taken = samples.calibration_batches(stages.open_task(load(config)), manifest)
+        taken = samples.calibration_batches(open_task(load(config)), manifest)
         feeds: Iterable[Feeds] = samples.under(inputs_of(model), taken)
     else:
         name = input_of(model)
@@ -159,7 +159,7 @@ def _calibrated(backend: Backend, model: Path, out: Path, data: Path, config: Pa
     from pydeploy.files import sha256
     from pydeploy.quant.implicit import entropy_calibrator
     from pydeploy.run.config import load
-    from pydeploy.run.stages import shared as stages
+    from pydeploy.run.job import open_task
     from pydeploy.tasks import samples
 
     if not isinstance(backend, TensorRt):
@@ -171,7 +171,7 @@ def _calibrated(backend: Backend, model: Path, out: Path, data: Path, config: Pa
     if config is None:
         feeds: Iterable[Feeds] = ({name: images} for images in samples.manifest_batches(manifest, batch=batch))
     else:
-        feeds = samples.exact_batches(samples.calibration_batches(stages.open_task(load(config)), manifest), batch)
+        feeds = samples.exact_batches(samples.calibration_batches(open_task(load(config)), manifest), batch)
     key = f"{sha256(model)} {manifest.key()} {batch} {backend.target().backend_version}"
     cache = out.with_name(f"{out.name}.{hashlib.sha256(key.encode()).hexdigest()[:12]}.calibration")
     return backend.build(model, out, partial(entropy_calibrator, batches=feeds, batch=batch, cache=cache))
@@ -282,10 +282,10 @@ def verdict(taken: Ratio, timing: Timing) -> str:
 def _test_feeds(config: Path, names: Sequence[str], batch: int, count: int) -> list[Feeds]:
     """For inputs `names`: the first batches of the task's test images. INT8 clips random inputs that no image reaches."""
     from pydeploy.run.config import load
-    from pydeploy.run.stages import shared as stages
+    from pydeploy.run.job import open_task
     from pydeploy.tasks import samples
 
-    task = stages.open_task(load(config))
+    task = open_task(load(config))
     first = next(iter(task.eval_batches(batch * count)))
     arrays = [tensor.numpy() for tensor in first.inputs]
     feeds = samples.exact_batches([dict(zip(task.input_names, arrays, strict=True))], batch)

@@ -120,10 +120,11 @@ def _scores(net: nn.Module, graph: Graph, criterion: str, config: Path | None) -
             )
         return score(net, graph, criterion)
     from pydeploy.run.config import load
-    from pydeploy.run.stages import shared as stages
+    from pydeploy.run.job import open_task
+    from pydeploy.run.stages import scoring
 
     settings = load(config)
-    return stages.scores_of(settings, stages.open_task(settings), net, graph, criterion)
+    return scoring.scores_of(settings, open_task(settings), net, graph, criterion)
 
 
 def _plan(graph: Graph, scores: Any, budget_us: float | None, table: Path | None, ratio: float | None, align: int,

@@ -97,16 +97,16 @@ def _calibration_batches(model: Path, data: Path | None, config: Path | None) ->
     from pydeploy.data.manifest import load_manifest
     from pydeploy.errors import ConfigError
     from pydeploy.run.config import load
-    from pydeploy.run.stages import shared as stages
+    from pydeploy.run.job import calibration_of, open_task
     from pydeploy.tasks import samples
 
     batch, settings = batch_of(model), None if config is None else load(config)
-    manifest = None if settings is None else stages.check_calibration(settings)
+    manifest = None if settings is None else calibration_of(settings)
     manifest = manifest if data is None else load_manifest(data)
     if manifest is None:
         raise ConfigError(f"{config} names no calibration samples (section 'quantize'); give --data")
     if settings is not None:
-        return samples.exact_batches(samples.calibration_batches(stages.open_task(settings), manifest), batch)
+        return samples.exact_batches(samples.calibration_batches(open_task(settings), manifest), batch)
     name = input_of(model, quantised=True)
     return samples.exact_batches(({name: part} for part in samples.manifest_batches(manifest, batch=batch)), batch)
 

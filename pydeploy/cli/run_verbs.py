@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
+
+if TYPE_CHECKING:
+    from pydeploy.run.folder import Verdict
+    from pydeploy.run.pipeline import Stage
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file, e.g. one under configs/.")]
 Override = Annotated[Optional[list[str]], typer.Option("--set", help="section.key=value; repeat for several.")]
@@ -14,28 +19,47 @@ Override = Annotated[Optional[list[str]], typer.Option("--set", help="section.ke
 
 def run(
     config: ConfigFile,
-    out: Annotated[Path, typer.Option(help="Run directory; the report lies in it.")],
+    out: Annotated[Optional[Path], typer.Option(help="Run directory; the report lies in it.")] = None,
     set_: Override = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep finished stages, go on where it stopped.")] = False,
     reuse: Annotated[Optional[Path], typer.Option(help="Take finished stages with equal inputs from this run.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Only say which stages would run, and why.")] = False,
 ) -> None:
     """The whole job: train, prune to the budget on the target, fine-tune, quantize, report.
 
     Example: pydeploy run configs/fashion_mnist_resnet20_cpu.yaml --out runs/demo
     """
     from pydeploy.cli.console import Terminal
+    from pydeploy.errors import ConfigError
     from pydeploy.report import Report, headline
+    from pydeploy.run import pipeline
     from pydeploy.run.config import load
-    from pydeploy.run.pipeline import run as run_all
 
     settings = load(config, set_ or [])
-    page = run_all(settings, out, Terminal(), resume=resume, reuse=reuse, command=" ".join(["pydeploy", *sys.argv[1:]]))
+    if plan:
+        _show_plan(pipeline.foresee(settings, out, Terminal(), reuse=reuse))
+        return
+    if out is None:
+        raise ConfigError("give the run directory with --out")
+    command = " ".join(["pydeploy", *sys.argv[1:]])
+    page = pipeline.run(settings, out, Terminal(), resume=resume, reuse=reuse, command=command)
     report = Report.load(out / "report.json")
     sys.stdout.write(f"{headline(report)}\nrecommended: {report.recommendation.model}: {report.recommendation.reason}\n"
                      f"report: {page}\n")  # fmt: skip
     for warning in report.warnings:
         if "disturbed" in warning:
             sys.stdout.write(f"DISTURBED: {warning}\n")
+
+
+def _show_plan(stages: Sequence[tuple[Stage, Verdict]]) -> None:
+    for stage, verdict in stages:
+        says = verdict.why or "finished earlier"
+        sys.stdout.write(f"{stage.name}: {'kept' if verdict.stays else 'would run'}: {says}\n")
+        after = f"; after {', '.join(stage.after)}" if stage.after else ""
+        sys.stdout.write(f"    reads {', '.join(stage.reads)}{after}\n")
+    sys.stdout.write(
+        f"{sum(not verdict.stays for _, verdict in stages)} of {len(stages)} stages would run, then the report\n"
+    )
 
 
 def train(
@@ -48,12 +72,14 @@ def train(
     Example: pydeploy train configs/fashion_mnist_resnet20_cpu.yaml --out runs/dense
     """
     from pydeploy.cli.console import Terminal
-    from pydeploy.run import pipeline
+    from pydeploy.run.artefacts import Artefacts
     from pydeploy.run.config import load
+    from pydeploy.run.job import open_job
+    from pydeploy.run.stages.training import train as make
 
-    job = pipeline.open_job(load(config, set_ or []), Terminal())
+    job = open_job(load(config, set_ or []), Terminal())
     out.mkdir(parents=True, exist_ok=True)
-    pipeline.train(job, out)
+    make(job, Artefacts(out), out)
     sys.stdout.write(f"{out / 'model.safetensors'}\n")
 
 
@@ -70,15 +96,15 @@ def finetune(
     """
     from pydeploy.cli.console import Terminal
     from pydeploy.run.config import load
-    from pydeploy.run.pipeline import open_job
-    from pydeploy.run.stages import shared as stages
+    from pydeploy.run.job import model_of, open_job
+    from pydeploy.run.stages.training import fit
     from pydeploy.train.distill.logits import Teacher
 
     job = open_job(load(config, set_ or []), Terminal())
     out.mkdir(parents=True, exist_ok=True)
     section = job.config.finetune
-    stages.fit(job, stages.model_of(job, model), section, out, teacher=Teacher(stages.model_of(job, teacher)),
-               title="fine-tune", distill=section.distill)  # fmt: skip
+    fit(job, model_of(job, model), section, out, teacher=Teacher(model_of(job, teacher)),
+        title="fine-tune", distill=section.distill)  # fmt: skip
     sys.stdout.write(f"{out / 'model.safetensors'}\n")
 
 

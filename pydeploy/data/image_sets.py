@@ -6,6 +6,7 @@ Fashion-MNIST is looked for in ``$PYDEPLOY_DATA`` (the folder itself, or ``fashi
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -52,6 +53,14 @@ class ImageSet:
                 raise DataError(
                     f"{self.name}: {part} labels must lie in 0..{self.classes - 1}, got up to {labels.max()}"
                 )
+
+    def digest(self) -> str:
+        """SHA-256 of all images and labels, and of what is done to them."""
+        found = hashlib.sha256(repr((self.classes, self.mean, self.std)).encode())
+        for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            found.update(repr((array.shape, array.dtype.str)).encode())
+            found.update(np.ascontiguousarray(array).data)
+        return found.hexdigest()
 
     @property
     def preprocessing(self) -> Preprocessing:

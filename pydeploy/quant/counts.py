@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pydeploy import _core
+from pydeploy.backends.base import Feeds
 from pydeploy.errors import DataError
 from pydeploy.files import read_json, write_text
 from pydeploy.quant.observe import Seen
@@ -63,7 +64,7 @@ class Counts:
 
     def samples_hash(self) -> str:
         """One hash of all samples, in no order."""
-        return hashlib.sha256(b"".join(sorted(map(bytes.fromhex, self.samples)))).hexdigest()
+        return _hash_of(self.samples)
 
     def save(self, path: Path) -> None:
         """Write the file atomically."""
@@ -103,6 +104,19 @@ def sample_hash(arrays: Sequence[NDArray[Any]]) -> str:
     for array in arrays:
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
+
+
+def hash_of_samples(batches: Iterable[Feeds]) -> str:
+    """What `Counts.samples_hash` is once all samples in `batches` were counted."""
+    return _hash_of(
+        sample_hash([feeds[name][row] for name in sorted(feeds)])
+        for feeds in batches
+        for row in range(len(next(iter(feeds.values()))))
+    )
+
+
+def _hash_of(samples: Iterable[str]) -> str:
+    return hashlib.sha256(b"".join(sorted(map(bytes.fromhex, samples)))).hexdigest()
 
 
 def _countable(name: str, values: NDArray[Any]) -> NDArray[Any]:

@@ -1,8 +1,9 @@
-"""A run directory: one folder per stage, stamped with a hash of its inputs, so that finished work is never redone.
+"""A run directory: one folder per stage, stamped with what the stage read, so that finished work is never redone.
 
-A stage folder holds ``started.json`` while it is worked on and ``stamp.json`` once it is complete (written last). A
-killed stage keeps its partial files, because training and tables resume from their own checkpoints; they are thrown
-away only when the stage's inputs have changed.
+A stage folder holds ``started.json`` while it is worked on and ``stamp.json`` once it is complete (written last). Both hold
+the settings that the stage reads, files by the hash of their contents, and a hash of each stage before it: of what that read
+and of what came out. A result is kept while all of these are what they were. A killed stage keeps its partial files, because
+training and tables resume from their own checkpoints; they are thrown away only when what the stage reads has changed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,47 @@ class Console(Protocol):
         """A progress bar that disappears when its block ends."""
 
 
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a stage's result depends on."""
+
+    settings: Mapping[str, Any]
+    """Each setting that the stage reads, as JSON; a file by the hash of its contents."""
+    after: Mapping[str, str | None] = field(default_factory=dict)
+    """A hash of each stage before it; None where that has still to be made."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """What settings are where a config does not name them: a stamp of a version without a setting meant its default."""
+
+    def changes(self, known: Mapping[str, Any]) -> list[str]:
+        """How these differ from what a stamp says, in words."""
+        return [
+            *differences(known.get("settings", {}), self.settings, self.defaults),
+            *(f"{stage} was done again" if made is not None else f"{stage} is done again"
+              for stage, made in self.after.items() if made is None or known.get("after", {}).get(stage) != made),
+        ]  # fmt: skip
+
+    def to_json(self) -> dict[str, Any]:
+        return {"schema": 2, "settings": dict(self.settings), "after": dict(self.after)}
+
+
+class EarlierStamps(Protocol):
+    """What earlier versions wrote into run directories."""
+
+    def objections(self, folder: Path, known: Mapping[str, Any], inputs: Inputs, kept: Sequence[str]) -> list[str]:
+        """Why the work in `folder` with the notes `known` may be other than `inputs`; `kept`: earlier stages before it."""
+
+    def recognizes(self, known: Mapping[str, Any]) -> bool:
+        """Whether the notes are an earlier version's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a stage's result stays, and if not, why."""
+
+    stays: bool
+    why: str = ""
+
+
 @dataclass
 class RunFolder:
     """The stages of one run, and how long each took."""
@@ -41,11 +83,18 @@ class RunFolder:
     path: Path
     console: Console
     reuse: Path | None = None
-    stamps: dict[str, str] = field(default_factory=dict)
+    earlier: EarlierStamps | None = None
+    doubted: dict[str, str] = field(default_factory=dict)
+    """Stages that are done again whatever they read, and why."""
+    made: dict[str, str | None] = field(default_factory=dict)
+    """A hash of each stage so far, of what it read and its result; None where it has still to be made."""
+    from_earlier: list[str] = field(default_factory=list)
+    """Stages whose result an earlier version made."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, path: Path, console: Console, *, resume: bool, reuse: Path | None = None) -> RunFolder:
+    def open(cls, path: Path, console: Console, *, resume: bool, reuse: Path | None = None,
+             earlier: EarlierStamps | None = None) -> RunFolder:  # fmt: skip
         """The folder, created if needed. A folder with finished stages is only entered with `resume`."""
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -59,85 +108,141 @@ class RunFolder:
             raise ConfigError(f"--reuse {reuse}: no such run directory")
         write_json(path / ".writable", {})
         (path / ".writable").unlink()
-        return cls(path, console, reuse)
+        return cls(path, console, reuse, earlier)
 
     def stage(
-        self, name: str, inputs: Mapping[str, Any], make: Callable[[Path], None], after: tuple[str, ...] = ()
-    ) -> Path:
-        """The folder of stage `name`, made by ``make(folder)`` unless a finished one with the same inputs exists.
-
-        `inputs` is whatever the result depends on besides the stages named in `after`.
-        """
-        stamp = _digest({"inputs": inputs, "after": {other: self.stamps[other] for other in after}})
-        self.stamps[name] = stamp
-        folder = self.path / name
-        if not self._finished(folder, stamp):
-            self._adopt(name, stamp)
-        if self._finished(folder, stamp):
-            self.seconds[name] = float(read_json(folder / "stamp.json")["seconds"])
+        self, name: str, settings: Mapping[str, Any], make: Callable[[Path], None], after: Sequence[str] = (),
+        defaults: Mapping[str, Any] | None = None,
+    ) -> Path:  # fmt: skip
+        """The folder of stage `name`, made by ``make(folder)`` unless its finished result stays."""
+        folder, inputs = self.path / name, self._inputs(settings, after, defaults)
+        verdict = self._judge(folder, inputs)
+        if not verdict.stays and self._adopt(name, inputs):
+            verdict = Verdict(stays=True)
+        if verdict.stays:
+            self._keep(folder, inputs)
             self.console.say(f"{name}: finished earlier, kept")
             return folder
-        spent = self._begin(folder, stamp)
-        started = time.monotonic()
+        if (folder / "stamp.json").is_file():
+            self.console.say(f"{name}: done again, because {verdict.why}")
+        spent, started = self._begin(folder, inputs), time.monotonic()
         try:
             make(folder)
         finally:
             spent += time.monotonic() - started
-            write_json(folder / "started.json", {"stamp": stamp, "seconds": spent})
-        write_json(folder / "stamp.json", {"stamp": stamp, "seconds": spent, "files": _hashes(folder)})
+            write_json(folder / "started.json", {**inputs.to_json(), "seconds": spent})
+        self._stamp(folder, inputs, spent)
+        self.doubted.pop(name, None)
         (folder / "started.json").unlink()
-        self.seconds[name] = spent
         self.console.say(f"{name}: done in {spent:.1f} s")
         return folder
 
-    def again(self, pattern: str, why: str) -> None:
-        """Have the finished stages whose names fit `pattern` done again, because of `why`."""
-        for stamp in sorted(self.path.glob(f"{pattern}/stamp.json")):
-            stamp.unlink()
-            self.console.say(f"{stamp.parent.name}: {why}, so this stage is done again")
+    def foresee(
+        self, name: str, settings: Mapping[str, Any], after: Sequence[str] = (),
+        defaults: Mapping[str, Any] | None = None,
+    ) -> Verdict:  # fmt: skip
+        """What `stage` would do; nothing is written."""
+        folder, inputs = self.path / name, self._inputs(settings, after, defaults)
+        verdict = self._judge(folder, inputs)
+        if not verdict.stays and self.reuse is not None and self._judge(self.reuse / name, inputs).stays:
+            folder, verdict = self.reuse / name, Verdict(stays=True, why=f"taken from {self.reuse}")
+        self._remember(folder, read_json(folder / "stamp.json") if verdict.stays else None)
+        return verdict
 
-    def _begin(self, folder: Path, stamp: str) -> float:
+    def _inputs(self, settings: Mapping[str, Any], after: Sequence[str], defaults: Mapping[str, Any] | None) -> Inputs:
+        return Inputs(json.loads(json.dumps(settings)), {other: self.made[other] for other in after}, defaults or {})
+
+    def _judge(self, folder: Path, inputs: Inputs) -> Verdict:
+        """Whether the folder holds the result of `inputs`, and its files are the ones that were finished."""
+        if not (folder / "stamp.json").is_file():
+            return Verdict(
+                stays=False, why="it was interrupted" if (folder / "started.json").is_file() else "it is new"
+            )
+        known = read_json(folder / "stamp.json")
+        changes = self._changes(folder, known, inputs)
+        changes += [self.doubted[folder.name]] if folder.name in self.doubted and folder.parent == self.path else []
+        damaged = [name for name, digest in known["files"].items() if not _same(folder / name, digest)]
+        changes += [f"{damaged[0]} is missing or was changed"] if damaged else []
+        return Verdict(stays=not changes, why="; ".join(changes))
+
+    def _changes(self, folder: Path, known: Mapping[str, Any], inputs: Inputs) -> list[str]:
+        if self.earlier is not None and self.earlier.recognizes(known):
+            return self.earlier.objections(folder, known, inputs, self.from_earlier)
+        return inputs.changes(known)
+
+    def _begin(self, folder: Path, inputs: Inputs) -> float:
         """Keep the partial files of the same work, drop those of other work; returns seconds already spent."""
         notes = folder / "started.json"
-        if notes.is_file():
-            known = read_json(notes)
-            if known.get("stamp") == stamp:
-                return float(known.get("seconds", 0.0))
+        if notes.is_file() and not self._changes(folder, known := read_json(notes), inputs):
+            return float(known.get("seconds", 0.0))
         if folder.exists():
             shutil.rmtree(folder)
         folder.mkdir()
-        write_json(notes, {"stamp": stamp, "seconds": 0.0})
+        write_json(notes, {**inputs.to_json(), "seconds": 0.0})
         return 0.0
 
-    def _finished(self, folder: Path, stamp: str) -> bool:
-        """True when the folder holds this very work and its files are the ones that were finished."""
-        notes = folder / "stamp.json"
-        if not notes.is_file():
-            return False
-        known = read_json(notes)
-        if known.get("stamp") != stamp:
-            return False
-        damaged = [name for name, digest in known["files"].items() if not _same(folder / name, digest)]
-        if damaged:
-            self.console.say(f"{folder.name}: {damaged[0]} is missing or was changed, so this stage is done again")
-        return not damaged
+    def _keep(self, folder: Path, inputs: Inputs) -> None:
+        """Take note of a result that stays; a stamp of an earlier version is written anew, and says so."""
+        known = read_json(folder / "stamp.json")
+        if self.earlier is not None and self.earlier.recognizes(known):
+            known = {
+                **inputs.to_json(),
+                "earlier": known["stamp"],
+                "seconds": known["seconds"],
+                "files": known["files"],
+            }
+            write_json(folder / "stamp.json", known)
+        self._remember(folder, known)
 
-    def _adopt(self, name: str, stamp: str) -> None:
+    def _stamp(self, folder: Path, inputs: Inputs, seconds: float) -> None:
+        known = {**inputs.to_json(), "seconds": seconds, "files": _hashes(folder)}
+        write_json(folder / "stamp.json", known)
+        self._remember(folder, known)
+
+    def _remember(self, folder: Path, known: Mapping[str, Any] | None) -> None:
+        self.made[folder.name] = _digest([known.get(key) for key in ("settings", "after", "files")]) if known else None
+        if known:
+            self.seconds[folder.name] = float(known["seconds"])
+            if known.get("earlier") or (self.earlier is not None and self.earlier.recognizes(known)):
+                self.from_earlier.append(folder.name)
+
+    def _adopt(self, name: str, inputs: Inputs) -> bool:
         """Copy a finished stage with the same inputs from the run given with --reuse."""
         source = self.reuse / name if self.reuse else None
-        if source is None or not self._finished(source, stamp):
-            return
-        target = self.path / name
-        if target.exists():
-            shutil.rmtree(target)
-        partial = self.path / f".{name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
+        if source is None or not self._judge(source, inputs).stays:
+            return False
+        target, partial = self.path / name, self.path / f".{name}.partial"
+        for there in (target, partial):
+            if there.exists():
+                shutil.rmtree(there)
         shutil.copytree(source, partial)
         partial.replace(target)
+        return True
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    """Which of the settings `now` are others than in `was`, in words."""
+    missing = object()
+    found = []
+    for key, value in now.items():
+        before = was.get(key, defaults.get(key, missing))
+        if before != value:
+            known = before is not missing and not _is_hash(before) and not _is_hash(value)
+            found.append(f"{key} was {_short(before)}, is {_short(value)}" if known else f"{key} is another")
+    return found
+
+
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, Mapping) and "sha256" in value
+
+
+def _short(value: Any, most: int = 60) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _digest(data: Any) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _hashes(folder: Path) -> dict[str, str]:

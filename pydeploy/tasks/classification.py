@@ -45,6 +45,9 @@ class Classification:
     def data(self) -> str:
         return self.images.name
 
+    def digest(self) -> str:
+        return self.images.digest()
+
     @property
     def train_size(self) -> int:
         return len(self.images.train_labels)

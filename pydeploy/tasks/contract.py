@@ -56,6 +56,9 @@ class Task(Protocol):
     def output_names(self) -> tuple[str, ...]:
         """Names of the forward's outputs in an exported file."""
 
+    def digest(self) -> str:
+        """A hash of the data set's contents."""
+
     @property
     def train_size(self) -> int:
         """Number of training samples in an epoch."""

@@ -23,7 +23,7 @@ from pydeploy.latency.table.table import Table
 from pydeploy.profiling.profile import profile, time_engines
 from pydeploy.quant.implicit import entropy_calibrator, write_cache
 from pydeploy.quant.observe import Ranges
-from pydeploy.run.stages import shared as stages
+from pydeploy.run.job import open_task
 from pydeploy.tasks import samples
 
 UNSEEN_PLANS = 8
@@ -146,7 +146,7 @@ def _calibrator(bench: Bench) -> str | None:
     if not _has_calibrators(bench) or bench.config.quantize is None:
         return None
     manifest = load_manifest(bench.config.quantize.calibration)
-    backend, task = _int8_backend(bench), stages.open_task(bench.config)
+    backend, task = _int8_backend(bench), open_task(bench.config)
     feeds = samples.exact_batches(samples.calibration_batches(task, manifest), backend.batch)
     make = partial(entropy_calibrator, batches=feeds, batch=backend.batch)
     engine = backend.build(bench.at.pruned / "model.onnx", bench.folder / "calibrated.engine", make)
@@ -165,7 +165,7 @@ def _int8_backend(bench: Bench, options: str = "") -> TensorRt:
 
 def _implicit_int8(bench: Bench, backend: TensorRt, engine: Engine) -> str:
     """The engine of a float file has int8 layers and answers test images nearly as the float file does."""
-    task = stages.open_task(bench.config)
+    task = open_task(bench.config)
     images = next(iter(task.eval_batches(backend.batch))).inputs
     feeds = {name: tensor.numpy() for name, tensor in zip(task.input_names, images, strict=True)}
     with backend.open(engine) as session:

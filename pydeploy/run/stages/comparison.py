@@ -21,10 +21,10 @@ from pydeploy.planning.solve import solve
 from pydeploy.profiling.engines import measure_at_level
 from pydeploy.run.artefacts import Artefacts
 from pydeploy.run.config import Config
-from pydeploy.run.stages import shared as stages
+from pydeploy.run.job import Job, model_of
+from pydeploy.run.stages import engines, scoring, training
 from pydeploy.run.stages.rounds import Budget
 from pydeploy.run.stages.search import Planner, best_plan, level_us, search
-from pydeploy.run.stages.shared import Job
 from pydeploy.timing.ratio import ratio
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ class Wanted:
 
     @property
     def slug(self) -> str:
-        return f"{self.method}-{self.strength:g}"
+        short = f"{self.strength:g}"
+        return f"{self.method}-{short if float(short) == self.strength else self.strength}"
 
     @property
     def label(self) -> str:
@@ -68,13 +69,13 @@ def wanted(config: Config) -> list[Wanted]:
     return points
 
 
-def make(job: Job, at: Artefacts, point: Wanted, here: Path) -> None:
+def make(job: Job, at: Artefacts, here: Path, *, point: Wanted) -> None:
     """Fine-tune, build and evaluate one point: the files of `stages.finished_engine`, and ``note.json``."""
     title = f"fine-tune {point.label}"
     note = ""
     if point.method == "torch-pruning":
-        small = torch_pruning_l1(stages.model_of(job, at.dense_weights), job.task.example(), point.strength)
-        stages.finetune(job, at, small, here, title=title)
+        small = torch_pruning_l1(model_of(job, at.dense_weights), job.task.example(), point.strength)
+        training.finetune(job, at, small, here, title=title)
         note = "global L1, widths rounded to 16"
     else:
         plan = (
@@ -82,8 +83,8 @@ def make(job: Job, at: Artefacts, point: Wanted, here: Path) -> None:
             if point.method == "uniform"
             else _planned(job, at, point.strength, here, PLANNERS[point.method])
         )
-        stages.cut_and_finetune(job, at, plan, here, title=title)
-    stages.finished_engine(job, stages.model_of(job, here / "model.safetensors"), here)
+        training.cut_and_finetune(job, at, plan, here, title=title)
+    engines.finished_engine(job, model_of(job, here / "model.safetensors"), here)
     write_json(here / "note.json", {"note": note})
 
 
@@ -99,7 +100,7 @@ def _uniform(job: Job, at: Artefacts, share: float, here: Path) -> Plan:
     place = here / "uniform.json"
     if place.is_file():
         return Plan.load(place)
-    graph, scores = Graph.load(at.graph), stages.read_scores(at.scores)
+    graph, scores = Graph.load(at.graph), scoring.read_scores(at.scores)
     source = onnx.load(str(at.float_file(at.dense)))
     dense, level = Engine.load(at.dense / "model.engine"), level_us(job, at)
     low, high, found, disturbed = 1, 19, None, False
@@ -134,8 +135,8 @@ def _cut_engine(job: Job, graph: Graph, plan: Plan, source: onnx.ModelProto, her
     path = trial / ("float.onnx" if int8 else "model.onnx")
     onnx.save(resize(source, graph, plan.widths), str(path))
     if int8:
-        return stages.build_int8(job, path, trial, accurate=False)
-    return stages.build(job, job.backend, path, trial)
+        return engines.build_int8(job, path, trial, accurate=False)
+    return engines.build(job, job.backend, path, trial)
 
 
 def torch_pruning_l1(model: nn.Module, example: tuple[Any, ...], ratio: float) -> nn.Module:

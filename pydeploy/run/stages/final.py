@@ -26,12 +26,13 @@ from pydeploy.report import (
     render,
 )
 from pydeploy.run.artefacts import Artefacts
+from pydeploy.run.job import Job
 from pydeploy.run.stages import comparison as candidates
+from pydeploy.run.stages import engines as engine_stages
 from pydeploy.run.stages import precisions
-from pydeploy.run.stages import shared as stages
+from pydeploy.run.stages.engines import float_metrics
 from pydeploy.run.stages.rounds import Budget, read_rounds
 from pydeploy.run.stages.search import level_us
-from pydeploy.run.stages.shared import Job
 from pydeploy.timing.overhead import net
 from pydeploy.timing.ratio import ratio
 from pydeploy.timing.records import Timing
@@ -58,7 +59,9 @@ def measure_all(job: Job, at: Artefacts, here: Path) -> None:
     job.console.say(f"measure {len(engines)} engines in turns")
     times = measure_at_level(engines, level_us(job, at))
     graph = Graph.load(at.graph)
-    layers = {name: net(stages.layer_profile(job, engines[name][1], graph)).layers for name in ("dense", "pruned")}
+    layers = {
+        name: net(engine_stages.layer_profile(job, engines[name][1], graph)).layers for name in ("dense", "pruned")
+    }
     write_json(here / "timings.json", {
         "engines": {name: timing.to_json() for name, timing in times.items()},
         "layers": {name: {op: t.to_json() for op, t in found.items()} for name, found in layers.items()},
@@ -141,7 +144,7 @@ def _candidate(at: Artefacts, point: candidates.Wanted, result: ModelResult) -> 
 
 def _lost_by_int8(job: Job, at: Artefacts, dense: ModelResult) -> float:
     """Points of accuracy that the dense engine loses to int8, where that is the target; the limit is counted from float."""
-    return max(0.0, 100 * (precisions.float_metrics(at.dense)[job.task.metric] - dense.accuracy))
+    return max(0.0, 100 * (float_metrics(at.dense)[job.task.metric] - dense.accuracy))
 
 
 def _of_int8(job: Job, dense: ModelResult, lost: float) -> tuple[str, ...]:

@@ -26,8 +26,9 @@ from pydeploy.quant.mixed import Choice, LayerOption, choose, conversion_us, nei
 from pydeploy.quant.observe import Ranges
 from pydeploy.quant.styles import style_for
 from pydeploy.run.artefacts import Artefacts
-from pydeploy.run.stages import shared as stages
-from pydeploy.run.stages.shared import Job
+from pydeploy.run.job import Job
+from pydeploy.run.stages import engines
+from pydeploy.run.stages.engines import float_backend, float_metrics
 from pydeploy.timing.overhead import net
 from pydeploy.timing.ratio import ratio
 from pydeploy.timing.records import Target
@@ -65,15 +66,9 @@ class Pair:
 def _pair(job: Job, at: Artefacts) -> Pair:
     onnx = at.float_file(at.pruned)
     if job.backend.precision == "int8":
-        return Pair(onnx, at.unquantized, at.pruned, _float_backend(job), job.backend)
+        return Pair(onnx, at.unquantized, at.pruned, float_backend(job), job.backend)
     int8 = reopen(replace(job.backend.target(), precision="int8"))
     return Pair(onnx, at.pruned, at.quantized, job.backend, int8)
-
-
-def _float_backend(job: Job) -> Backend:
-    """The backend of an int8 job in the precision that its unquantised layers have."""
-    precision = BESIDE_INT8.get(job.backend.name, "fp32")
-    return reopen(replace(job.backend.target(), precision=precision))
 
 
 def half_backend(job: Job) -> Backend | None:
@@ -102,32 +97,19 @@ def build_half(job: Job, at: Artefacts, here: Path) -> None:
 
 def unquantize(job: Job, at: Artefacts, here: Path) -> None:
     """Where the target is int8: the fine-tuned network in float, so that int8 is not shipped where it is slower."""
-    _build_float(job, at, _float_backend(job), here)
+    _build_float(job, at, float_backend(job), here)
 
 
 def _build_float(job: Job, at: Artefacts, backend: Backend, here: Path) -> None:
     shutil.copyfile(at.float_file(at.pruned), here / "model.onnx")
-    engine = stages.build(job, backend, here / "model.onnx", here)
+    engine = engines.build(job, backend, here / "model.onnx", here)
     _facts(job, at, backend, engine, here)
-
-
-def float_accuracy(job: Job, here: Path) -> None:
-    """``float.json``: the metrics that the network of an int8 engine reaches before it is quantised."""
-    backend = _float_backend(job)
-    engine = stages.build(job, backend, here / "float.onnx", here, "float.engine")
-    write_json(here / "float.json", stages.accuracy(job, backend, engine))
-
-
-def float_metrics(folder: Path) -> dict[str, float]:
-    """The metrics of an engine's network in float: what the accuracy limit is counted from."""
-    place = folder / "float.json"
-    return dict(read_json(place) if place.is_file() else read_json(folder / "facts.json")["metrics"])
 
 
 def quantize(job: Job, at: Artefacts, here: Path) -> None:
     """Calibrate the pruned engine's ONNX, insert Q/DQ, build the INT8 engine; ``facts.json`` as everywhere."""
     pair = _pair(job, at)
-    _int8(job, at, pair, stages.calibrated(job, pair.onnx, here), None, here)
+    _int8(job, at, pair, engines.calibrated(job, pair.onnx, here), None, here)
 
 
 def mix(job: Job, at: Artefacts, here: Path) -> None:
@@ -252,10 +234,10 @@ def _edges(
         return dict.fromkeys(values, 0.0)
     with tempfile.TemporaryDirectory(prefix="second-", dir=here) as folder:
         trial = Path(folder)
-        stages.insert_pairs(job, pair.onnx, ranges, trial, _floating(names, every_second, excluded))
-        engine = stages.build(job, pair.int8_backend, trial / "model.onnx", trial)
-        engines = {"float": pair.engines()["float"], "second": (pair.int8_backend, engine)}
-        times = measure_engines(engines)
+        engines.insert_pairs(job, pair.onnx, ranges, trial, _floating(names, every_second, excluded))
+        engine = engines.build(job, pair.int8_backend, trial / "model.onnx", trial)
+        running = {"float": pair.engines()["float"], "second": (pair.int8_backend, engine)}
+        times = measure_engines(running)
     float_us = times["float"].median_us
     second_us = float_us * ratio(times["second"], times["float"]).value
     each_us = conversion_us(options, values, every_second, float_us, second_us)
@@ -264,11 +246,11 @@ def _edges(
 
 def _int8(job: Job, at: Artefacts, pair: Pair, ranges: Ranges, exclude: Sequence[str] | None, here: Path) -> None:
     """``model.onnx``, ``quantized.json``, ``model.engine`` and ``facts.json`` of the float file with int8 layers."""
-    stages.insert_pairs(job, pair.onnx, ranges, here, exclude)
+    engines.insert_pairs(job, pair.onnx, ranges, here, exclude)
     backend = pair.int8_backend
-    _facts(job, at, backend, stages.build(job, backend, here / "model.onnx", here), here)
+    _facts(job, at, backend, engines.build(job, backend, here / "model.onnx", here), here)
 
 
 def _facts(job: Job, at: Artefacts, backend: Backend, engine: Engine, here: Path) -> None:
     pruned = read_json(at.pruned / "facts.json")
-    stages.write_facts(job, backend, engine, here, params=pruned["params"], macs=pruned["macs"])
+    engines.write_facts(job, backend, engine, here, params=pruned["params"], macs=pruned["macs"])

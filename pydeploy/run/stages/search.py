@@ -12,23 +12,19 @@ from pathlib import Path
 from typing import Protocol
 
 from pydeploy.backends.base import Engine
-from pydeploy.errors import Infeasible
-from pydeploy.files import write_json
+from pydeploy.errors import ConfigError, Infeasible
+from pydeploy.files import read_json, write_json
 from pydeploy.graph import Graph, Plan, Scores
 from pydeploy.latency.table.table import Table
 from pydeploy.planning.next_plans import Built, next_plans
 from pydeploy.planning.solve import pareto_front, solve
 from pydeploy.profiling.engines import comes_to_rest, measure_at_level, prevailing_us
 from pydeploy.run.artefacts import Artefacts
+from pydeploy.run.job import Job, model_of
+from pydeploy.run.stages.engines import build_engine, layer_profile
 from pydeploy.run.stages.rounds import Budget, RoundResult, read_rounds, typical, write_round
-from pydeploy.run.stages.shared import (
-    Job,
-    build_engine,
-    layer_profile,
-    measured_table,
-    model_of,
-    read_scores,
-)
+from pydeploy.run.stages.scoring import read_scores
+from pydeploy.run.stages.table import measured_table
 from pydeploy.timing.ratio import Ratio
 from pydeploy.timing.records import Profile, Timing
 
@@ -296,3 +292,21 @@ def _result(
     taken = (*before, bench.budget.used(whole, dense))
     now = whole.scaled(typical(taken) * limit_us / whole.median_us)
     return RoundResult(number, name, plan, plan.latency_us * speed, limit_us, speed, taken, inside.within(now))
+
+
+def search_plan(job: Job, at: Artefacts, here: Path) -> None:
+    """``round*.json`` and ``plan.json``: the best plan whose engine was measured to meet the budget."""
+    budget = budget_of(job, at)
+    best_plan(job, at, budget, here, search(job, at, budget, here)).save(here / "plan.json")
+
+
+def budget_of(job: Job, at: Artefacts) -> Budget:
+    """The budget of the config in microseconds; above the dense engine's latency there is nothing to do."""
+    dense_us = float(read_json(at.dense / "facts.json")["latency"]["median_us"])
+    settings = job.config.prune
+    if settings.budget_us is not None and settings.budget_us >= dense_us:
+        raise ConfigError(
+            f"budget {settings.budget_us:g} us is not below the dense engine, measured at {dense_us:.0f} us: "
+            "the dense model already meets it; lower prune.budget_us"
+        )
+    return Budget(settings.budget, settings.budget_us)

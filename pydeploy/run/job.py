@@ -1,0 +1,124 @@
+"""A job: a config with its task, its target and its calibration samples at hand, everything that it names looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydeploy.backends.base import Backend, open_backend, reopen
+from pydeploy.data.manifest import Manifest, load_manifest
+from pydeploy.errors import ConfigError
+from pydeploy.files import sha256
+from pydeploy.latency.table.by_precision import other_table, other_target
+from pydeploy.run.config import Config
+from pydeploy.run.folder import Console
+from pydeploy.settings import leaves
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pydeploy.tasks.contract import Task
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all stages share."""
+
+    config: Config
+    task: Task
+    backend: Backend
+    console: Console
+    manifest: Manifest | None = None
+    """The calibration set as it was when the job was opened, None where the config names none."""
+    samples: str = ""
+    """SHA-256 of its samples."""
+    shared: dict[str, Any] = field(default_factory=dict)
+    """Things that stages of one process share to save time (the distillation teacher with its outputs)."""
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    def settings(self, reads: Iterable[str]) -> dict[str, Any]:
+        """The values of the settings in `reads` (keys, or sections with all their keys) as far as results depend on them.
+
+        A file is told by its contents, a data set by its name and contents, ``target`` by all facts of the target.
+        """
+        found: dict[str, Any] = {}
+        for name in reads:
+            chosen = {key: value for key, value in self.values.items() if key == name or key.startswith(f"{name}.")}
+            assert chosen, f"no setting is called {name}"
+            found.update(chosen)
+        return found
+
+    @cached_property
+    def values(self) -> Mapping[str, Any]:
+        """What `settings` chooses from."""
+        target, config = self.backend.target().to_json(), self.config
+        values = {key: value for key, value in leaves(config).items() if not key.startswith("target.")}
+        values |= {f"target.{key}": value for key, value in {**target, **target.pop("facts")}.items()}
+        values["task.data"] = {"name": config.task.data, "sha256": self.task.digest()}
+        for key, path in {"train.weights": config.train.weights,
+                          "quantize.table": config.quantize.table if config.quantize else None}.items():  # fmt: skip
+            if path is not None:
+                values[key] = {"sha256": sha256(path)}
+        if config.quantize is not None:
+            values["quantize.calibration"] = {"sha256": sha256(config.quantize.calibration), "samples": self.samples}
+        return values
+
+
+def open_job(config: Config, console: Console) -> Job:
+    """The task and the backend of `config`; whatever it names is looked up here, before any work starts."""
+    from pydeploy.tasks.samples import samples_digest
+
+    target = config.target
+    backend = open_backend(target.backend, precision=target.precision, batch=target.batch, threads=target.threads,
+                           options=target.options)  # fmt: skip
+    if config.quantize is not None:
+        reopen(other_target(backend.target()))
+        if config.quantize.table is not None:
+            other_table(config.quantize.table, backend.target())
+    manifest, task = calibration_of(config), open_task(config)
+    job = Job(config, task, backend, console, manifest, samples_digest(task, manifest) if manifest is not None else "")
+    assert job.values  # reads every file that the config names
+    return job
+
+
+def calibration_of(config: Config) -> Manifest | None:
+    """The calibration manifest that a config names."""
+    return load_manifest(config.quantize.calibration) if config.quantize is not None else None
+
+
+def open_task(config: Config) -> Task:
+    """The task of a config, its data loaded. Raises `ConfigError` where its settings do not fit."""
+    from pydeploy.tasks.contract import build_task
+
+    task, model = config.task, config.model
+    homes = {"data": "task.data", "model": "model.name", "model_settings": "model.options"}
+    for key in task.options:
+        if key in homes:
+            raise ConfigError(f"task.options: '{key}' is given by {homes[key]}")
+    made = build_task(task.name, data=task.data, model=model.name, model_settings=model.options, **task.options)
+    for section, size in (("train", config.train.batch_size), ("prune", config.prune.batch_size),
+                          ("finetune", config.finetune.batch_size)):  # fmt: skip
+        if size > made.train_size:
+            raise ConfigError(f"{section}.batch_size is {size}, the data set has {made.train_size} training samples")
+    return made
+
+
+def fresh_model(job: Job) -> nn.Module:
+    """The config's architecture with weights that follow its seed."""
+    import torch
+
+    torch.manual_seed(job.seed)
+    return job.task.build_model()
+
+
+def model_of(job: Job, weights: Path) -> nn.Module:
+    """The config's architecture, cut to and filled with the tensors of `weights`."""
+    from pydeploy.prune.surgery.save import load
+
+    return load(weights, job.task.build_model())

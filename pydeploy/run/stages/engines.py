@@ -1,0 +1,155 @@
+"""Engines of a network for the job's target: exported, calibrated where they are int8, built, measured and evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydeploy.backends.base import Backend, Engine, Feeds, reopen
+from pydeploy.files import read_json, write_json
+from pydeploy.graph import Graph
+from pydeploy.latency.table.by_precision import BESIDE_INT8
+from pydeploy.profiling import agreement
+from pydeploy.profiling.engines import measure_engines
+from pydeploy.profiling.profile import profile
+from pydeploy.quant.observe import Ranges
+from pydeploy.quant.styles import style_for
+from pydeploy.run.artefacts import Artefacts
+from pydeploy.run.job import Job, model_of
+from pydeploy.timing.records import Profile
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def build_dense(job: Job, at: Artefacts, here: Path) -> None:
+    """The dense engine, its latency and its accuracy."""
+    finished_engine(job, model_of(job, at.dense_weights), here)
+    if job.backend.precision == "int8":
+        float_accuracy(job, here)
+
+
+def build_pruned(job: Job, at: Artefacts, here: Path) -> None:
+    """The fine-tuned engine and its accuracy."""
+    finished_engine(job, model_of(job, at.tuned_weights), here)
+
+
+def build_engine(job: Job, model: nn.Module, here: Path, *, accurate: bool = False) -> Engine:
+    """Export `model` to ``model.onnx`` and build ``model.engine`` for the job's target.
+
+    For an int8 target, ``float.onnx`` is exported and ``model.onnx`` has Q/DQ pairs. Unless the engine is to be `accurate`,
+    their ranges come from random inputs: latency does not depend on them.
+    """
+    from pydeploy.export import export
+
+    int8 = job.backend.precision == "int8"
+    onnx = export(model, job.task.example(), here / ("float.onnx" if int8 else "model.onnx"), batch=job.backend.batch,
+                  input_names=job.task.input_names, output_names=job.task.output_names)  # fmt: skip
+    return build_int8(job, onnx, here, accurate=accurate) if int8 else build(job, job.backend, onnx, here)
+
+
+def build_int8(job: Job, onnx: Path, here: Path, *, accurate: bool) -> Engine:
+    """``model.onnx``, the int8 form of a float file, and ``model.engine`` for the job's int8 target."""
+    from pydeploy.latency.probes.quantized import random_ranges
+
+    ranges = calibrated(job, onnx, here) if accurate else random_ranges(onnx, job.backend.name, job.backend.threads)
+    insert_pairs(job, onnx, ranges, here)
+    return build(job, job.backend, here / "model.onnx", here)
+
+
+def build(job: Job, backend: Backend, onnx: Path, here: Path, name: str = "model.engine") -> Engine:
+    """The engine of a file; int8 and half-precision ones are compared with it on calibration samples, else test ones."""
+    if "samples" not in job.shared:
+        job.shared["samples"] = list(islice(check_samples(job), agreement.SAMPLES))
+    return agreement.build(backend, onnx, here / name, job.shared["samples"])
+
+
+def check_samples(job: Job) -> Iterator[Feeds]:
+    """What engines are compared on. No result depends on it, so no stage counts it among what it reads."""
+    from pydeploy.tasks.samples import calibration_batches, exact_batches
+
+    if job.manifest is not None:
+        return exact_batches(calibration_batches(job.task, job.manifest), job.backend.batch)
+    names = job.task.input_names
+    batches = job.task.eval_batches(agreement.SAMPLES * job.backend.batch)
+    feeds = (dict(zip(names, (tensor.numpy() for tensor in batch.inputs), strict=True)) for batch in batches)
+    return exact_batches(feeds, job.backend.batch)
+
+
+def calibrated(job: Job, onnx: Path, here: Path) -> Ranges:
+    """``ranges.json``: of the float file `onnx`, on the samples that the config names."""
+    from pydeploy.quant.calibrate import calibrate
+    from pydeploy.tasks.samples import calibration_batches
+
+    settings, manifest = job.config.quantize, job.manifest
+    assert settings is not None
+    assert manifest is not None
+    with job.console.bar("calibrate") as tick:
+        ranges = calibrate(onnx, calibration_batches(job.task, manifest), observer=settings.observer,
+                           style=style_for(job.backend.name), threads=job.backend.threads,
+                           progress=lambda done: tick(done, manifest.count),
+                           resume=here / "counts.json", key=manifest.key())  # fmt: skip
+    ranges.save(here / "ranges.json")
+    return ranges
+
+
+def insert_pairs(job: Job, onnx: Path, ranges: Ranges, here: Path, exclude: Sequence[str] | None = None) -> None:
+    """``model.onnx`` with Q/DQ pairs and ``quantized.json``; `exclude` is what the config says unless given."""
+    from pydeploy.quant.qdq import quantize
+
+    if exclude is None:
+        exclude = job.config.quantize.exclude if job.config.quantize is not None else ()
+    target = job.backend.target()
+    done = quantize(onnx, ranges, here / "model.onnx", style=style_for(target.backend), target=target, exclude=exclude)
+    write_json(here / "quantized.json", asdict(done))
+
+
+def finished_engine(job: Job, model: nn.Module, here: Path) -> None:
+    """``model.onnx``, ``model.engine`` and ``facts.json``: latency, accuracy on the engine, size of `model`."""
+    from pydeploy.prune.structure.trace import trace
+
+    engine = build_engine(job, model, here, accurate=True)
+    graph = trace(model, job.task.example())
+    write_facts(job, job.backend, engine, here, params=graph.learnable, macs=graph.macs())
+
+
+def write_facts(job: Job, backend: Backend, engine: Engine, here: Path, *, params: int, macs: int) -> None:
+    """``facts.json`` of a built engine."""
+    job.console.say(f"{here.name}: accuracy of the engine over the full test set")
+    facts = {"latency": measure_engines({"": (backend, engine)})[""].to_json(), "metrics": accuracy(job, backend, engine),
+             "params": params, "macs": macs, "precision": backend.precision, "target": backend.target().fingerprint,
+             "bytes": engine.path.stat().st_size, "onnx_bytes": (here / "model.onnx").stat().st_size}  # fmt: skip
+    write_json(here / "facts.json", facts)
+
+
+def accuracy(job: Job, backend: Backend, engine: Engine) -> dict[str, float]:
+    """The task's metrics over the whole test set, computed from the engine's outputs."""
+    with backend.open(engine) as session:
+        return job.task.evaluate(session.run, batch_size=backend.batch)
+
+
+def float_backend(job: Job) -> Backend:
+    """The backend of an int8 job in the precision that its unquantised layers have."""
+    precision = BESIDE_INT8.get(job.backend.name, "fp32")
+    return reopen(replace(job.backend.target(), precision=precision))
+
+
+def float_accuracy(job: Job, here: Path) -> None:
+    """``float.json``: the metrics that the network of an int8 engine reaches before it is quantised."""
+    backend = float_backend(job)
+    engine = build(job, backend, here / "float.onnx", here, "float.engine")
+    write_json(here / "float.json", accuracy(job, backend, engine))
+
+
+def float_metrics(folder: Path) -> dict[str, float]:
+    """The metrics of an engine's network in float: what the accuracy limit is counted from."""
+    place = folder / "float.json"
+    return dict(read_json(place) if place.is_file() else read_json(folder / "facts.json")["metrics"])
+
+
+def layer_profile(job: Job, engine: Engine, graph: Graph) -> Profile:
+    """Latency of an engine of the job's target and of its layers, by operator."""
+    return profile(job.backend, engine, [op.name for op in graph.ops], rounds=5, runs=20)

@@ -1,0 +1,62 @@
+"""What may be pruned of the dense model, and how much each channel matters."""
+
+from __future__ import annotations
+
+from itertools import count, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pydeploy.errors import DataError
+from pydeploy.files import replacing
+from pydeploy.graph import Graph
+from pydeploy.run.artefacts import Artefacts
+from pydeploy.run.config import Config
+from pydeploy.run.job import Job, model_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pydeploy.tasks.contract import Task
+
+
+def trace(job: Job, at: Artefacts, here: Path) -> None:
+    """``graph.json``: groups and layers of the dense model."""
+    from pydeploy.prune.structure.trace import trace as find
+
+    find(model_of(job, at.dense_weights), job.task.example()).save(here / "graph.json")
+
+
+def score(job: Job, at: Artefacts, here: Path) -> None:
+    """``scores.npz``: importance of every channel."""
+    score_channels(job, model_of(job, at.dense_weights), Graph.load(at.graph), here / "scores.npz")
+
+
+def scores_of(
+    config: Config, task: Task, model: nn.Module, graph: Graph, criterion: str
+) -> dict[str, NDArray[np.float32]]:
+    """Importance of every channel by `criterion`, on the first training batches of `task`, of several epochs if need be."""
+    from pydeploy.prune.criteria.score import score
+
+    settings = config.prune
+    batches = (b for epoch in count() for b in task.train_batches(epoch, settings.batch_size, config.seed))
+    data = ((batch.inputs, batch) for batch in islice(batches, settings.batches))
+    return score(model, graph, criterion, data=data, loss=task.loss, seed=config.seed)
+
+
+def score_channels(job: Job, model: nn.Module, graph: Graph, path: Path) -> None:
+    """Write ``{group: (width,) float32}`` as an npz file."""
+    scores = scores_of(job.config, job.task, model, graph, job.config.prune.criterion)
+    with replacing(path) as partial, partial.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **dict(scores))
+
+
+def read_scores(path: Path) -> dict[str, NDArray[np.float32]]:
+    """Scores that `score_channels` wrote."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not a file of channel scores ({error}); run the scoring stage again") from None

@@ -1,0 +1,69 @@
+"""Training: the dense model, and every cut one with the dense model as its teacher."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydeploy.files import write_json
+from pydeploy.graph import Graph, Plan
+from pydeploy.run.artefacts import Artefacts
+from pydeploy.run.job import Job, fresh_model, model_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pydeploy.train.distill.logits import Teacher
+    from pydeploy.train.distill.settings import DistillSettings
+    from pydeploy.train.settings import FitSettings
+
+
+def train(job: Job, at: Artefacts, here: Path) -> None:  # noqa: ARG001  # one signature for all stages
+    """``model.safetensors``: the dense model, trained or taken from ``train.weights``."""
+    from pydeploy.prune.surgery.save import save
+
+    settings = job.config.train
+    if settings.weights is not None:
+        save(here / "model.safetensors", model_of(job, settings.weights))
+        return
+    fit(job, fresh_model(job), settings, here, title="train the dense model")
+
+
+def finetune_plan(job: Job, at: Artefacts, here: Path) -> None:
+    """``model.safetensors``: the model cut to the plan, trained with distillation from the dense one."""
+    cut_and_finetune(job, at, Plan.load(at.plan), here, title="fine-tune the pruned model")
+
+
+def fit(
+    job: Job, model: nn.Module, settings: FitSettings, here: Path, *, teacher: Teacher | None = None,
+    distill: DistillSettings | None = None, title: str,
+) -> None:  # fmt: skip
+    """Train `model`; resumes from `here` and leaves ``model.safetensors`` there."""
+    from pydeploy.prune.surgery.save import save
+    from pydeploy.train.loop import fit as train
+
+    with job.console.bar(title) as tick:
+        result = train(model, job.task, settings, out=here, seed=job.seed, teacher=teacher if distill else None,
+                       distill=distill, resume=True, progress=lambda done, total, _loss: tick(done, total))  # fmt: skip
+    save(here / "model.safetensors", result.model)
+    write_json(here / "history.json", [asdict(record) for record in result.history])
+
+
+def finetune(job: Job, at: Artefacts, small: nn.Module, here: Path, *, title: str) -> None:
+    """Train a cut model with the dense one as its teacher. All students of a run share the teacher's outputs."""
+    from pydeploy.train.distill.logits import Teacher
+
+    section = job.config.finetune
+    if section.distill is not None and "teacher" not in job.shared:
+        job.shared["teacher"] = Teacher(model_of(job, at.dense_weights))
+    fit(job, small, section, here, teacher=job.shared.get("teacher"), title=title, distill=section.distill)
+
+
+def cut_and_finetune(job: Job, at: Artefacts, plan: Plan, here: Path, *, title: str) -> None:
+    """``plan.json`` and ``model.safetensors``: the dense model cut to `plan` and fine-tuned."""
+    from pydeploy.prune.surgery.apply import apply
+
+    plan.save(here / "plan.json")
+    small = apply(model_of(job, at.dense_weights), Graph.load(at.graph), plan)
+    finetune(job, at, small, here, title=title)
