@@ -15,13 +15,13 @@ from pydeploy.errors import Infeasible
 from pydeploy.graph import Graph, Plan
 from pydeploy.latency.table.table import Table
 from pydeploy.report import Report
-from pydeploy.run import pipeline
 from pydeploy.run.artefacts import Artefacts
-from pydeploy.run.job import Job
-from pydeploy.run.pipeline import open_job, run
+from pydeploy.run.job import Job, open_job
+from pydeploy.run.pipeline import run
 from pydeploy.run.stages import search as search_module
 from pydeploy.run.stages.rounds import Budget, read_rounds
 from pydeploy.run.stages.search import best_plan, search
+from pydeploy.run.stages.table import measure_table
 from quiet import Quiet
 from simulated_device import Busy, Device, install
 from test_pipeline import settings
@@ -39,7 +39,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("learned") / "run"
     with pytest.MonkeyPatch.context() as patch:
         install(patch, Device())
-        patch.setattr(pipeline, "measure_table", _stop)
+        patch.setattr("pydeploy.run.stages.table.measure_table", _stop)
         with pytest.raises(KeyboardInterrupt):
             run(settings(**CONFIG), out, Quiet())
     return out
@@ -102,15 +102,15 @@ def test_a_table_of_a_busy_hour_is_measured_again(
     device = install(monkeypatch, Device(busy, unfair, seen))
     job, at = prepared(learned, tmp_path / "run", device)
     graph = Graph.load(at.graph)
-    pipeline.measure_table(job, at, at.table.parent)
+    measure_table(job, at, at.table.parent)
     device.busy = lambda _s: False
-    pipeline.measure_table(job, at, at.table.parent)
+    measure_table(job, at, at.table.parent)
     table = Table.open(at.table)
     assert table.disturbed(graph) == ()
     calm, other = Device(), tmp_path / "calm"
     install(monkeypatch, calm)
     quiet_job, quiet_at = prepared(learned, other, calm)
-    pipeline.measure_table(quiet_job, quiet_at, quiet_at.table.parent)
+    measure_table(quiet_job, quiet_at, quiet_at.table.parent)
     truth = Table.open(quiet_at.table)
     for widths in ({}, *(json.loads(n.widths) for n in truth.networks(graph))):
         assert table.predict_us(graph, widths) == pytest.approx(truth.predict_us(graph, widths), rel=0.03)
@@ -119,7 +119,7 @@ def test_a_table_of_a_busy_hour_is_measured_again(
 def test_a_table_that_stays_disturbed_says_so(learned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = install(monkeypatch, Device(lambda _s: True))
     job, at = prepared(learned, tmp_path / "run", device)
-    pipeline.measure_table(job, at, at.table.parent)
+    measure_table(job, at, at.table.parent)
     networks = Table.open(at.table).networks(Graph.load(at.graph))
     assert len(networks) > 3
     assert len(Table.open(at.table).disturbed(Graph.load(at.graph))) == len(networks)
@@ -133,7 +133,7 @@ def test_a_search_meets_the_budget_once_the_disturbance_ends(
 ) -> None:
     device = install(monkeypatch, Device(lambda _s: table_busy, unfair))
     job, at = prepared(learned, tmp_path / "run", device)
-    pipeline.measure_table(job, at, at.table.parent)
+    measure_table(job, at, at.table.parent)
     device.busy = until(device.now_s + busy_s)
     assert 0.8 * SHARE < solved(job, at) <= 1.01 * SHARE
     assert not all(one.disturbed for one in read_rounds(at.search) if one.met)
@@ -145,7 +145,7 @@ def test_a_killed_search_meets_the_budget_when_it_is_resumed(
 ) -> None:
     device = install(monkeypatch, Device(unfair=unfair))
     job, at = prepared(learned, tmp_path / "run", device)
-    pipeline.measure_table(job, at, at.table.parent)
+    measure_table(job, at, at.table.parent)
     device.busy = lambda _s: True
     with monkeypatch.context() as patch:
         patch.setattr(search_module, "_told", _stop)
@@ -162,7 +162,7 @@ def test_a_refusal_on_a_busy_computer_names_the_disturbance_and_is_not_repeated(
 ) -> None:
     device = install(monkeypatch, Device(lambda _s: table_busy, unfair=3.0))
     job, at = prepared(learned, tmp_path / "run", device)
-    pipeline.measure_table(job, at, at.table.parent)
+    measure_table(job, at, at.table.parent)
     device.busy = lambda _s: True
     for _ in range(2):
         with pytest.raises(Infeasible) as refused:
@@ -182,7 +182,7 @@ def test_a_refusal_of_a_quiet_computer_is_measured_anew_too(
 ) -> None:
     device = install(monkeypatch, Device())
     job, at = prepared(learned, tmp_path / "run", device)
-    pipeline.measure_table(job, at, at.table.parent)
+    measure_table(job, at, at.table.parent)
     for _ in range(2):
         before_s = device.now_s
         with pytest.raises(
@@ -197,7 +197,7 @@ def test_a_refusal_of_a_quiet_computer_is_measured_anew_too(
 def test_rounds_of_earlier_versions_are_read(learned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = install(monkeypatch, Device())
     job, at = prepared(learned, tmp_path / "run", device)
-    pipeline.measure_table(job, at, at.table.parent)
+    measure_table(job, at, at.table.parent)
     found = search(job, at, Budget(SHARE), at.search)
     for path in at.search.glob("round*.json"):
         data = json.loads(path.read_text())
