@@ -40,6 +40,8 @@ from pydeploy.timing.records import Timing
 
 ROUNDS, RUNS = 20, 20
 RESNET_SAMPLES = 16
+SWEEP = "<!-- int8_sweep: begin -->"
+"""Where what bench/int8_sweep.py wrote begins; it stays."""
 OURS, NNCF = "int8, pydeploy (entropy)", "int8, NNCF"
 
 
@@ -269,7 +271,9 @@ def main() -> None:
     if given.resnet18:
         rows += resnet18(given.threads, given.work / "resnet18")
     text = page(rows, notes, given.threads, "python bench/int8_report.py --run RUN --resnet18 --mixed RUN")
-    write_text(given.out, "\n".join([*text, *(mixed_section(given.mixed) if given.mixed is not None else [])]))
+    written = given.out.read_text(encoding="utf-8") if given.out.is_file() else ""
+    kept = written[written.index(SWEEP) :] if SWEEP in written else ""
+    write_text(given.out, "\n".join([*text, *(mixed_section(given.mixed) if given.mixed is not None else []), kept]))
     print(json.dumps([{**row.__dict__, "timing": row.timing.to_json()} for row in rows], indent=1))
 
 

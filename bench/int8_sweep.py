@@ -44,7 +44,7 @@ TIMM = (
 )
 TORCHVISION = ("shufflenet_v2_x0_5", "squeezenet1_1", "googlenet", "inception_v3")
 CAPS = ("AVX2", "AVX512_CORE", "AVX512_CORE_VNNI", "AVX512_CORE_BF16")
-CAPPED = ("resnet18", "cspresnet50", "mobilenetv3_small_050", "densenet121", "yolo_silu", "unet_deconv_relu")
+CAPPED = ("resnet18", "yolo_silu", "unet_deconv_relu")
 AMX = "avx2 avx512f avx512_vnni avx512_bf16 amx_int8 amx_bf16"
 Activation = Callable[[], nn.Module]
 
