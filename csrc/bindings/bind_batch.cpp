@@ -34,13 +34,13 @@ Interpolation interpolation_of(const std::string& name) {
 class PyBatcher {
   public:
     PyBatcher(std::pair<std::size_t, std::size_t> size, std::pair<std::size_t, std::size_t> resize,
-              const std::string& interpolation, std::vector<float> shift, std::vector<float> scale, bool planar,
+              const std::string& interpolation, const py::object& shift, const py::object& scale, bool planar,
               std::size_t batch, std::size_t buffers, int threads)
         : planar_(planar),
-          batcher_(
-              std::make_unique<Batcher>(Preprocess{resize.first, resize.second, size.first, size.second,
-                                                   interpolation_of(interpolation), std::move(shift), std::move(scale)},
-                                        batch, buffers, threads)) {}
+          batcher_(std::make_unique<Batcher>(
+              Preprocess{resize.first, resize.second, size.first, size.second, interpolation_of(interpolation),
+                         numbers_of<float>(shift, "shift"), numbers_of<float>(scale, "scale")},
+              batch, buffers, threads)) {}
 
     // A forked process has none of the threads, and waiting for them would never end.
     ~PyBatcher() {
@@ -100,7 +100,7 @@ void bind_batch(py::module_& module) {
     py::class_<PyBatcher>(module, "Batcher", plain_type(), py::is_final(),
                           "Images to float batches, packed by threads into buffers that are used again.")
         .def(py::init<std::pair<std::size_t, std::size_t>, std::pair<std::size_t, std::size_t>, const std::string&,
-                      std::vector<float>, std::vector<float>, bool, std::size_t, std::size_t, int>(),
+                      const py::object&, const py::object&, bool, std::size_t, std::size_t, int>(),
              py::arg("size"), py::arg("resize"), py::arg("interpolation"), py::arg("shift"), py::arg("scale"),
              py::arg("planar") = false, py::arg("batch") = 1, py::arg("buffers") = 3, py::arg("threads") = 0)
         .def("submit", &PyBatcher::submit, py::arg("images"))

@@ -93,7 +93,7 @@ struct Job {
 
 Job read_job(py::handle object, std::size_t number) {
     const auto name = [&] { return "job " + std::to_string(number); };
-    const py::tuple pair = pair_of(object, name, "(Histogram, array)");
+    const py::tuple pair = items_of(object, name, 2, "a pair (Histogram, array)");
     const py::object histogram = pair[0];
     if (!py::isinstance<SharedHistogram>(histogram)) {
         throw py::type_error(name() + " holds no Histogram in first place, but " + name_of(py::type::of(histogram)));
@@ -148,7 +148,6 @@ std::vector<std::uint64_t> read_counts(const py::dict& record, const char* key) 
     const auto array = py::array::ensure(entry(record, key));
     const bool integers = array && (array.dtype().kind() == 'i' || array.dtype().kind() == 'u' || array.size() == 0);
     if (!integers || array.ndim() != 1) {
-        PyErr_Clear();
         throw py::value_error(std::string("the histogram's '") + key + "' must be a list of whole numbers");
     }
     return copied<std::uint64_t>(py::array_t<std::uint64_t, py::array::c_style | py::array::forcecast>(array), key);
@@ -156,23 +155,14 @@ std::vector<std::uint64_t> read_counts(const py::dict& record, const char* key) 
 
 template <typename Integer>
 Integer read_whole(const py::dict& record, const char* key) {
-    const py::object value = entry(record, key);
-    try {
-        const auto whole = py::reinterpret_steal<py::int_>(PyNumber_Index(value.ptr()));
-        if (whole) {
-            return whole.cast<Integer>();
-        }
-        PyErr_Clear();
-    } catch (const py::cast_error&) {
-        // Too large, or negative where that makes no sense.
-    }
-    throw py::value_error(std::string("the histogram's '") + key + "' must be a whole number, not " + name_of(value));
+    return number_of<Integer>(entry(record, key), [&] { return std::string("the histogram's '") + key + "'"; });
 }
 
 // JSON has no NaN; pydeploy.files writes null.
 double read_extreme(const py::dict& record, const char* key) {
     const py::object value = entry(record, key);
-    return value.is_none() ? std::numeric_limits<double>::quiet_NaN() : py::float_(value).cast<double>();
+    return value.is_none() ? std::numeric_limits<double>::quiet_NaN()
+                           : number_of<double>(value, [&] { return std::string("the histogram's '") + key + "'"; });
 }
 
 std::unique_ptr<SharedHistogram> from_state(const py::dict& record) {

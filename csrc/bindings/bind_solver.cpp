@@ -6,9 +6,6 @@
 namespace deploy::bindings {
 namespace {
 
-using Scopes = std::vector<std::vector<std::size_t>>;
-using Decided = std::tuple<std::size_t, std::size_t, std::size_t, py::object>;
-
 // A table's values, copied, and its shape.
 template <typename T>
 struct Table {
@@ -35,61 +32,78 @@ struct Input {
     std::vector<Dependence> dependences;
 };
 
-void read_tables(Input& input, const Scopes& scopes, const py::object& costs, const std::vector<Decided>& decided) {
+void read_costs(Input& input, const py::object& scopes, const py::object& costs) {
     for (const py::handle cost : items_of(costs, "costs")) {
         input.costs.emplace_back(cost, [&] { return "cost " + std::to_string(input.costs.size()); });
     }
-    if (scopes.size() != input.costs.size()) {
-        throw py::value_error("expected one scope for each cost, got " + std::to_string(scopes.size()) + " and " +
+    for (const py::handle scope : items_of(scopes, "scopes")) {
+        CostTable& table = input.tables.emplace_back();
+        table.scope =
+            numbers_of<std::size_t>(scope, [&] { return "scope " + std::to_string(input.tables.size() - 1); });
+    }
+    if (input.tables.size() != input.costs.size()) {
+        throw py::value_error("expected one scope for each cost, got " + std::to_string(input.tables.size()) + " and " +
                               std::to_string(input.costs.size()));
     }
-    for (std::size_t i = 0; i < scopes.size(); ++i) {
-        input.tables.push_back({scopes[i], input.costs[i].shape, input.costs[i].values});
-    }
-    for (const auto& [variable, first, second, option] : decided) {
-        input.options.emplace_back(option,
-                                   [&] { return "the options of dependence " + std::to_string(input.options.size()); });
-    }
-    for (std::size_t i = 0; i < decided.size(); ++i) {
-        const auto& [variable, first, second, option] = decided[i];
-        input.dependences.push_back({variable, first, second, input.options[i].shape, input.options[i].values});
+    for (std::size_t i = 0; i < input.costs.size(); ++i) {
+        input.tables[i].shape = input.costs[i].shape;
+        input.tables[i].cost = input.costs[i].values;
     }
 }
 
-std::vector<Solution> solve_all(const py::object& values, const Scopes& scopes, const py::object& costs,
+void read_decided(Input& input, const py::object& decided) {
+    for (const py::handle item : items_of(decided, "decided")) {
+        const auto name = [number = input.options.size()] { return "dependence " + std::to_string(number); };
+        const py::tuple parts = items_of(item, name, 4, "(variable, first, second, options)");
+        const auto& table = input.options.emplace_back(parts[3], [&] { return "the options of " + name(); });
+        input.dependences.push_back({number_of<std::size_t>(parts[0], name),
+                                     number_of<std::size_t>(parts[1], name),
+                                     number_of<std::size_t>(parts[2], name),
+                                     table.shape,
+                                     {}});
+    }
+    for (std::size_t i = 0; i < input.options.size(); ++i) {
+        input.dependences[i].option = input.options[i].values;
+    }
+}
+
+std::vector<Solution> solve_all(const py::object& values, const py::object& scopes, const py::object& costs,
                                 const std::vector<double>& budgets, double tolerance, double seconds,
-                                const std::vector<Decided>& decided, int threads) {
+                                const py::object& decided, int threads) {
     std::vector<std::vector<double>> options;
     for (const py::handle value : items_of(values, "values")) {
         options.push_back(
             copied<double>(value, [&] { return "the values of variable " + std::to_string(options.size()); }));
     }
     Input input;
-    read_tables(input, scopes, costs, decided);
+    read_costs(input, scopes, costs);
+    read_decided(input, decided);
     const py::gil_scoped_release release;
     return solve(options, input.tables, input.dependences, budgets, {tolerance, seconds, threads});
 }
 
-Solution solve_one(const py::object& values, const Scopes& scopes, const py::object& costs, double budget,
-                   double tolerance, double seconds, const std::vector<Decided>& decided, int threads) {
+Solution solve_one(const py::object& values, const py::object& scopes, const py::object& costs, double budget,
+                   double tolerance, double seconds, const py::object& decided, int threads) {
     return solve_all(values, scopes, costs, {budget}, tolerance, seconds, decided, threads).front();
 }
 
-std::vector<Solution> solve_many(const py::object& values, const Scopes& scopes, const py::object& costs,
-                                 const py::object& budgets, double tolerance, double seconds,
-                                 const std::vector<Decided>& decided, int threads) {
+std::vector<Solution> solve_many(const py::object& values, const py::object& scopes, const py::object& costs,
+                                 const py::object& budgets, double tolerance, double seconds, const py::object& decided,
+                                 int threads) {
     return solve_all(values, scopes, costs, copied<double>(budgets, "budgets", any_rank), tolerance, seconds, decided,
                      threads);
 }
 
-py::tuple cheapest(const Scopes& scopes, const py::object& costs, const std::vector<std::size_t>& sizes,
-                   const std::vector<Decided>& decided) {
+py::tuple cheapest(const py::object& scopes, const py::object& costs, const py::object& sizes,
+                   const py::object& decided) {
     Input input;
-    read_tables(input, scopes, costs, decided);
+    read_costs(input, scopes, costs);
+    read_decided(input, decided);
+    const auto options = numbers_of<std::size_t>(sizes, "sizes");
     Solution solution;
     {
         const py::gil_scoped_release release;
-        solution = minimum_cost(sizes, input.tables, input.dependences);
+        solution = minimum_cost(options, input.tables, input.dependences);
     }
     return py::make_tuple(solution.cost, array_of<std::int64_t>(solution.choice));
 }
@@ -108,15 +122,14 @@ void bind_solver(py::module_& module) {
         .def_readonly("cost", &Solution::cost)
         .def_readonly("bound", &Solution::bound);
     module.def("solve", &solve_one, py::arg("values"), py::arg("scopes"), py::arg("costs"), py::arg("budget"),
-               py::arg("tolerance") = 0.0, py::arg("seconds") = 10.0, py::arg("decided") = std::vector<Decided>{},
+               py::arg("tolerance") = 0.0, py::arg("seconds") = 10.0, py::arg("decided") = py::tuple(),
                py::arg("threads") = 0,
                "The options with the largest sum of values whose costs sum to at most the budget.");
     module.def("solve_budgets", &solve_many, py::arg("values"), py::arg("scopes"), py::arg("costs"), py::arg("budgets"),
-               py::arg("tolerance") = 0.0, py::arg("seconds") = 10.0, py::arg("decided") = std::vector<Decided>{},
+               py::arg("tolerance") = 0.0, py::arg("seconds") = 10.0, py::arg("decided") = py::tuple(),
                py::arg("threads") = 0, "A solution for each budget; what the budgets share is done once.");
     module.def("minimum_cost", &cheapest, py::arg("scopes"), py::arg("costs"), py::arg("sizes"),
-               py::arg("decided") = std::vector<Decided>{},
-               "The smallest possible sum of costs, and the options that attain it.");
+               py::arg("decided") = py::tuple(), "The smallest possible sum of costs, and the options that attain it.");
 }
 
 }  // namespace deploy::bindings

@@ -10,7 +10,7 @@ namespace {
 // An array and its list of entries. Read by hand, because pybind11's own message would print all arrays.
 std::pair<Owned<std::byte>, py::array> read_job(py::handle argument, GatherJob& job, std::size_t number) {
     const auto name = [&] { return "job " + std::to_string(number); };
-    const py::tuple pair = pair_of(argument, name, "(array, [one index or None for each dimension])");
+    const py::tuple pair = items_of(argument, name, 2, "a pair (array, [one index or None for each dimension])");
     const py::object first = pair[0];
     if (!py::isinstance<py::array>(first)) {
         throw py::type_error(name() + " holds no NumPy array in first place, but " + name_of(py::type::of(first)));

@@ -45,6 +45,13 @@ inline std::string name_of(py::handle type_or_dtype) {
     return py::cast<std::string>(py::str(type_or_dtype));
 }
 
+// What something looks like, in a message: no more than a line of it.
+inline std::string short_text(py::handle object) {
+    std::string text = py::cast<std::string>(py::repr(object));
+    constexpr std::size_t longest = 80;
+    return text.size() <= longest ? text : text.substr(0, longest) + "...";
+}
+
 // The items of any iterable, as a tuple of its own. Throws py::type_error.
 template <typename What>
 py::tuple items_of(py::handle iterable, const What& what) {
@@ -54,16 +61,44 @@ py::tuple items_of(py::handle iterable, const What& what) {
     return py::tuple(py::reinterpret_borrow<py::object>(iterable));
 }
 
-// The items of an iterable that must have as many as a tuple type. Throws py::type_error.
+// The same of an iterable with `size` items, which `expected` describes. Throws py::type_error.
 template <typename What>
-py::tuple pair_of(py::handle object, const What& what, const char* expected) {
+py::tuple items_of(py::handle object, const What& what, std::size_t size, const char* expected) {
     if (py::isinstance<py::iterable>(object)) {
         py::tuple items(py::reinterpret_borrow<py::object>(object));
-        if (items.size() == 2) {
+        if (items.size() == size) {
             return items;
         }
     }
-    throw py::type_error(text_of(what) + " must be a pair " + expected);
+    throw py::type_error(text_of(what) + " must be " + expected);
+}
+
+// A number of Python's or NumPy's; fractions are no whole numbers. Throws py::type_error.
+template <typename T, typename What>
+T number_of(py::handle object, const What& what) {
+    try {
+        if constexpr (std::is_floating_point_v<T>) {
+            return object.cast<T>();
+        } else if (const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(object.ptr()))) {
+            return index.cast<T>();
+        }
+        PyErr_Clear();
+    } catch (const py::cast_error&) {
+        // Text, or a number that T cannot hold.
+    }
+    const char* const expected = std::is_floating_point_v<T> ? " must be a number, not "
+                                 : std::is_unsigned_v<T>     ? " must be a whole number of at least 0, not "
+                                                             : " must be a whole number, not ";
+    throw py::type_error(text_of(what) + expected + short_text(object));
+}
+
+template <typename T, typename What>
+std::vector<T> numbers_of(py::handle iterable, const What& what) {
+    std::vector<T> result;
+    for (const py::handle item : items_of(iterable, what)) {
+        result.push_back(number_of<T>(item, [&] { return "every one of " + text_of(what); }));
+    }
+    return result;
 }
 
 inline std::vector<std::size_t> shape_of(const py::array& array) {
