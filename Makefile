@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= runs
 SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.hpp)
 
-.PHONY: help setup demo demo-openvino data test lint types unit package sanitize trt-contract gpu-check bench figures format clean
+.PHONY: help setup demo demo-openvino data test lint types unit package sanitize sanitize-memory sanitize-threads trt-contract gpu-check bench figures format clean
 
 help:
 	@echo "make setup          prepare $(VENV) with everything below (a few minutes, mostly PyTorch)"
@@ -13,7 +13,7 @@ help:
 	@echo "make demo-openvino  the same for OpenVINO, with the dense model of 'make demo'"
 	@echo "make test           lint, types, all tests, a wheel in a clean environment (10 to 20 minutes)"
 	@echo "make bench          benchmarks with their baselines (keep the machine quiet)"
-	@echo "make sanitize       the C++ core under AddressSanitizer and UBSan"
+	@echo "make sanitize       the C++ core under AddressSanitizer, UBSan and ThreadSanitizer (4 to 6 minutes)"
 	@echo "make trt-contract   the TensorRT backend against the real bindings of six versions (no GPU needed)"
 	@echo "make gpu-check      on a machine with an NVIDIA GPU: everything that pydeploy promises there, as one table"
 	@echo "make format         format Python and C++"
@@ -73,16 +73,30 @@ package: setup
 	@cd build/package && venv/bin/python -c "import pydeploy.graph, pydeploy._core as c; assert 'build/package' in pydeploy.graph.__file__ and 'build/package' in c.__file__"
 	@echo "package: $$(ls build/package/*.whl build/package/*.tar.gz | xargs -n1 basename | tr '\n' ' ')"
 
-# `-S` keeps the editable install out, so that the instrumented module is the one that is loaded.
-sanitize: setup
+sanitize: sanitize-memory sanitize-threads
+
+sanitize-memory: setup
 	@echo "== sanitize: the C++ core under AddressSanitizer and UndefinedBehaviorSanitizer"
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --upgrade \
-		--target build/sanitize/site -C build-dir=build/sanitize/cmake -C cmake.build-type=RelWithDebInfo \
-		-C cmake.define.PYDEPLOY_SANITIZE=ON -C cmake.define.PYDEPLOY_WERROR=ON .
-	@LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
-		UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-		PYTHONPATH="build/sanitize/site:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
-		$(BIN)/python -S $(BIN)/pytest -q -p no:cacheprovider tests/test_core_*.py
+	@$(call instrumented,address,address$(comma)undefined,libasan.so,tests/test_core_*.py)
+
+# Tests of one thread tell nothing here, and ThreadSanitizer ends processes that fork.
+sanitize-threads: setup
+	@echo "== sanitize: the C++ core under ThreadSanitizer"
+	@$(call instrumented,thread,thread,libtsan.so,tests/test_core_threads.py tests/test_core_batch.py tests/test_core_faults.py -k "not forked")
+
+# $(1): a name, $(2): sanitizers, $(3): their runtime, $(4): tests. `-S` keeps the editable install out, so that the
+# instrumented module is the one that is loaded; `-s` lets a sanitizer that ends the process say why.
+comma := ,
+define instrumented
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --upgrade \
+		--target build/sanitize/$(1)/site -C build-dir=build/sanitize/$(1)/cmake -C cmake.build-type=RelWithDebInfo \
+		-C cmake.define.PYDEPLOY_SANITIZE=$(2) . && \
+	LD_PRELOAD="$$($(CXX) -print-file-name=$(3)) $$($(CXX) -print-file-name=libstdc++.so)" PYDEPLOY_SANITIZERS=$(2) \
+		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+		TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 \
+		PYTHONPATH="build/sanitize/$(1)/site:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')$${PYTHONPATH:+:$$PYTHONPATH}" \
+		$(BIN)/python -S $(BIN)/pytest -qs -p no:cacheprovider $(4)
+endef
 
 # The TensorRT backend against the real Python bindings of six versions, as far as these can be had; no GPU is needed.
 trt-contract: setup

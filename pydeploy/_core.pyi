@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, final
 
 import numpy as np
@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 __version__: str
 
 def gather_many(
-    jobs: Sequence[tuple[NDArray[Any], Sequence[NDArray[np.int64] | None]]], threads: int = 0
+    jobs: Iterable[tuple[NDArray[Any], Iterable[NDArray[np.int64] | None]]], threads: int = 0
 ) -> list[NDArray[Any]]: ...
 def kept_entries(
     widths: NDArray[np.int64],
-    kept: Sequence[NDArray[np.int64]],
+    kept: Iterable[NDArray[np.int64]],
     axis_sizes: NDArray[np.int64],
     slices: NDArray[np.int64],
 ) -> list[NDArray[np.int64]]: ...
@@ -42,14 +42,14 @@ class Batcher:
         size: tuple[int, int],
         resize: tuple[int, int],
         interpolation: str,
-        shift: Sequence[float],
-        scale: Sequence[float],
+        shift: Iterable[float],
+        scale: Iterable[float],
         planar: bool = False,
         batch: int = 1,
         buffers: int = 3,
         threads: int = 0,
     ) -> None: ...
-    def submit(self, images: Sequence[NDArray[np.uint8]]) -> None: ...
+    def submit(self, images: Iterable[NDArray[np.uint8]]) -> None: ...
     def take(self) -> NDArray[np.float32]: ...
 
 @final
@@ -80,7 +80,7 @@ class Histogram:
     def inf_count(self) -> int: ...
 
 def count_many(
-    jobs: Sequence[tuple[Histogram, NDArray[np.float32] | NDArray[np.float16]]], threads: int = 0
+    jobs: Iterable[tuple[Histogram, NDArray[np.float32] | NDArray[np.float16]]], threads: int = 0
 ) -> NDArray[np.float64]: ...
 
 @final
@@ -96,30 +96,30 @@ class Solution:
     def bound(self) -> float: ...
 
 def solve(
-    values: Sequence[NDArray[np.float64]],
-    scopes: Sequence[Sequence[int]],
-    costs: Sequence[NDArray[np.float64]],
+    values: Iterable[NDArray[np.float64]],
+    scopes: Iterable[Iterable[int]],
+    costs: Iterable[NDArray[np.float64]],
     budget: float,
     tolerance: float = 0.0,
     seconds: float = 10.0,
-    decided: Sequence[tuple[int, int, int, NDArray[np.int64]]] = [],
+    decided: Iterable[tuple[int, int, int, NDArray[np.int64]]] = (),
     threads: int = 0,
 ) -> Solution: ...
 def solve_budgets(
-    values: Sequence[NDArray[np.float64]],
-    scopes: Sequence[Sequence[int]],
-    costs: Sequence[NDArray[np.float64]],
+    values: Iterable[NDArray[np.float64]],
+    scopes: Iterable[Iterable[int]],
+    costs: Iterable[NDArray[np.float64]],
     budgets: NDArray[np.float64],
     tolerance: float = 0.0,
     seconds: float = 10.0,
-    decided: Sequence[tuple[int, int, int, NDArray[np.int64]]] = [],
+    decided: Iterable[tuple[int, int, int, NDArray[np.int64]]] = (),
     threads: int = 0,
 ) -> list[Solution]: ...
 def minimum_cost(
-    scopes: Sequence[Sequence[int]],
-    costs: Sequence[NDArray[np.float64]],
-    sizes: Sequence[int],
-    decided: Sequence[tuple[int, int, int, NDArray[np.int64]]] = [],
+    scopes: Iterable[Iterable[int]],
+    costs: Iterable[NDArray[np.float64]],
+    sizes: Iterable[int],
+    decided: Iterable[tuple[int, int, int, NDArray[np.int64]]] = (),
 ) -> tuple[float, NDArray[np.int64]]: ...
 def entropy_threshold(counts: NDArray[np.uint64], bin_width: float, levels: int = 128) -> float: ...
 def percentile_threshold(counts: NDArray[np.uint64], bin_width: float, percentile: float) -> float: ...

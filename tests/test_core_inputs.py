@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,11 @@ import pytest
 from core_calls import CALLS, leaves, packed, plain, public, replaced
 from pydeploy import _core
 from pydeploy.errors import Infeasible
+
+WITH_ADDRESS_SANITIZER = "address" in os.environ.get("PYDEPLOY_SANITIZERS", "")
+needs_refusal = pytest.mark.skipif(
+    WITH_ADDRESS_SANITIZER, reason="AddressSanitizer ends the process where memory is refused"
+)
 
 
 def test_every_public_function_has_a_call() -> None:
@@ -184,7 +190,9 @@ NONSENSE = {
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize("kind", NONSENSE)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=needs_refusal if kind == "the largest" else []) for kind in NONSENSE]
+)
 @pytest.mark.parametrize(("name", "path"), places(np.ndarray), ids=label)
 def test_what_makes_no_sense_gives_a_result_or_one_clear_error(name: str, path: tuple[Any, ...], kind: str) -> None:
     made = NONSENSE[kind](at(name, path))
@@ -298,6 +306,7 @@ NUMBERS = [(name, (key,)) for name, call in CALLS.items() for key, value in call
            if isinstance(value, (int, float)) and (name, key) != ("reference_kernel_us", "repeats")]  # fmt: skip
 
 
+@needs_refusal
 @pytest.mark.parametrize("number", [*HUGE, float("nan"), float("inf"), float("-inf"), 1e308, 0.0, -0.5], ids=repr)
 @pytest.mark.parametrize(("name", "path"), NUMBERS, ids=label)
 def test_numbers_out_of_range_give_a_result_or_one_error(name: str, path: tuple[Any, ...], number: float) -> None:
@@ -306,6 +315,7 @@ def test_numbers_out_of_range_give_a_result_or_one_error(name: str, path: tuple[
     assert "vector" not in said
 
 
+@needs_refusal
 @pytest.mark.parametrize("number", HUGE)
 @pytest.mark.parametrize("key", ["batch", "buffers", "threads", "size", "resize", "shift"])
 def test_a_batcher_of_any_size_is_made_or_refused(key: str, number: int) -> None:
@@ -323,6 +333,8 @@ def test_slices_whose_ends_cannot_be_counted_are_refused(sizes: Any, step: int, 
     rows = np.array([(0, 0, offset, repeat, step)], np.int64)
     width = np.array([3], np.int64)
     fits = offset + 2 * step + repeat <= sizes[0]
+    if fits and WITH_ADDRESS_SANITIZER:
+        pytest.skip("AddressSanitizer ends the process where memory is refused")
     with pytest.raises(MemoryError if fits else ValueError):
         _core.kept_entries(width, [np.array([0], np.int64)], np.array(sizes, np.int64), rows)
 
@@ -335,6 +347,7 @@ def test_groups_and_outer_sizes_that_cannot_be_counted_are_refused(groups: int) 
         _core.fold_batch_norm(np.zeros((4, 2)), None, None, None, np.zeros(4), np.ones(4), 1e-3, groups)
 
 
+@needs_refusal
 def test_a_result_that_no_memory_holds_is_refused() -> None:
     picks = np.zeros(1 << 22, np.int64)
     with pytest.raises((ValueError, MemoryError)) as caught:
