@@ -26,6 +26,7 @@ from onnx import TensorProto, numpy_helper
 from pydeploy.backends.base import Backend, Engine, Feeds, Session
 from pydeploy.errors import Mismatch
 from pydeploy.onnxfile.control_flow import captured
+from pydeploy.onnxfile.execute import as_written
 from pydeploy.onnxfile.load import read_model
 from pydeploy.onnxfile.rounding import QUANTIZE, RESTORE, grid_ends, rounded, smooth
 from pydeploy.onnxfile.widen import is_half, widen
@@ -130,17 +131,11 @@ class _Exact:
 
 
 def _run(model: onnx.ModelProto, samples: Sequence[Feeds], taps: Sequence[str], threads: int) -> Outputs:
-    import onnxruntime as ort
-
     tapped = onnx.ModelProto()
     tapped.CopyFrom(model)
     own = {value.name for value in model.graph.output}
     tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in taps if name not in own)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(tapped.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = as_written(tapped, threads)
     names = [output.name for output in session.get_outputs() if output.type in ("tensor(float)", "tensor(float16)")]
     runs = [session.run(names, dict(feeds)) for feeds in samples]
     return _in_a_row(names, runs)

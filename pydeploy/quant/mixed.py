@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pydeploy import _core
 from pydeploy.backends.base import Feeds
 from pydeploy.errors import ConfigError, DataError
+from pydeploy.onnxfile.execute import as_written
 from pydeploy.onnxfile.load import read_float_model
 from pydeploy.onnxfile.nodes import WEIGHTED, label
 from pydeploy.onnxfile.prepare import prepare
@@ -74,7 +75,7 @@ def sensitivity(
 ) -> dict[str, float]:
     """For each of `layers`, ``|y_q - y|² / |y|²`` over all outputs and `batches`, with only that layer quantised.
 
-    The models are run on ONNX Runtime, whatever the style: pairs say what is rounded. Raises `DataError` without
+    The models are run as written, whatever the style and the processor: pairs say what is rounded. Raises `DataError` without
     batches, and as `quantize` does.
     """
     onnx_path, feeds = Path(onnx_path), list(batches)
@@ -97,12 +98,7 @@ def sensitivity(
 
 def _outputs(path: Path, feeds: Sequence[Feeds], threads: int) -> NDArray[np.float32]:
     """All outputs of all batches in one row."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = as_written(path, threads)
     return np.concatenate([np.ravel(output) for feed in feeds for output in session.run(None, dict(feed))])
 
 
