@@ -54,6 +54,10 @@ class ParamView:
     """Parameter dims over which a norm runs: without some of their entries the others are scaled in another way."""
     alike: tuple[tuple[Origin, ...], ...] = ()
     """Origins along axes that were summed over in a product: they are cut alike."""
+    averaged: tuple[Origin, ...] = ()
+    """Origins along axes over which a mean or deviation ran. Where their dims meet channels again, as in weight standardisation,
+    these are `normed`; elsewhere nobody could tell.
+    """
 
     @property
     def origins(self) -> tuple[Origin, ...]:
@@ -74,7 +78,10 @@ def _joined(views: Sequence[ParamView], axes: Sequence[tuple[Origin, ...]], lost
     """A view of several ones, with what each of them knows."""
     lost = (*(origin for view in views for origin in view.lost), *lost)
     normed = frozenset().union(*(view.normed for view in views))
-    return ParamView(tuple(axes), lost, zero, normed, tuple(group for view in views for group in view.alike))
+    alike = tuple(group for view in views for group in view.alike)
+    return ParamView(
+        tuple(axes), lost, zero, normed, alike, tuple(origin for view in views for origin in view.averaged)
+    )
 
 
 def derived(op: str, views: Mapping[Value, ParamView], args: Sequence[Any], out: Value) -> ParamView | None:
@@ -157,6 +164,33 @@ def _standardised(views: Mapping[Value, ParamView], args: Sequence[Any]) -> Para
         outputs += views[extra].axes[0] if extra in views else ()
     known = [views[value] for value in (source, gain, shift) if value in views]
     return _joined(known, (batch, outputs, tuple(replace(o, note=text) for o in rest)), zero=False)
+
+
+_STATISTICS = frozenset(("var_mean", "std_mean"))
+SEVERAL = _STATISTICS | {"split", "split_with_sizes", "unbind", "chunk", "unsafe_split", "_weight_norm_interface"}
+"""Operators of several results."""
+
+
+def several(
+    op: str, views: Mapping[Value, ParamView], args: Sequence[Any], outs: Sequence[Value]
+) -> dict[Value, ParamView]:
+    """Origins of the results of one of `SEVERAL`; none when it works on something else than parameters."""
+    source = args[0]
+    view = views.get(source)
+    if view is None:
+        return {}
+    if op == "_weight_norm_interface":
+        return {outs[0]: _weight_normed(views, args, outs[0])}
+    if op in _STATISTICS:
+        return {out: _averaged(view, source, args, out) for out in outs}
+    axis = (args[-1] if isinstance(args[-1], int) else 0) % source.rank
+    if op == "unbind":
+        return {out: _select(view, source, [source, axis, number], out) for number, out in enumerate(outs)}
+    begins = np.cumsum([0, *(out.shape[axis] for out in outs)]).tolist()
+    return {
+        out: _narrow(view, source, [source, axis, begin, out.shape[axis]], out)
+        for begin, out in zip(begins, outs, strict=False)
+    }
 
 
 Step = Callable[[ParamView, Value, Sequence[Any], Value], ParamView]
@@ -258,13 +292,21 @@ def _norm(view: ParamView, source: Value, args: Sequence[Any], out: Value) -> Pa
     axes = {d % source.rank for d in (dims or range(source.rank))}
     keep = out.rank == source.rank
     if not view.zero and any(_many(view.axes[axis]) for axis in axes):
-        raise Unknown("reduces over entries of a parameter")
+        return _averaged(view, source, args, out)
     kept = tuple(() if i in axes else o for i, o in enumerate(view.axes) if keep or i not in axes)
     normed = {origin.place for axis in axes for origin in _many(view.axes[axis])}
     return replace(view, axes=kept, normed=view.normed | normed)
 
 
-def weight_normed(views: Mapping[Value, ParamView], args: Sequence[Any], out: Value) -> ParamView:
+def _averaged(view: ParamView, source: Value, args: Sequence[Any], out: Value) -> ParamView:
+    """A mean, variance or deviation over some axes: without some of their entries it is another one."""
+    made = _norm(replace(view, zero=True), source, args, out)
+    dims = next((arg for arg in args[1:] if isinstance(arg, list | tuple)), None) or range(source.rank)
+    gone = tuple(origin for d in dims for origin in _many(view.axes[d % source.rank]))
+    return replace(made, zero=False, averaged=(*view.averaged, *gone))
+
+
+def _weight_normed(views: Mapping[Value, ParamView], args: Sequence[Any], out: Value) -> ParamView:
     """``_weight_norm_interface(v, g, dim)``: v scaled so that its norm over all axes but one is g."""
     joined = _elementwise("mul", views, args[:2], out)
     others = [origins for axis, origins in enumerate(views[args[0]].axes) if axis != args[2] % args[0].rank]
@@ -286,6 +328,7 @@ _STEPS: Mapping[str, Step] = {
     **dict.fromkeys(["clone", "detach", "alias", "contiguous", "_to_copy", "to", "lift_fresh", "fill", "zero"], _same),
     **dict.fromkeys(["view", "_unsafe_view", "reshape", "squeeze", "flatten", "_reshape_alias"], _reshape),
     **dict.fromkeys(("linalg_vector_norm", "norm", "sum"), _norm),
+    **dict.fromkeys(("mean", "std", "var"), _averaged),
     "t": _t,
     "transpose": _transpose,
     "permute": _permute,

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from pydeploy.prune.structure.contents import Contents
+from pydeploy.prune.structure.decisions import FREE, Decisions
 from pydeploy.prune.structure.layout import FIXED, UNUSED, Atoms, Labels, Layout, Unknown
-from pydeploy.prune.structure.params import Origin, ParamView, derived, weight_normed, whole
+from pydeploy.prune.structure.params import SEVERAL, Origin, ParamView, derived, several, whole
 from pydeploy.prune.structure.rules.elementwise import RULES
 from pydeploy.prune.structure.tape import Call, Site, Tape, Value
 from pydeploy.prune.structure.used import used
@@ -39,9 +40,7 @@ class RawOp:
 
 
 NO_ROLES: Mapping[int, str] = {}
-_NORMED = "a weight's norm runs over its kept entries"
-FREE = -1
-"""Instead of the number of a part: zeros that follow no channels that are known where they are made."""
+_NORMED = "a weight's norm or statistics run over its kept entries"
 Bound = Labels | None | EllipsisType
 
 _HIDDEN = frozenset({"empty", "detach", "alias", "t", "view", "_unsafe_view", "reshape", "permute", "transpose", "unsqueeze",
@@ -49,28 +48,6 @@ _HIDDEN = frozenset({"empty", "detach", "alias", "t", "view", "_unsafe_view", "r
                      "native_dropout", "lift_fresh", "clone", "contiguous", "_to_copy", "select", "slice", "split", "unbind",
                      "zeros", "ones", "full", "arange", "new_zeros"})  # fmt: skip
 """Operators that an engine folds away, so they do not appear in a layer's tail."""
-
-
-@dataclass
-class Decisions:
-    """What trial cuts taught: which of several axes stays free where a view splits channels, which numbers of modules follow
-    a width, and what must not be cut.
-    """
-
-    turns: dict[Site, int] = field(default_factory=dict)
-    numbers: dict[Site, Mapping[str, int]] = field(default_factory=dict)
-    """Attributes that an operator's sizes come from, and which of its channels they count (see `numbers`)."""
-    rounds: dict[Site, int] = field(default_factory=dict)
-    """How often attributes were tried at a site."""
-    zeros: dict[tuple[Site, int], list[int | Value]] = field(default_factory=dict)
-    """Parts of a concatenation that are made of zeros, and whose channels they may follow: those of another part, or of an
-    earlier value. The first one is tried.
-    """
-    refused: set[str] = field(default_factory=set)
-    """Modules whose numbers do not follow because of what lies around them ('*': none's do)."""
-    pairs: set[int] = field(default_factory=set)
-    """Calls that fail with a single channel and may run with two."""
-    blocked: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -145,33 +122,13 @@ class Tracer:
         inputs = call.inputs
         if not any(v in self.views for v in inputs) or any(v in self.layouts for v in inputs) or not call.outs:
             return False
-        if call.op in ("split", "split_with_sizes", "unbind", "chunk", "unsafe_split", "_weight_norm_interface"):
-            return self._several_views(call)
+        if call.op in SEVERAL:
+            self.views.update(made := several(call.op, self.views, call.args, call.outs))
+            return bool(made)
         view = derived(call.op, self.views, call.args, call.outs[0])
         if view is None:
             return False
         self.views[call.outs[0]] = view
-        return True
-
-    def _several_views(self, call: Call) -> bool:
-        source = call.args[0]
-        view = self.views.get(source)
-        if view is None:
-            return False
-        if call.op == "_weight_norm_interface":
-            self.views[call.outs[0]] = weight_normed(self.views, call.args, call.outs[0])
-            return True
-        axis = (call.args[-1] if isinstance(call.args[-1], int) else 0) % source.rank
-        start = 0
-        for out in call.outs:
-            if call.op == "unbind":
-                made = derived("select", self.views, [source, axis, start], out)
-                start += 1
-            else:
-                made = derived("narrow", self.views, [source, axis, start, out.shape[axis]], out)
-                start += out.shape[axis]
-            assert made is not None
-            self.views[out] = made
         return True
 
     def _apply(self, call: Call) -> None:
@@ -291,6 +248,10 @@ class Tracer:
         )
         for origin in view.lost:
             self._freeze_origin(origin, f"{where}: a weight mixes its entries")
+        met = {origin.place for axis in view.axes for origin in axis}
+        for origin in view.averaged:
+            if origin.place not in met:
+                self._freeze_origin(origin, f"{where}: a mean or deviation runs over a weight's entries")
 
     def _place_alike(self, view: ParamView, cut: set[tuple[str, int]]) -> None:
         """Unite entries that are summed over together: those of the dims of a weight that are `cut` (not its kernel's) with

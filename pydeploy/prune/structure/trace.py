@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from pydeploy.errors import ConfigError, TraceError
 from pydeploy.graph import Graph, Group, Plan
+from pydeploy.prune.structure.decisions import FREE, Decisions
 from pydeploy.prune.structure.groups import Assembly, Limits, assemble
-from pydeploy.prune.structure.propagate import FREE, Decisions, Tracer, follow
+from pydeploy.prune.structure.propagate import Tracer, follow
 from pydeploy.prune.structure.recording import check_settled, record
 from pydeploy.prune.structure.running import Example, to_meta
 from pydeploy.prune.structure.tape import Call, Tape

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pydeploy.prune.structure.decisions import FREE
 from pydeploy.prune.structure.layout import UNUSED
-from pydeploy.prune.structure.propagate import FREE, Tracer
+from pydeploy.prune.structure.propagate import Tracer
 from pydeploy.prune.structure.running import run, to_meta
 from pydeploy.prune.structure.shapes import run_meta
 from pydeploy.prune.structure.tape import PLUMBING, Call, Run, Tape, Value, flat, mapped, one_device, schema_of
