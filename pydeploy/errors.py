@@ -43,7 +43,10 @@ class Mismatch(DeployError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)`` for the known word nearest to `word`, or the list of known words."""
+    """`` (did you mean 'x'?)`` for the known word nearest to `word`, or the list of known words (twenty of them at most)."""
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=1)
-    return f" (did you mean '{close[0]}'?)" if close else f" (known: {', '.join(names)})"
+    if close:
+        return f" (did you mean '{close[0]}'?)"
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return f" (known: {', '.join(names[:20])}{more})"

@@ -22,6 +22,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Its name is chosen before the file exists, so that Ctrl-C at any moment leaves nothing behind.
     """
+    if not path.name:
+        raise DataError(f"cannot write '{path}': it is a folder; give the name of a file")
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
     remedy = "choose a writable folder with free space"
     try:

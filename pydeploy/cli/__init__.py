@@ -83,10 +83,24 @@ def _check_typer() -> None:
         )
 
 
+MOST_LINES, MOST_IN_A_WORD = 12, 240
+
+
 def _fail(text: str) -> None:
     try:
         sys.stdout.flush()
     except OSError:  # nothing more can be written there: a full disk, a closed pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.stderr.write(f"error: {text}\n")
+    sys.stderr.write(f"error: {_readable(text)}\n")
     sys.exit(2)
+
+
+def _readable(text: str) -> str:
+    """Without colours and control characters; what fills screens, such as other packages' errors, is cut in the middle."""
+    text = re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", text)
+    text = "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text.expandtabs())
+    text = re.sub(rf"\S{{{MOST_IN_A_WORD + 1},}}", lambda word: f"{word[0][:80]}...{word[0][-80:]}", text)
+    lines = text.splitlines()
+    if len(lines) > MOST_LINES:
+        lines[MOST_LINES // 2 : -MOST_LINES // 2] = [f"... ({len(lines) - MOST_LINES} lines left out)"]
+    return "\n".join(lines)

@@ -70,7 +70,7 @@ def example(texts: Sequence[str]) -> tuple[Tensor, ...]:
     generator, sizes = torch.Generator().manual_seed(0), shapes(texts)
     try:
         return tuple(torch.randn(shape, generator=generator) for shape in sizes)
-    except RuntimeError as error:  # so PyTorch says that memory is lacking
+    except (RuntimeError, TypeError) as error:  # so PyTorch says that memory is lacking, or a size too large for it
         raise ConfigError(f"inputs of shape {', '.join(texts)} cannot be made: {str(error).splitlines()[0]}") from None
 
 

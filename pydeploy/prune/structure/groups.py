@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 from numpy.typing import NDArray
 
+from pydeploy.errors import ConfigError, nearest
 from pydeploy.graph import Extent, Graph, Group, Op, Slice
 from pydeploy.prune.structure.layout import UNUSED, Atoms, Labels
 from pydeploy.prune.structure.propagate import RawOp, Tracer
@@ -29,6 +30,12 @@ class Limits:
         if isinstance(self.align, int):
             return self.align
         return next((n for pattern, n in self.align.items() if fnmatchcase(name, pattern)), 1)
+
+    def require(self, groups: Sequence[str]) -> None:
+        """`ConfigError` for a pattern of `align` that no group's name matches."""
+        for pattern in self.align if isinstance(self.align, Mapping) else ():
+            if not any(fnmatchcase(name, pattern) for name in groups):
+                raise ConfigError(f"align: no group matches '{pattern}'{nearest(pattern, groups)}")
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,7 @@ def assemble(tracer: Tracer, params: Mapping[str, tuple[int, ...]], learnable: i
         least = min(max(limits.min_width, 2 if paired[roots].any() else 1), len(roots))
         align = 1 if reason else limits.alignment(name)
         groups.append(Group(name, len(roots), slices, reason, least, align, note))
+    limits.require([group.name for group in groups])
     timed = tracer.ops[: tracer.timed]
     ran = [op for op in timed if op.used]
     layers = tuple(_op(op, name, atoms, home, groups) for op, name in zip(ran, _op_names(ran), strict=True))
@@ -90,8 +98,12 @@ def _makers(tracer: Tracer) -> Labels:
 
 
 def _exclude(tracer: Tracer, patterns: Sequence[str], frozen: Labels, texts: list[str]) -> None:
-    """Give outputs of layers that match a pattern that reason, where there is none yet."""
+    """Give outputs of layers that match a pattern that reason, where there is none yet; `ConfigError` where none matches."""
+    names = [op.layer for op in tracer.ops]
     for pattern in reversed(patterns):
+        if not any(fnmatchcase(name, pattern) for name in names):
+            inside = f" (did you mean '{pattern}.*'?)" if any(name.startswith(f"{pattern}.") for name in names) else ""
+            raise ConfigError(f"no layer matches '{pattern}', which is excluded{inside or nearest(pattern, names)}")
         texts.append(f"excluded by '{pattern}'")
         for op in tracer.ops:
             if fnmatchcase(op.layer, pattern):

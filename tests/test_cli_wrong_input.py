@@ -1,0 +1,246 @@
+"""Every verb with everything that may be wrong in one of its arguments: exit code 2, one clear message, nothing written.
+
+The verbs, their arguments and the types are read from the command line itself, so that a new verb or argument is tried as well.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import shutil
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import typer
+
+import quant_nets
+from pydeploy.cli.app import app
+from report_factory import sample
+from test_cli import Done, pydeploy
+from test_tensorrt_trtexec import FOLDER
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+NET, INPUT, OPTION = "pydeploy:resnet8", "1x3x16x16", "width=8"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One argument or option of a verb."""
+
+    name: str
+    flag: str
+    """'' for an argument."""
+    kind: type
+    many: bool
+
+
+def verbs(of: typer.Typer = app, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Callable[..., None]]]:
+    for command in of.registered_commands:
+        assert command.callback is not None
+        yield " ".join((*path, command.name or command.callback.__name__)), command.callback
+    for group in of.registered_groups:
+        assert group.typer_instance is not None
+        yield from verbs(group.typer_instance, (*path, str(group.name)))
+
+
+def parameters(verb: Callable[..., None]) -> Iterator[Parameter]:
+    for name, hint in typing.get_type_hints(verb, include_extras=True).items():
+        if name == "return":
+            continue
+        kind, info, *_ = typing.get_args(hint)
+        inner = [kind for kind in typing.get_args(kind) if kind is not types.NoneType] or [kind]
+        many = typing.get_origin(inner[0]) is list or typing.get_origin(kind) is list
+        leaf = (typing.get_args(inner[0]) or inner)[0]
+        stated = [text for text in (info.default, *(info.param_decls or ())) if str(text).startswith("--")]
+        flag = (stated or [f"--{name.strip('_').replace('_', '-')}"])[0]
+        yield Parameter(name, "" if type(info).__name__ == "ArgumentInfo" else str(flag), leaf, many)
+
+
+VERBS = dict(verbs())
+CASES = [(verb, one) for verb, function in VERBS.items() for one in parameters(function) if one.kind is not bool]
+
+VALID: Mapping[str, Mapping[str, Any]] = {
+    "run": {"config": "config.yaml", "out": "@run"},
+    "train": {"config": "config.yaml", "out": "@train"},
+    "trace": {"model": NET, "input": INPUT, "option": OPTION, "out": "@graph.json"},
+    "prune": {"model": NET, "input": INPUT, "option": OPTION, "ratio": 0.5, "out": "@small.safetensors"},
+    "finetune": {"config": "config.yaml", "model": "small.safetensors", "teacher": "dense.safetensors", "out": "@tuned"},
+    "export": {"model": NET, "input": INPUT, "option": OPTION, "out": "@net.onnx"},
+    "calibrate": {"model": "dense.onnx", "data": "set.yaml", "threads": 1, "out": "@ranges.json"},
+    "quantize": {"model": "dense.onnx", "ranges": "ranges.json", "out": "@int8.onnx"},
+    "half": {"model": "dense.onnx", "out": "@half.onnx"},
+    "lint": {"model": "int8.onnx"},
+    "build": {"model": "dense.onnx", "target": "onnxruntime:fp32", "threads": 1, "out": "@net.engine"},
+    "compare": {"reference": "dense.engine", "other": "small.engine", "feeds": 1},
+    "report": {"folder": "run"},
+    "doctor": {},
+    "trtexec-command": {"model": "dense.onnx", "trt": "10.3", "target": "tensorrt:fp32"},
+    "gpu-check": {"out": "@check", "config": "config.yaml"},
+    "profile engine": {"engine": "dense.engine", "rounds": 1, "runs": 2},
+    "profile import": {"times": "trt/net.times.json", "profile": "trt/net.profile.json", "layers": "trt/net.layers.json",
+                       "device": "Orin", "trt": "10.3", "out": "@profile.json"},
+    "table measure": {"model": "dense.onnx", "graph": "graph.json", "target": "null:fp32", "points": 2, "align": 4, "rounds": 1,
+                      "runs": 2, "db": "@t.sqlite"},
+    "table probes": {"model": "dense.onnx", "graph": "graph.json", "points": 2, "out": "@probes"},
+    "table verify": {"model": "dense.onnx", "graph": "graph.json", "target": "null:fp32", "db": "t.sqlite", "plans": 2},
+    "table show": {"db": "t.sqlite"},
+    "table plot": {"db": "t.sqlite", "layer": "conv3x3/s1", "out": "@stairs.svg"},
+    "table export": {"db": "t.sqlite", "out": "@t.json"},
+    "table import": {"file": "t.json", "db": "@copy.sqlite"},
+    "table merge": {"sources": "t.sqlite", "db": "@merged.sqlite"},
+}  # fmt: skip
+"""Arguments with which each verb succeeds; '@' stands before what it writes."""
+
+
+def test_all_verbs_are_tried() -> None:
+    assert set(VALID) == set(VERBS)
+
+
+CONFIG = """
+task: {data: synthetic, options: {data_settings: {size: 16, classes: 10, train_size: 64, test_size: 16}}}
+model: {name: resnet8, options: {width: 8}}
+train: {epochs: 1, batch_size: 32, amp: "off"}
+target: {backend: "null"}
+table: {points: 2, align: 4}
+prune: {budget: 0.7, batch_size: 32}
+finetune: {epochs: 1, batch_size: 32, amp: "off"}
+"""
+SET = "source: images.npy\ncount: 8\npreprocessing: {mean: [0.5, 0.5, 0.5], std: [0.3, 0.3, 0.3]}\n"
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of every kind that verbs read, all of one small network, and ``other/``: the same of another network."""
+    here = tmp_path_factory.mktemp("good")
+    for folder, size, width in ((here, 16, 8), (here / "other", 20, 12)):
+        folder.mkdir(exist_ok=True)
+        shape = ("--input", f"1x3x{size}x{size}", "-o", f"width={width}")
+        data = f"task: {{data: synthetic, options: {{data_settings: {{size: {size}, classes: 10, train_size: 64, test_size: 16}}}}}}"
+        (folder / "config.yaml").write_text(CONFIG.replace(CONFIG.splitlines()[1], data).replace("width: 8", f"width: {width}"))
+        np.save(folder / "images.npy", np.random.default_rng(0).integers(0, 256, (12, size, size, 3), np.uint8))
+        (folder / "set.yaml").write_text(SET)
+        steps = [
+            ("trace", NET, *shape, "--out", folder / "graph.json"),
+            ("export", NET, *shape, "--out", folder / "dense.onnx"),
+            ("prune", NET, *shape, "--ratio", 0.5, "--align", 4, "--out", folder / "small.safetensors", "--plan", folder / "plan.json"),
+            ("prune", NET, *shape, "--ratio", 0, "--out", folder / "dense.safetensors"),
+            ("export", NET, *shape, "--weights", folder / "small.safetensors", "--out", folder / "small.onnx"),
+            ("table", "measure", folder / "dense.onnx", "--graph", folder / "graph.json", "--target", "null:fp32", "--db",
+             folder / "t.sqlite", "--points", 2, "--align", 4, "--rounds", 1, "--runs", 2),
+            ("table", "export", "--db", folder / "t.sqlite", "--out", folder / "t.json"),
+            ("build", folder / "dense.onnx", "--target", "onnxruntime:fp32", "--threads", 1, "--out", folder / "dense.engine"),
+            ("build", folder / "small.onnx", "--target", "onnxruntime:fp32", "--threads", 1, "--out", folder / "small.engine"),
+            ("calibrate", folder / "dense.onnx", "--data", folder / "set.yaml", "--threads", 1, "--out", folder / "ranges.json"),
+            ("quantize", folder / "dense.onnx", "--ranges", folder / "ranges.json", "--style", "tensorrt", "--out", folder / "int8.onnx"),
+            ("table", "probes", folder / "dense.onnx", "--graph", folder / "graph.json", "--points", 2, "--out", folder / "probes"),
+        ]  # fmt: skip
+        for step in steps:
+            done = pydeploy(*step)
+            assert done.returncode == 0, f"{step}\n{done.stderr}"
+        shutil.copytree(FOLDER / ("10.3" if folder == here else "8.6"), folder / "trt")
+        (folder / "run").mkdir()
+        sample().save(folder / "run" / "report.json")
+    return here
+
+
+# ---------------------------------------------------------------- what may be wrong
+
+HUGE = "9" * 30
+NUMBERS: Mapping[type, tuple[str, ...]] = {
+    int: ("", "x", "1.5", "-1", "0", "1e3", HUGE, "٣"),
+    float: ("", "x", "-1", "nan", "-inf", "1,5"),
+}
+ANY_TEXT = ("", "no such name", "ünï", "\udcff", "two\nlines", "[1", "x" * 3000, "../..")
+TEXTS: Mapping[str, tuple[str, ...]] = {
+    "model": ("resnet8", "pydeploy:", ":", "pydeploy:resnet9", "nosuch:net", "torchvision:resnet19", "none.py:make", "./:make", "a.b:c", "none.onnx"),
+    "input": ("0x3x8x8", "1x3x16", "1x5x16x16", "-1x3x16x16", "1x3x16x16.0", "1x3x99999999x99999999", f"1x3x{HUGE}x8", "1,3,8,8"),
+    "option": ("width", "=3", "width=", "width=0", "width=-1", "width=wide", "nope=3", "width=.inf", "width=2024-13-45", "width=&a [*a]"),
+    "target": ("onnxrt", "onnxruntime:", "onnxruntime:fp4", "onnxruntime:int8", ":fp32", "onnxruntime:fp32,fast", "openvino:bf16,a=b", "tensorrt:fp16",
+               "tensorrt:fp16,sparze", "null:fp32:fp16"),
+    "set_": ("a", "=1", "a=1", "train.epochs=-1", "train.epoch=1", "train=3", "train.epochs.deep=1", ".=1", "train.epochs=[", "model.name=x",
+             "task.name=x", "task.data=x", "model.options.width=0", "prune.budget=2", "target.backend=x", "quantize={}", "seed=-1"),
+    "float_ends": ("middle",), "trt": ("10", "7.2", "99.1", "10.3.0.1.2"), "tensorrt": ("10", "7.2", "11.0"), "trtexec": ("10", "7.2"),
+    "criterion": ("l3", "taylor"), "observer": ("entropi",), "style": ("onxruntime",), "dtype": ("fp16", "float32"),
+}  # fmt: skip
+CONTENTS: Mapping[str, bytes] = {
+    "empty": b"", "a picture": b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "not utf-8": b"caf\xe9: \xff\xfe\n", "json": b"{}", "a list": b"[1, 2]",
+    "yaml": b"a: {b: 1}\n", "a number": b"3", "null": b"null", "deep": b"[" * 3000, "zeros": bytes(5000), "utf-16": "source: x\n".encode("utf-16"),
+}  # fmt: skip
+
+
+def wrong_texts(one: Parameter) -> Iterator[tuple[str, str]]:
+    for text in (*TEXTS.get(one.name, ()), *ANY_TEXT):
+        yield repr(text[:40]), text
+
+
+def wrong_inputs(one: Parameter, valid: str | None, good: Path, scratch: Path) -> Iterator[tuple[str, str]]:
+    """Paths that a verb reads: none, a folder, other contents under the right name, the valid file damaged, another's."""
+    suffix = Path(valid or "file.yaml").suffix
+    (scratch / f"folder{suffix}").mkdir()
+    yield "missing", str(scratch / f"none{suffix}")
+    yield "nowhere", str(scratch / "none" / f"none{suffix}")
+    yield "an empty folder", str(scratch / f"folder{suffix}")
+    yield "no name", ""
+    yield "not utf-8 name", str(scratch / f"\udcff{suffix}")
+    yield "a long name", str(scratch / ("x" * 300 + suffix))
+    for name, content in CONTENTS.items():
+        path = scratch / f"{name}{suffix}"
+        path.write_bytes(content)
+        yield name, str(path)
+    for kind in sorted(p.name for p in good.iterdir()):
+        if kind not in (valid, "other"):
+            yield f"the good {kind}", str(good / kind)
+    if valid is None:
+        return
+    if (good / valid).is_file():
+        whole = (good / valid).read_bytes()
+        for name, content in {"half of it": whole[: len(whole) // 2], "garbled": whole[:200] + b"\xff\x00" + whole[202:], "twice": whole * 2}.items():
+            (scratch / f"{name}{suffix}").write_bytes(content)
+            yield name, str(scratch / f"{name}{suffix}")
+    yield f"another network's {valid}", str(good / "other" / valid)
+
+
+def wrong_outputs(valid: str, scratch: Path) -> Iterator[tuple[str, str]]:
+    (scratch / "a folder").mkdir()
+    (scratch / "a folder" / "kept").write_text("x")
+    (scratch / "file").write_text("x")
+    yield "a folder", str(scratch / "a folder")
+    yield "under a file", str(scratch / "file" / valid)
+    yield "in /proc", f"/proc/none/{valid}"
+    yield "no name", ""
+    yield "a long name", str(scratch / ("x" * 300) / valid)
+    if "." not in valid:
+        yield "a file", str(scratch / "file")
+    else:
+        yield "another ending", str(scratch / "out.xyz")
+
+
+def words(verb: str, given: Mapping[str, Any], good: Path, scratch: Path) -> list[str]:
+    """The command line of `verb`; names of good files and of outputs become paths."""
+    line = verb.split()
+    known = {one.name: one for one in parameters(VERBS[verb])}
+    for name, value in given.items():
+        text = str(value)
+        if isinstance(value, str) and value.startswith("@"):
+            text = str(scratch / "out" / value[1:])
+        elif isinstance(value, str) and value and (good / value).exists():
+            text = str(good / value)
+        line += [known[name].flag, text] if known[name].flag else [text]
+    return line
+
+
+def command(*line: str) -> Done:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "setrecursionlimit", lambda _: None)
+        return pydeploy(*line)
