@@ -16,14 +16,22 @@ from pydeploy.errors import ConfigError, DataError
 Parsed = TypeVar("Parsed")
 
 
+def check_writable(path: Path) -> None:
+    """`DataError` where a file can certainly not be written: to be asked before long work."""
+    if not path.name or path.is_dir():
+        raise DataError(f"cannot write {path}: it is a folder; give the name of a file")
+    above = next((folder for folder in path.parents if folder.exists()), Path())
+    if not above.is_dir():
+        raise DataError(f"cannot write {path}: {above} is not a folder; choose a writable folder")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path in the same folder that becomes `path` when the block ends without an error.
 
     Its name is chosen before the file exists, so that Ctrl-C at any moment leaves nothing behind.
     """
-    if not path.name:
-        raise DataError(f"cannot write '{path}': it is a folder; give the name of a file")
+    check_writable(path)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
     remedy = "choose a writable folder with free space"
     try:
@@ -71,7 +79,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is not readable JSON ({error}); it is truncated or another kind of file") from None
 
 
@@ -102,7 +110,7 @@ def read_yaml(path: Path, what: str, remedy: str) -> dict[str, Any]:
         data = Loader(Path(path).read_text(encoding="utf-8")).get_single_data()
     except FileNotFoundError:
         raise ConfigError(f"{what} {path} does not exist; {remedy}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{what} {path} is not readable YAML: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{what} {path} must hold a mapping, got {type(data).__name__}")

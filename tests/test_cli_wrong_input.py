@@ -127,7 +127,9 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder.mkdir(exist_ok=True)
         shape = ("--input", f"1x3x{size}x{size}", "-o", f"width={width}")
         data = f"task: {{data: synthetic, options: {{data_settings: {{size: {size}, classes: 10, train_size: 64, test_size: 16}}}}}}"
-        (folder / "config.yaml").write_text(CONFIG.replace(CONFIG.splitlines()[1], data).replace("width: 8", f"width: {width}"))
+        (folder / "config.yaml").write_text(
+            CONFIG.replace(CONFIG.splitlines()[1], data).replace("width: 8", f"width: {width}")
+        )
         np.save(folder / "images.npy", np.random.default_rng(0).integers(0, 256, (12, size, size, 3), np.uint8))
         (folder / "set.yaml").write_text(SET)
         steps = [
@@ -205,7 +207,11 @@ def wrong_inputs(one: Parameter, valid: str | None, good: Path, scratch: Path) -
         return
     if (good / valid).is_file():
         whole = (good / valid).read_bytes()
-        for name, content in {"half of it": whole[: len(whole) // 2], "garbled": whole[:200] + b"\xff\x00" + whole[202:], "twice": whole * 2}.items():
+        for name, content in {
+            "half of it": whole[: len(whole) // 2],
+            "garbled": whole[:200] + b"\xff\x00" + whole[202:],
+            "twice": whole * 2,
+        }.items():
             (scratch / f"{name}{suffix}").write_bytes(content)
             yield name, str(scratch / f"{name}{suffix}")
     yield f"another network's {valid}", str(good / "other" / valid)

@@ -144,7 +144,7 @@ class Engine:
 
 
 def _facts_path(path: Path) -> Path:
-    return path.with_name(path.name + ".json")
+    return Path(f"{path}.json")
 
 
 def open_backend(name: str, *, precision: str = "fp32", batch: int = 1, threads: int = 0, options: str = "") -> Backend:

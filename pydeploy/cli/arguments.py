@@ -41,7 +41,7 @@ def _options(texts: Sequence[str]) -> dict[str, Any]:
         raise ConfigError(f"model options are key=value, got {list(texts)}")
     try:
         return {key: yaml.safe_load(value) for key, _, value in pairs}
-    except (yaml.YAMLError, ValueError):  # ValueError: 2024-13-45, which looks like a date
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: 2024-13-45, which looks like a date
         raise ConfigError(f"a model option's value is not YAML, got {list(texts)}") from None
 
 

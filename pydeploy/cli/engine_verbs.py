@@ -34,7 +34,9 @@ def calibrate(
     config: Annotated[Optional[Path], typer.Option(help="Config whose task gives the samples.")] = None,
     threads: Threads = 0,
     cache: Annotated[Optional[Path], typer.Option(help="Also write a TensorRT calibration cache here.")] = None,
-    tensorrt: Annotated[str, typer.Option(help="Version of TensorRT that reads the cache.")] = "8.6.1",
+    tensorrt: Annotated[
+        Optional[str], typer.Option(help="For --cache: version of TensorRT that reads it [default: 8.6.1].")
+    ] = None,
 ) -> None:
     """Find the range of every tensor that INT8 needs, by running the calibration images. Goes on where it was stopped.
 
@@ -42,15 +44,23 @@ def calibrate(
     """
     from pydeploy.cli.console import Terminal
     from pydeploy.data.manifest import load_manifest
+    from pydeploy.errors import ConfigError
+    from pydeploy.files import check_writable
     from pydeploy.quant.calibrate import calibrate as observe
     from pydeploy.quant.implicit import cache_version, write_cache
     from pydeploy.run.config import load
     from pydeploy.run.job import open_task
     from pydeploy.tasks import samples
 
+    if tensorrt is not None and cache is None:
+        raise ConfigError("--tensorrt goes with --cache: it is the version that the calibration cache is written for")
+    version = tensorrt or "8.6.1"
+    for path in (out, cache):
+        if path is not None:
+            check_writable(path)
     manifest = load_manifest(data)
     if cache is not None:
-        cache_version(tensorrt)  # a wrong one is found before any work
+        cache_version(version)  # a wrong one is found before any work
     if config is not None:
         taken = samples.calibration_batches(open_task(load(config)), manifest)
         feeds: Iterable[Feeds] = samples.under(inputs_of(model), taken)
@@ -64,8 +74,8 @@ def calibrate(
     ranges.save(out)
     sys.stdout.write(f"{out}: {len(ranges.tensors)} tensors, {ranges.count} samples, observer {observer}\n")
     if cache is not None:
-        write_cache(ranges, cache, tensorrt)
-        sys.stdout.write(f"{cache}: calibration cache for TensorRT {tensorrt}\n")
+        write_cache(ranges, cache, version)
+        sys.stdout.write(f"{cache}: calibration cache for TensorRT {version}\n")
 
 
 def inputs_of(path: Path, *, quantised: bool = False) -> list[str]:

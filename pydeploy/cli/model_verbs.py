@@ -137,6 +137,8 @@ def _plan(graph: Graph, scores: Any, budget_us: float | None, table: Path | None
     if (budget_us is None) == (ratio is None):
         raise ConfigError("give either --budget-us with --table, or --ratio")
     if ratio is not None:
+        if table is not None:
+            raise ConfigError("--table goes with --budget-us; --ratio needs none")
         return uniform(graph, scores, ratio=ratio, align=align, min_width=min_width)
     if table is None:
         raise ConfigError("--budget-us needs --table: make one with 'pydeploy table measure'")

@@ -101,10 +101,9 @@ def finetune(
     from pydeploy.train.distill.logits import Teacher
 
     job = open_job(load(config, set_ or []), Terminal())
+    section, small, dense = job.config.finetune, model_of(job, model), model_of(job, teacher)
     out.mkdir(parents=True, exist_ok=True)
-    section = job.config.finetune
-    fit(job, model_of(job, model), section, out, teacher=Teacher(model_of(job, teacher)),
-        title="fine-tune", distill=section.distill)  # fmt: skip
+    fit(job, small, section, out, teacher=Teacher(dense), title="fine-tune", distill=section.distill)
     sys.stdout.write(f"{out / 'model.safetensors'}\n")
 
 

@@ -63,8 +63,9 @@ def gpu_check(
     from pydeploy.cli.gpu_check import check_all
     from pydeploy.run.config import load
 
+    settings = load(config, set_ or [])
     out.mkdir(parents=True, exist_ok=True)
-    checks = check_all(load(config, set_ or []), out, Terminal())
+    checks = check_all(settings, out, Terminal())
     words = {True: "pass", False: "FAIL", None: "skip"}
     width = max(len(check.name) for check in checks)
     for check in checks:

@@ -31,7 +31,7 @@ def read_source(path: Path, *, precision: str, batch: int, dynamic_batch: bool =
         onnx.checker.check_model(model)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
-    except (OSError, DecodeError, onnx.checker.ValidationError) as error:
+    except (OSError, ValueError, DecodeError, onnx.checker.ValidationError) as error:
         raise DataError(f"{path} is not a valid ONNX file ({_first_line(error)}); export the model again") from None
     for spec in input_specs(with_batch(model, batch) if dynamic_batch else model, path):
         if not spec.shape or spec.shape[0] != batch:

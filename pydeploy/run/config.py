@@ -170,5 +170,5 @@ def _override(data: dict[str, Any], text: str) -> None:
             raise ConfigError(f"--set {text}: '{section}' is a value, not a section")
     try:
         place[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"--set {text}: the value is not YAML: {error}") from None
