@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= runs
 SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.hpp)
 
-.PHONY: help setup demo demo-openvino data test lint types unit package sanitize sanitize-memory sanitize-threads trt-contract gpu-check bench figures format clean
+.PHONY: help setup demo demo-openvino data test lint types unit package floors sanitize sanitize-memory sanitize-threads trt-contract gpu-check bench figures format clean
 
 help:
 	@echo "make setup          prepare $(VENV) with everything below (a few minutes, mostly PyTorch)"
@@ -13,6 +13,7 @@ help:
 	@echo "make demo-openvino  the same for OpenVINO, with the dense model of 'make demo'"
 	@echo "make test           lint, types, all tests, a wheel in a clean environment (10 to 20 minutes)"
 	@echo "make bench          benchmarks with their baselines (keep the machine quiet)"
+	@echo "make floors         the tests that need no PyTorch, with the lowest versions that pyproject.toml states (2 minutes)"
 	@echo "make sanitize       the C++ core under AddressSanitizer, UBSan and ThreadSanitizer (4 to 6 minutes)"
 	@echo "make trt-contract   the TensorRT backend against the real bindings of six versions (no GPU needed)"
 	@echo "make gpu-check      on a machine with an NVIDIA GPU: everything that pydeploy promises there, as one table"
@@ -72,6 +73,11 @@ package: setup
 	@cd build/package && venv/bin/pydeploy trace pydeploy:resnet8 --input 1x3x32x32 > trace.txt && grep -q "groups prunable" trace.txt
 	@cd build/package && venv/bin/python -c "import pydeploy.graph, pydeploy._core as c; assert 'build/package' in pydeploy.graph.__file__ and 'build/package' in c.__file__"
 	@echo "package: $$(ls build/package/*.whl build/package/*.tar.gz | xargs -n1 basename | tr '\n' ' ')"
+
+# The lowest versions that pyproject.toml states, in an environment of their own (code 3: they cannot be had here).
+floors: setup
+	@echo "== floors: the lowest versions of the light dependencies"
+	@$(BIN)/python tests/floors.py
 
 sanitize: sanitize-memory sanitize-threads
 

@@ -110,7 +110,7 @@ def build(
     target: Annotated[str, typer.Option(help=TARGET_HELP)],
     out: Annotated[Path, typer.Option(help="Engine file; its facts go to <out>.json.")],
     batch: Annotated[
-        Optional[int], typer.Option(min=1, help=f"{EXAMPLE_HELP[:-1]} [default: that of --shape, or 1].")
+        Optional[int], typer.Option(min=1, max=1_000_000, help=f"{EXAMPLE_HELP[:-1]} [default: that of --shape, or 1].")
     ] = None,
     shape: Annotated[
         Optional[list[str]],
@@ -189,8 +189,8 @@ def _calibrated(backend: Backend, model: Path, out: Path, data: Path, config: Pa
 
 def measure(
     engine: Annotated[Path, typer.Argument(help="Engine file written by 'pydeploy build' or a run.")],
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of measurement.")] = 10,
-    runs: Annotated[int, typer.Option(min=1, help="Runs in a round.")] = 20,
+    rounds: Annotated[int, typer.Option(min=1, max=1_000_000, help="Rounds of measurement.")] = 10,
+    runs: Annotated[int, typer.Option(min=1, max=1_000_000, help="Runs in a round.")] = 20,
     onnx: Annotated[Optional[Path], typer.Option(help="Refuse the engine unless it was built from this file.")] = None,
     json: Json = False,
 ) -> None:
@@ -216,7 +216,7 @@ def measure(
 def compare(
     reference: Annotated[Path, typer.Argument(help="Engine file.")],
     other: Annotated[Path, typer.Argument(help="Engine file with the same inputs and outputs.")],
-    feeds: Annotated[int, typer.Option(min=1, help="Batches of inputs to compare on.")] = 8,
+    feeds: Annotated[int, typer.Option(min=1, max=1_000_000, help="Batches of inputs to compare on.")] = 8,
     config: Annotated[
         Optional[Path], typer.Option(help="Config whose task gives test images [default: random inputs].")
     ] = None,

@@ -77,8 +77,8 @@ def prune(
     ratio: Annotated[
         Optional[float], typer.Option(help="Share of channels to remove from every group, without a table.")
     ] = None,
-    align: Annotated[int, typer.Option(min=1, help="Width multiple for --ratio.")] = 8,
-    min_width: Annotated[int, typer.Option(min=1, help="Fewest channels a group may keep.")] = 1,
+    align: Annotated[int, typer.Option(min=1, max=1_000_000, help="Width multiple for --ratio.")] = 8,
+    min_width: Annotated[int, typer.Option(min=1, max=1_000_000, help="Fewest channels a group may keep.")] = 1,
     plan: Annotated[Optional[Path], typer.Option(help="Also write the plan here as JSON.")] = None,
 ) -> None:
     """Cut a model to a latency budget (with a table) or by a ratio (without).
@@ -86,10 +86,14 @@ def prune(
     Example: pydeploy prune torchvision:resnet18 --input 1x3x224x224 --table resnet18.sqlite --budget-us 6000 --out small.safetensors
     """
     from pydeploy.cli import arguments
+    from pydeploy.files import check_writable
     from pydeploy.prune.structure.trace import trace as find
     from pydeploy.prune.surgery.apply import apply
     from pydeploy.prune.surgery.save import save
 
+    for path in (out, plan):
+        if path is not None:
+            check_writable(path)
     net, example = arguments.dense_or_cut(model, option or [], weights), arguments.example(input or [])
     graph = find(net, example)
     scores = _scores(net, graph, criterion, config)
@@ -152,7 +156,7 @@ def export(
     input: Inputs = None,
     option: Options = None,
     weights: Weights = None,
-    batch: Annotated[int, typer.Option(min=1, help="Batch size of the file.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=1_000_000, help="Batch size of the file.")] = 1,
     input_name: Annotated[
         Optional[list[str]],
         typer.Option(help="Name of an input in the file; repeat for several [default: input, or the forward's own]."),

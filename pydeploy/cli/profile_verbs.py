@@ -39,7 +39,7 @@ def import_(
     device: Annotated[str, typer.Option(help="Name of the device, e.g. 'Jetson Orin Nano'.")],
     trt: Annotated[str, typer.Option(help="Version of TensorRT, e.g. 10.3.")],
     target: Annotated[str, typer.Option(help="tensorrt:PRECISION and options.")] = "tensorrt:fp16",
-    batch: Annotated[int, typer.Option(min=1, help="Batch size of the engine.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=1_000_000, help="Batch size of the engine.")] = 1,
     graph: Annotated[Optional[Path], typer.Option(help="Graph JSON: layers are then the model's operators.")] = None,
     out: Annotated[Optional[Path], typer.Option(help="Profile file (JSON) to write.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -26,7 +26,9 @@ def quantize(
     float_ends: Annotated[
         Optional[list[str]], typer.Option(help="first or last layer stays in float; repeatable.")
     ] = None,
-    min_channels: Annotated[Optional[int], typer.Option(min=1, help="Fewer channels stay in float; 1 = none.")] = None,
+    min_channels: Annotated[
+        Optional[int], typer.Option(min=1, max=1_000_000, help="Fewer channels stay in float; 1 = none.")
+    ] = None,
     processor: Annotated[
         Optional[str],
         typer.Option(help="Instruction sets of the processor that runs it, as in /proc/cpuinfo [default: this one's]."),

@@ -136,7 +136,7 @@ def import_(
     target: Annotated[
         str, typer.Option(help="For a folder or a list: BACKEND:PRECISION and options.")
     ] = "tensorrt:fp16",
-    batch: Annotated[int, typer.Option(min=1, help="For a list: batch size of the rows to take.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=1_000_000, help="For a list: batch size of the rows to take.")] = 1,
 ) -> None:
     """Add rows of an exported table, of what trtexec measured in a folder of probes, or of a list of convolutions.
 

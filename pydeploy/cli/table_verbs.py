@@ -46,17 +46,20 @@ def measure(
     graph: Annotated[Optional[Path], typer.Option(help="Graph JSON of an ONNX model ('pydeploy trace --out').")] = None,
     points: Annotated[int, typer.Option(min=2, max=31, help="Most widths measured for one group.")] = 7,
     align: Annotated[
-        Optional[int], typer.Option(min=1, help="Widths are multiples of this; else what suits the target.")
+        Optional[int],
+        typer.Option(min=1, max=1_000_000, help="Widths are multiples of this; else what suits the target."),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 1,
-    limit: Annotated[Optional[int], typer.Option(min=1, help="Most networks to build.")] = None,
+    batch: Annotated[int, typer.Option(min=1, max=1_000_000, help="Batch size.")] = 1,
+    limit: Annotated[Optional[int], typer.Option(min=1, max=1_000_000, help="Most networks to build.")] = None,
     threads: Annotated[int, typer.Option(min=0, max=1024, help="Threads; 0 = all cores this process may use.")] = 0,
-    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds, at least.")] = 6,
-    runs: Annotated[int, typer.Option(min=1, help="Runs in a round.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, max=1_000_000, help="Interleaved rounds, at least.")] = 6,
+    runs: Annotated[int, typer.Option(min=1, max=1_000_000, help="Runs in a round.")] = 5,
     refine: Annotated[
         int,
         typer.Option(
-            min=0, help="Further networks with widths around the edges of the stairs, one of them off the grid."
+            min=0,
+            max=1000,
+            help="Further networks with widths around the edges of the stairs, one of them off the grid.",
         ),
     ] = 0,
 ) -> None:
@@ -128,7 +131,7 @@ def _dense(
     model: str, inputs: list[str], options: list[str], graph: Path | None, batch: int, folder: ProbeFolder | None = None
 ) -> Iterator[tuple[Graph, Path]]:
     """Graph and ONNX file of the dense model; made from the model, or given as files (then torch is not needed)."""
-    from pydeploy.errors import ConfigError
+    from pydeploy.errors import ConfigError, DataError
     from pydeploy.graph import Graph
 
     if folder is not None:
@@ -139,6 +142,12 @@ def _dense(
             raise ConfigError(
                 "an ONNX model needs --graph with its structure: write it with 'pydeploy trace MODEL --out graph.json'"
             )
+        if inputs or options:
+            raise ConfigError(
+                f"{model} has its inputs and options in the file; --input and --option are for PyTorch models"
+            )
+        if not Path(model).is_file():
+            raise DataError(f"{model} does not exist; export it with 'pydeploy export'")
         yield Graph.load(graph), Path(model)
         return
     from pydeploy.cli import arguments
@@ -159,12 +168,15 @@ def probes(
     graph: Annotated[Optional[Path], typer.Option(help="Graph JSON of an ONNX model ('pydeploy trace --out').")] = None,
     points: Annotated[int, typer.Option(min=2, max=31, help="Most widths measured for one group.")] = 7,
     align: Annotated[
-        Optional[int], typer.Option(min=1, help="Widths are multiples of this; else what suits --target, or 8.")
+        Optional[int],
+        typer.Option(min=1, max=1_000_000, help="Widths are multiples of this; else what suits --target, or 8."),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=1_000_000, help="Batch size.")] = 1,
     trtexec: Annotated[str, typer.Option(help="Also write measure.sh for this version of TensorRT, e.g. 10.3.")] = "",
     target: Annotated[str, typer.Option(help=TARGET_HELP)] = "tensorrt:fp16",
-    limit: Annotated[Optional[int], typer.Option(min=1, help="For --trtexec: most networks to build.")] = None,
+    limit: Annotated[
+        Optional[int], typer.Option(min=1, max=1_000_000, help="For --trtexec: most networks to build.")
+    ] = None,
 ) -> None:
     """Write what a board needs to measure a table by itself: the network, its structure, the widths to try.
 
@@ -200,12 +212,12 @@ def verify(
     model: Annotated[str, typer.Argument(help=f"{MODEL_HELP[:-1]}; or MODEL.onnx together with --graph.")],
     target: Annotated[str, typer.Option(help=TARGET_HELP)],
     db: Database,
-    plans: Annotated[int, typer.Option(min=2, help="Random plans to build and measure.")] = 30,
+    plans: Annotated[int, typer.Option(min=2, max=1_000_000, help="Random plans to build and measure.")] = 30,
     seed: Annotated[int, typer.Option(help="Seed of the random plans.")] = 0,
     input: Annotated[Optional[list[str]], typer.Option("--input", help=INPUT_HELP)] = None,
     option: Annotated[Optional[list[str]], typer.Option("--option", "-o", help=OPTION_HELP)] = None,
     graph: Annotated[Optional[Path], typer.Option(help="Graph JSON of an ONNX model ('pydeploy trace --out').")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=1_000_000, help="Batch size.")] = 1,
     threads: Annotated[int, typer.Option(min=0, max=1024, help="Threads; 0 = all cores this process may use.")] = 0,
     isolated: Annotated[bool, typer.Option(help="Measure isolated layers as well, to compare with.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -222,7 +234,7 @@ def verify(
     backend, table = backend_named(target, batch=batch, threads=threads), Table.open(db)
     table.target.require(backend.target(), f"the latency table {db}")
     with (
-        _dense(model, input or _input_of(table), option or [], graph, batch) as (structure, onnx),
+        _dense(model, input or _input_of(table, model), option or [], graph, batch) as (structure, onnx),
         Terminal().bar("verify the latency table") as tick,
     ):
         found = check(structure, onnx, backend, table, plans=plans, seed=seed, isolated=isolated, progress=tick)
@@ -238,6 +250,6 @@ def verify(
     )
 
 
-def _input_of(table: Table) -> list[str]:
-    """The input shapes of the model that the table was made for."""
-    return [text for text in table.note("input").split() if text]
+def _input_of(table: Table, model: str) -> list[str]:
+    """The input shapes of the PyTorch model that the table was made for; an ONNX file has its own."""
+    return [] if model.endswith(".onnx") else table.note("input").split()

@@ -20,7 +20,7 @@ def trtexec_command(
     model: Annotated[Path, typer.Argument(help="ONNX file.")],
     target: Annotated[str, typer.Option(help="tensorrt:PRECISION and options.")] = "tensorrt:fp16",
     trt: Annotated[str, typer.Option(help="Version of TensorRT, e.g. 10.3; else that of the installed trtexec.")] = "",
-    batch: Annotated[int, typer.Option(min=1, help="Batch size, for a file with a dynamic batch.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=1_000_000, help="Batch size, for a file with a dynamic batch.")] = 1,
 ) -> None:
     """Print the trtexec command that builds and times a model as pydeploy does, for the installed version.
 

@@ -81,7 +81,8 @@ def quantize(
     graph = prepare(source)
     placement = plan(graph, rules, exclude=exclude, min_channels=min_channels, float_ends=float_ends)
     if not placement.nodes:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in placement.skipped.items())
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(placement.skipped.items())[:5])
+        reasons += f"; and {len(placement.skipped) - 5} more" if len(placement.skipped) > 5 else ""
         raise DataError(f"no layer of {onnx_path} can be int8 ({reasons or 'it has no layer with weights'})")
     _insert(_Editor(graph), placement, rules, ranges)
     save_graph(graph, source.model, Path(out))

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from pydeploy.backends.base import Feeds
 from pydeploy.data.manifest import Manifest
 from pydeploy.errors import ConfigError, nearest
-from pydeploy.tasks.contract import Task
+
+if TYPE_CHECKING:
+    from pydeploy.tasks.contract import Task
 
 
 def calibration_batches(task: Task, manifest: Manifest) -> Iterator[dict[str, NDArray[np.float32]]]:

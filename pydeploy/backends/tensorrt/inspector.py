@@ -73,7 +73,7 @@ def parse_layers(text: str) -> list[LayerInfo]:
     try:
         data = json.loads(text, strict=False)  # names may hold raw control characters
         layers = data["Layers"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"not the engine inspector's JSON ({error!r}); expected an object with 'Layers'") from None
     if not isinstance(layers, list):
         raise DataError("not the engine inspector's JSON: 'Layers' must be a list")

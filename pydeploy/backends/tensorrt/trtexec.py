@@ -170,7 +170,7 @@ def _load(path: Path, switch: str) -> Sequence[dict[str, Any]]:
     text = _text(path)
     try:
         rows = json.loads(_repaired(text), strict=False)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not readable as a file of trtexec {switch} ({error})") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path} is not a file of trtexec {switch}: expected a list of objects")
@@ -188,6 +188,6 @@ def _repaired(text: str) -> str:
     """`text` as JSON that Python reads: lone backslashes doubled, ``nan`` and ``inf`` (both say nothing) made NaN."""
     try:
         json.loads(text, strict=False)
-    except ValueError:
+    except (ValueError, RecursionError):
         return _BAD_ESCAPE.sub(r"\\\\", _BAD_NUMBER.sub(r"\1NaN", text))
     return text
