@@ -21,9 +21,9 @@ else:
 ROOT = Path(__file__).parent.parent
 PLACE = ROOT / "build" / "floors"
 PIP = ("-m", "pip", "--quiet", "--disable-pip-version-check")
-TESTS = ("config", "files", "resolve", "cli_light", "rundir", "report_page", "report_schema", "report_charts", "latency_table",
-         "latency_probe", "quant_calibrate", "quant_lint", "quant_observe", "latency_foreign", "quant_images", "profile", "solve", "backends",
-         "tensorrt_verbs", "tensorrt_trtexec", "timing")  # fmt: skip
+TESTS = ("files", "resolve", "cli_light", "rundir", "report_page", "report_schema", "report_charts", "latency_table",
+         "latency_probe", "quant_calibrate", "quant_lint", "quant_observe", "latency_foreign", "quant_images", "profile", "solve",
+         "backends", "tensorrt_verbs", "tensorrt_trtexec", "timing")  # fmt: skip
 
 
 def floors() -> list[str]:

@@ -14,7 +14,8 @@ import pytest
 TARGET_SIDE = ["backends.base", "backends.null", "backends.onnxruntime", "backends.tensorrt.backend",
                "backends.tensorrt.checkup", "backends.tensorrt.trtexec", "timing.rounds", "profiling.compare_outputs",
                "latency.board", "latency.probes.measure", "latency.table.table", "profiling.profile", "quant.calibrate",
-               "quant.qdq", "report", "planning.solve"]  # fmt: skip
+               "quant.qdq", "report", "planning.solve",
+               "tasks.samples"]  # fmt: skip
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
