@@ -116,11 +116,11 @@ gpu-check: setup data
 bench: setup
 	@$(BIN)/python -m pytest bench --benchmark-enable --benchmark-autosave --benchmark-group-by=group --benchmark-columns=median,iqr,rounds
 
-# The pictures and numbers of the README, from the last demo.
+# The pictures and numbers of the README, from the last demo; without one, those that are there are rendered again.
 figures:
 	@mkdir -p docs/demo docs/openvino
 	@for run in demo openvino; do if [ -f $(OUT)/$$run/report.json ]; then cp $(OUT)/$$run/*.svg $(OUT)/$$run/report.md $(OUT)/$$run/report.json docs/$$run/; fi; done
-	@ls docs/demo docs/openvino
+	@for run in demo openvino; do $(BIN)/pydeploy report docs/$$run && rm docs/$$run/report.html; done
 
 format: setup
 	@$(BIN)/ruff format --quiet . && $(BIN)/ruff check --fix --quiet . && $(BIN)/clang-format -i $(SOURCES)

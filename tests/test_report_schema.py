@@ -60,7 +60,9 @@ def test_the_json_has_the_promised_names() -> None:
     assert data["target"] == CPU.to_json()
     assert Target.from_json(data["target"]).fingerprint == CPU.fingerprint
     for name in ("dense", "pruned", "quantized"):
-        assert {"median", "p10", "p90", "n", "disturbed", "turns"} == set(data["models"][name]["latency_us"])
+        assert {"median", "p10", "p90", "n", "disturbed", "turns", "interval"} == set(
+            data["models"][name]["latency_us"]
+        )
         assert {"accuracy", "accuracy_n", "params", "macs", "bytes", "precision", "target"} < set(data["models"][name])
     assert {"predicted_us", "measured_us", "met"} < set(data["rounds"][0])
     assert list(data["seconds"]) == ["train", "trace", "table", "solve", "finetune", "profile"]
@@ -173,7 +175,8 @@ def test_a_recommendation_needs_its_engine() -> None:
 def test_latency_states_what_the_timing_states(samples: list[float], disturbed: bool) -> None:
     timing = Timing.of(samples, disturbed=disturbed)
     found = Latency.of(timing)
-    assert found == Latency(timing.median_us, timing.p10_us, timing.p90_us, len(samples), disturbed)
+    assert found == Latency(timing.median_us, timing.p10_us, timing.p90_us, len(samples), disturbed,
+                            interval=timing.interval)  # fmt: skip
 
 
 def test_prediction_error_is_that_of_the_last_round() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pydeploy.report import headline, recommend
 from pydeploy.report.verdict import NOTICEABLE, speedup
+from pydeploy.timing.ratio import Ratio
 from report_factory import CPU, latency, model, models, sample
 
 
@@ -118,4 +119,4 @@ def test_headline_of_an_analytic_target_says_so() -> None:
     ids=["faster", "slower", "equal"],
 )
 def test_speedup(before: float, after: float, said: str) -> None:
-    assert speedup(before, after) == said
+    assert speedup(Ratio(after / before)) == said

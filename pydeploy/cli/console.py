@@ -96,6 +96,8 @@ def show_profile(found: Profile) -> None:
     for flag, meaning in FLAGS.items():
         if found.condition.get(flag):
             sys.stdout.write(f"warning: {meaning}\n")
+    if said := disturbance(found):
+        sys.stdout.write(f"DISTURBED: {said}; measure again when nothing else runs\n")
     sys.stdout.write(f"layers: {_sum(found)}\n\n")
     header: tuple[str, ...] = ("layer", "median_us", "p10_us", "p90_us", "n")
     rows: list[tuple[Any, ...]] = [
@@ -105,6 +107,13 @@ def show_profile(found: Profile) -> None:
         header = (*header, "channels_padded_to")
         rows = [(*row, multiples(found.padding.get(row[0], (0, 0)))) for row in rows]
     show_table(header, rows)
+
+
+def disturbance(found: Profile) -> str:
+    """What other load disturbed of a measured engine; '' where nothing."""
+    loud = [f"{found.disturbed_layers} of {len(found.layers)} layers"] if found.disturbed_layers else []
+    parts = [*(["the whole network"] if found.whole.disturbed else []), *loud]
+    return f"other load disturbed {' and '.join(parts)}" if parts else ""
 
 
 def _sum(found: Profile) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pydeploy.cli.console import Terminal
     from pydeploy.graph import Graph
     from pydeploy.latency.board import ProbeFolder
+    from pydeploy.latency.check.verify import Verification
     from pydeploy.latency.probes.design import Grid
     from pydeploy.latency.table.table import Table
 
@@ -247,6 +248,18 @@ def verify(
     show_table(
         ("prediction by", "median_error", "p95_error", "spearman", "n"),
         [(name, f"{e.median_error:.2%}", f"{e.p95_error:.2%}", f"{e.spearman:.3f}", e.n) for name, e in rows if e],
+    )
+    sys.stdout.write(_disturbance(found))
+
+
+def _disturbance(found: Verification) -> str:
+    """What other load disturbed, as a last line; '' where nothing."""
+    if not found.disturbed and not found.isolated_disturbed:
+        return ""
+    return (
+        f"DISTURBED: other load, or another speed than the table's, disturbed {found.disturbed} of {len(found.pairs)} plans and "
+        f"{found.isolated_disturbed} of {found.isolated_layers} isolated layers, so these errors prove little; verify again "
+        "when nothing else runs\n"
     )
 
 

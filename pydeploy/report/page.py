@@ -17,7 +17,7 @@ from pydeploy.report.charts import all_charts
 from pydeploy.report.schema import Report
 from pydeploy.report.svg import Drawing
 from pydeploy.report.tables import Grid, all_tables
-from pydeploy.report.verdict import headline, milliseconds, ms_places, shown_model, speedup
+from pydeploy.report.verdict import doubtful, headline, milliseconds, ms_places, shown_model, speedup
 
 CHART_FILES = ("pareto.svg", "rounds.svg", "widths.svg", "layers.svg")
 """Charts written beside the report, each where the report has data for it."""
@@ -67,7 +67,7 @@ def tiles(report: Report) -> list[tuple[str, str, str]]:
     result = report.models.present[name]
     places = ms_places(dense.latency_us.median, result.latency_us.median)
     change = 100 * (result.accuracy - dense.accuracy)
-    ratio, _, direction = speedup(dense.latency_us.median, result.latency_us.median).partition(" ")
+    ratio, _, direction = speedup(result.latency_us.ratio_to(dense.latency_us)).partition(" ")
     kind = "Latency" if report.target.measured else "Latency (analytic, NOT measured)"
     before = f"dense {milliseconds(dense.latency_us.median, places)} ms"
     shown = [
@@ -114,6 +114,7 @@ def _context(report: Report) -> dict[str, Any]:
         "headline": headline(report),
         "tables": all_tables(report),
         "config": json.dumps(report.config, indent=2, ensure_ascii=False, default=str),
+        "verdict": "disturbed" if doubtful(report) else "met" if report.met else "missed",
         "analytic": not report.target.measured,
     }
 

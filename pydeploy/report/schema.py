@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 
 from pydeploy.errors import DataError
 from pydeploy.files import read_json, write_json
-from pydeploy.timing.ratio import Ratio, ratio
+from pydeploy.timing.ratio import Ratio, of_limit, ratio
 from pydeploy.timing.records import Target, Timing, Turn
 
 SCHEMA = 1
@@ -48,16 +48,27 @@ class Latency:
     disturbed: bool = False
     turns: tuple[Turn, ...] = ()
     """What each round of the final comparison says, by which engines are divided (`ratio_to`); empty in older reports."""
+    interval: Annotated[float, Field(ge=0)] | None = None
+    """Half the width of the median's 95 % confidence interval, relative to the median; None in older reports."""
 
     @classmethod
     def of(cls, timing: Timing) -> Latency:
         """The report's form of a `Timing`."""
-        return cls(timing.median_us, timing.p10_us, timing.p90_us, timing.n, timing.disturbed, timing.turns)
+        return cls(timing.median_us, timing.p10_us, timing.p90_us, timing.n, timing.disturbed, timing.turns,
+                   timing.interval)  # fmt: skip
 
     def ratio_to(self, other: Latency) -> Ratio:
         """How many times as long as `other`, by the rounds of the final comparison."""
-        mine, theirs = (Timing(x.n, x.median, x.p10, x.p90, x.disturbed, turns=x.turns) for x in (self, other))
-        return ratio(mine, theirs)
+        return ratio(self._timing, other._timing)
+
+    def share_of(self, limit_us: float) -> Ratio:
+        """The share of a latency that was not measured; without an interval where the report holds none."""
+        taken = of_limit(self._timing, limit_us)
+        return taken if self.interval is not None else replace(taken, low=None, high=None, rounds=0)
+
+    @property
+    def _timing(self) -> Timing:
+        return Timing(self.n, self.median, self.p10, self.p90, self.disturbed, self.interval or 0.0, turns=self.turns)
 
     @model_validator(mode="after")
     def _ordered(self) -> Latency:
@@ -210,9 +221,12 @@ class Report:
     model: str
     target: Annotated[Target, BeforeValidator(_all_facts)]
     budget_us: Annotated[float, Field(gt=0)]
+    budget_share: Annotated[float, Field(gt=0)] | None = None
+    """The budget as a share of the dense engine's latency; None where it was asked for in microseconds, and in older reports."""
     dense_us: Annotated[float, Field(gt=0)]
     """Median of the dense engine when the budget was set; `models.dense` is timed beside the final engines."""
     met: bool
+    """Whether `used` of the pruned engine is at most 1."""
     models: Models
     recommendation: Recommendation
     candidates: tuple[Candidate, ...] = ()
@@ -232,6 +246,24 @@ class Report:
         if self.recommendation.model not in self.models.present:
             raise ValueError(f"recommends '{self.recommendation.model}', which the report has no measurement of")
         return self
+
+    @model_validator(mode="after")
+    def _met_by_its_rounds(self) -> Report:
+        used = self.used(self.models.pruned)
+        if used.rounds and self.met != (used.value <= 1):
+            raise ValueError(f"'met' is {self.met}, but the pruned engine takes {used.value:.6g} of the budget")
+        return self
+
+    def used(self, result: ModelResult) -> Ratio:
+        """The share of the budget that an engine takes: the one rule by which a budget is met, in every rendering."""
+        if self.budget_share is None:
+            return result.latency_us.share_of(self.budget_us)
+        return result.latency_us.ratio_to(self.models.dense.latency_us).scaled(1 / self.budget_share)
+
+    def within(self, result: ModelResult) -> bool:
+        """Whether an engine takes at most the budget; of older reports, which hold no rounds, `met` is what the rounds said."""
+        used = self.used(result)
+        return self.met if result is self.models.pruned and not used.rounds else used.value <= 1
 
     @property
     def prediction_error(self) -> float | None:

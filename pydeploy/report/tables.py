@@ -57,8 +57,9 @@ def engines(report: Report) -> Grid:
         row(f"p10 to p90, ms{basis}", lambda m: _spread(m.latency_us, places)),
         row("timed runs", lambda m: f"{m.latency_us.n}"),
         row("share of dense", lambda m: NONE if m is dense else _share(m.latency_us.ratio_to(dense.latency_us))),
-        row("against dense", lambda m: NONE if m is dense else speedup(dense.latency_us.median, m.latency_us.median)),
-        row("within budget", lambda m: "yes" if m.latency_us.median <= report.budget_us else "no"),
+        row("against dense", lambda m: NONE if m is dense else speedup(m.latency_us.ratio_to(dense.latency_us))),
+        row("share of budget", lambda m: _share(report.used(m))),
+        row("within budget", lambda m: _met(report.within(m), report.used(m).disturbed)),
         row(f"{report.metric}, %", lambda m: f"{100 * m.accuracy:.2f}"),
         row("95 % interval", _sampled),
         row("change, points", lambda m: NONE if m is dense else f"{100 * (m.accuracy - dense.accuracy):+.2f}"),
@@ -71,7 +72,7 @@ def engines(report: Report) -> Grid:
     ]
     chosen = report.recommendation.model
     heads = [f"{name}{' (recommended)' if name == chosen else ''}>" for name in present]
-    return _grid(["", *heads], rows, strong=(1, 7))
+    return _grid(["", *heads], rows, strong=(1, 8))
 
 
 def measured_points(report: Report) -> Grid:
@@ -105,13 +106,20 @@ def rounds(report: Report) -> Grid:
     """Prediction and measurement of every plan of every round."""
     values = [v for r in report.rounds for v in (r.predicted_us, r.measured_us)]
     places = ms_places(*values) if values else 3
+    limits = any(item.limit_us for item in report.rounds)  # older reports hold none
     rows = []
     for item in report.rounds:
         kept = NONE if item.widths is None else f"{sum(item.widths.values())}"
         times = milliseconds(item.predicted_us, places), milliseconds(item.measured_us, places)
-        rows.append((f"{item.number}", *times, f"{100 * item.error:+.1f} %", _met(item.met, item.disturbed), kept))
+        budget = (NONE, NONE)
+        if item.limit_us:
+            budget = milliseconds(item.limit_us, places), f"{item.measured_us / item.limit_us:.3f}"
+        rows.append((f"{item.number}", *times, *(budget if limits else ()), f"{100 * item.error:+.1f} %",
+                     _met(item.met, item.disturbed), kept))  # fmt: skip
     how = "measured" if report.target.measured else "analytic, not measured"
-    return _grid(["round>", "predicted, ms>", f"{how}, ms>", "error>", "budget met", "channels kept>"], rows)
+    budgets = ["budget then, ms>", "share of it>"] if limits else []
+    heads = ["round>", "predicted, ms>", f"{how}, ms>", *budgets, "error>", "budget met", "channels kept>"]
+    return _grid(heads, rows)
 
 
 def layers(report: Report) -> Grid:

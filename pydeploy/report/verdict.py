@@ -7,6 +7,7 @@ quantized, mixed) has to be at least `NOTICEABLE` faster than the less changed e
 from __future__ import annotations
 
 from pydeploy.report.schema import EngineName, ModelResult, Models, Recommendation, Report
+from pydeploy.timing.ratio import Ratio
 
 NOTICEABLE = 0.02
 """Relative differences in latency below this are treated as none; two builds of one network differ by as much."""
@@ -33,7 +34,8 @@ def recommend(models: Models, *, limit_points: float = 1.0, measured: bool = Tru
             chosen = name
     best = models.present[chosen]
     facts = [_claim(chosen, best, models.dense, limit_points), *remarks]
-    disturbed = [name for name, result in models.present.items() if result.latency_us.disturbed]
+    disturbed = [name for name, result in models.present.items()
+                 if result.latency_us.disturbed or result.latency_us.ratio_to(models.dense.latency_us).disturbed]  # fmt: skip
     if disturbed:
         facts.append(f"other load disturbed the measurement of {' and '.join(disturbed)}, so measure again")
     if not measured:
@@ -42,21 +44,50 @@ def recommend(models: Models, *, limit_points: float = 1.0, measured: bool = Tru
 
 
 def headline(report: Report) -> str:
-    """One line: the budget, whether it was met, by what, how much faster, at which accuracy."""
+    """One line: the budget, whether it was met, by what, how much faster and how sure that is, at which accuracy."""
     name, dense = shown_model(report), report.models.dense
     result = report.models.present[name]
     median = result.latency_us.median
     places = ms_places(report.budget_us, median)
     how = "measured" if report.target.measured else "analytic, NOT measured"
-    met = "met" if report.met else f"missed by {100 * (median / report.budget_us - 1):.1f} %"
-    if not report.met and median <= report.budget_us:  # `report.met` speaks of the pruned engine
-        pruned = milliseconds(report.models.pruned.latency_us.median, places)
-        met = f"missed by the pruned engine ({pruned} ms), met by the {name} one"
+    taken = result.latency_us.ratio_to(dense.latency_us)
     return (
-        f"Budget {milliseconds(report.budget_us, places)} ms: {met}, {milliseconds(median, places)} ms {how} "
-        f"({speedup(dense.latency_us.median, median)}), {report.metric} {100 * result.accuracy:.2f} % "
+        f"Budget {milliseconds(report.budget_us, places)} ms: {_met(report, name, places)}, {milliseconds(median, places)} "
+        f"ms {how} ({speedup(taken)}{_share_used(report.used(result))}), {report.metric} {100 * result.accuracy:.2f} % "
         f"(dense {100 * dense.accuracy:.2f} %)"
     )
+
+
+def _met(report: Report, name: EngineName, places: int) -> str:
+    """Whether the engine `name` is within the budget, and the pruned one where that differs; by `Report.within` alone."""
+    shown, pruned = report.models.present[name], report.models.pruned
+    within = report.within(shown)
+    missed = "missed" if within else f"missed by {_excess(report.used(shown))}"
+    if within == report.within(pruned):
+        said = "met" if within else missed
+    elif within:
+        said = (
+            f"missed by the pruned engine ({milliseconds(pruned.latency_us.median, places)} ms), met by the {name} one"
+        )
+    else:
+        said = f"met by the pruned engine ({milliseconds(pruned.latency_us.median, places)} ms), {missed} by the {name} one"
+    return f"{said} (DISTURBED by other load, which proves nothing)" if doubtful(report) else said
+
+
+def doubtful(report: Report) -> bool:
+    """Whether what the headline says of the budget rests on disturbed rounds."""
+    shown = report.models.present[shown_model(report)]
+    return report.used(shown).disturbed or report.used(report.models.pruned).disturbed
+
+
+def _excess(used: Ratio) -> str:
+    over = 100 * (used.value - 1)
+    return "less than 0.1 %" if over < 0.1 else f"{over:.1f} %"
+
+
+def _share_used(used: Ratio) -> str:
+    """What is known of a share of the budget by rounds; older reports hold none."""
+    return f"; {used.value:.3f} of the budget, {used.interval}" if used.rounds else ""
 
 
 def shown_model(report: Report) -> EngineName:
@@ -64,12 +95,15 @@ def shown_model(report: Report) -> EngineName:
     return "pruned" if report.recommendation.model == "dense" else report.recommendation.model
 
 
-def speedup(before_us: float, after_us: float) -> str:
-    """``2.11x faster``, ``1.05x slower`` or ``1.00x as fast``."""
-    ratio = before_us / after_us
-    if round(max(ratio, 1 / ratio), 2) == 1:
+def speedup(taken: Ratio) -> str:
+    """``2.11x faster``, ``1.05x slower``, or ``1.03x as fast`` where the interval holds both or other load disturbed it."""
+    times = 1 / taken.value
+    if round(max(times, taken.value), 2) == 1:
         return "1.00x as fast"
-    return f"{ratio:.2f}x faster" if ratio > 1 else f"{1 / ratio:.2f}x slower"
+    unsure = taken.low is not None and taken.high is not None and taken.low <= 1 <= taken.high
+    if taken.disturbed or unsure:
+        return f"{times:.2f}x as fast"
+    return f"{times:.2f}x faster" if times > 1 else f"{taken.value:.2f}x slower"
 
 
 def ms_places(*values_us: float) -> int:
@@ -99,9 +133,12 @@ def _named(name: str, result: ModelResult) -> str:
 
 
 def _not_faster(name: str, result: ModelResult, chosen: str, best: ModelResult) -> str:
-    ratio = speedup(best.latency_us.median, result.latency_us.median)
-    small = f"; differences below {NOTICEABLE:.0%} count as none" if "faster" in ratio else ""
-    return f"{_named(name, result)} is not faster than {_named(chosen, best)} ({ratio}{small})"
+    taken = result.latency_us.ratio_to(best.latency_us)
+    pair, said = (_named(name, result), _named(chosen, best)), speedup(taken)
+    if taken.value < 1 - NOTICEABLE:  # so its interval reaches beyond 1
+        return f"{pair[0]} is not shown to be faster than {pair[1]} ({said}; share {taken})"
+    small = f"; differences below {NOTICEABLE:.0%} count as none" if "faster" in said else ""
+    return f"{pair[0]} is not faster than {pair[1]} ({said}{small})"
 
 
 def _claim(name: str, result: ModelResult, dense: ModelResult, limit_points: float) -> str:
@@ -110,7 +147,7 @@ def _claim(name: str, result: ModelResult, dense: ModelResult, limit_points: flo
     change = -_lost_points(dense, result)
     return (
         f"{result.precision} at {milliseconds(result.latency_us.median, 3)} ms is the fastest engine within "
-        f"{_points(limit_points)} of dense: {speedup(dense.latency_us.median, result.latency_us.median)}, "
+        f"{_points(limit_points)} of dense: {speedup(result.latency_us.ratio_to(dense.latency_us))}, "
         f"{change:+.2f} points"
     )
 

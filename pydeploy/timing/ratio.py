@@ -84,6 +84,12 @@ def ratio(ours: Timing, theirs: Timing) -> Ratio:
     return replace(found, disturbed=disturbed or len(used) > len(calm))
 
 
+def of_limit(ours: Timing, limit_us: float) -> Ratio:
+    """The share that an engine takes of a latency that was not measured, by its median and the median's interval."""
+    low, high = (ours.median_us * (1 + side * ours.interval) for side in (-1, 1))
+    return Ratio(ours.median_us, low, high, len(ours.turns), ours.disturbed).scaled(1 / limit_us)
+
+
 def of_rounds(ratios: Sequence[float]) -> Ratio:
     """The median of per-round ratios and its interval by order statistics, which asks nothing of their distribution.
 

@@ -198,6 +198,11 @@ class Profile:
     parts: Mapping[str, int] = field(default_factory=dict)
     """How many of the runtime's layers, in-place ones left out, each of `layers` sums up; one where it is not told."""
 
+    @property
+    def disturbed_layers(self) -> int:
+        """How many layers were never read without other load."""
+        return sum(timing.disturbed for timing in self.layers.values())
+
     def scaled(self, factor: float) -> Profile:
         """The profile as it would be on a computer that takes `factor` times as long for everything."""
         layers = {name: timing.scaled(factor) for name, timing in self.layers.items()}

@@ -17,34 +17,39 @@ from pydeploy.backends.base import Backend
 from pydeploy.graph import Graph, Op, OpKey, Widths
 from pydeploy.latency.probes.quantized import int8_transform, needs_pairs
 from pydeploy.profiling.profile import random_feeds
-from pydeploy.timing.reference import Pace
+from pydeploy.timing.reference import Pace, Unit
+from pydeploy.timing.rounds import Watch
 
 RUNS = 10
 OPSET = 17
 
 
 def isolated_us(
-    graph: Graph, plans: Iterable[Widths], backend: Backend, folder: Path, pace: Pace
-) -> Mapping[OpKey, float]:
+    graph: Graph, plans: Iterable[Widths], backend: Backend, folder: Path, pace: Pace, watch: Watch
+) -> tuple[Mapping[OpKey, float], frozenset[OpKey]]:
     """Median latency in microseconds of every layer of `plans` as a network of its own, after a warm-up.
 
-    The reference of `pace` is read between the layers, and each layer's time is scaled to its level.
+    The reference of `pace` is read between the layers, and each layer's time is scaled to its level. Beside the times
+    stand the layers during which others had the cores or the reference was away from its level.
     """
     layers: dict[OpKey, Op] = {}
     for plan in plans:
         full = {**graph.widths, **plan}
         layers.update({op.key(full): op for op in graph.ops})
     found: dict[OpKey, float] = {}
+    loud: set[OpKey] = set()
     before_us = pace.read()
     for key, op in layers.items():
-        taken_us = _time(key, op, graph, backend, folder)
-        after_us = pace.read()
-        found[key] = taken_us * pace.level_us / ((before_us + after_us) / 2.0)
-        before_us = after_us
-    return found
+        taken_us, contended = _time(key, op, graph, backend, folder, watch)
+        unit = Unit(taken_us, before_us, pace.read(), contended=contended)
+        found[key] = taken_us * pace.level_us / unit.reference_us
+        loud |= set() if pace.counts(unit) else {key}
+        before_us = unit.after_us
+    return found, frozenset(loud)
 
 
-def _time(key: OpKey, op: Op, graph: Graph, backend: Backend, folder: Path) -> float:
+def _time(key: OpKey, op: Op, graph: Graph, backend: Backend, folder: Path, watch: Watch) -> tuple[float, bool]:
+    """The layer's latency, and whether others had the cores while it was timed (building it takes all of them)."""
     source = folder / "layer.onnx"
     onnx.save(_model(key, op, graph, backend.batch), source)
     if needs_pairs(backend):
@@ -52,7 +57,9 @@ def _time(key: OpKey, op: Op, graph: Graph, backend: Backend, folder: Path) -> f
     with backend.open(backend.build(source, folder / "layer.engine")) as session:
         feeds = random_feeds(session.inputs)
         session.time(feeds, 2)
-        return float(np.median(session.time(feeds, RUNS)))
+        watch.start()
+        taken_us = float(np.median(session.time(feeds, RUNS)))
+        return taken_us, watch.stop().contended
 
 
 def _model(key: OpKey, op: Op, graph: Graph, batch: int) -> onnx.ModelProto:

@@ -74,9 +74,18 @@ class Verification:
     isolated_dense_us: float | None
     """Sum of the dense network's isolated layers."""
     seconds: float
+    isolated_layers: int = 0
+    isolated_disturbed: int = 0
+    """How many of the isolated layers were timed beside other load."""
+
+    @property
+    def disturbed(self) -> int:
+        """Plans of which a build was measured under other load only, or at another speed than the table's networks."""
+        return sum(pair.disturbed for pair in self.pairs)
 
     def to_json(self) -> dict[str, Any]:
-        return {"schema": 1, **asdict(self.table), "floor": asdict(self.floor), "macs": asdict(self.macs),
+        return {"schema": 1, **asdict(self.table), "disturbed": self.disturbed, "isolated_layers": self.isolated_layers,
+                "isolated_disturbed": self.isolated_disturbed, "floor": asdict(self.floor), "macs": asdict(self.macs),
                 "isolated": None if self.isolated is None else asdict(self.isolated), "dense_us": self.dense_us,
                 "isolated_dense_us": self.isolated_dense_us, "seconds": self.seconds,
                 "pairs": [asdict(pair) for pair in self.pairs]}  # fmt: skip
@@ -152,14 +161,16 @@ def verify(
         store.turn(table.path),
     ):
         times = _measure(lab, chosen, _anchors(graph, table, seed), table.reference_us(graph), progress)
-        lone = isolated_us(graph, [{}, *chosen], backend, lab.folder, lab.pace) if isolated else None
+        none = None, frozenset[OpKey]()
+        lone, loud = isolated_us(graph, [{}, *chosen], backend, lab.folder, lab.pace, lab.watch) if isolated else none
     alone = [None if lone is None else _sum(graph, plan, lone) for plan in [{}, *chosen]]
     pairs = tuple(
         Pair(plan, us, (first.median_us + second.median_us) / 2, (first.median_us, second.median_us), first.interval,
              first.disturbed or second.disturbed, lonely, graph.macs(plan))
         for plan, us, (first, second), lonely in zip(chosen, predicted, times, alone[1:], strict=True)
     )  # fmt: skip
-    return judged(graph, table, pairs, alone[0], time.monotonic() - began)
+    found = judged(graph, table, pairs, alone[0], time.monotonic() - began)
+    return replace(found, isolated_layers=len(lone or ()), isolated_disturbed=len(loud))
 
 
 def judged(

@@ -113,7 +113,7 @@ def _report(job: Job, at: Artefacts, seconds: dict[str, float], command: str) ->
     return Report(
         pydeploy_version=__version__, created=datetime.now(timezone.utc).isoformat(timespec="seconds"), command=command,
         config=read_json(at.config), seed=config.seed, task=job.task.name, metric=job.task.metric, model=config.model.name,
-        target=target, budget_us=budget_us, dense_us=dense_us,
+        target=target, budget_us=budget_us, budget_share=config.prune.budget, dense_us=dense_us,
         met=Budget(config.prune.budget, config.prune.budget_us).used(times["pruned"], times["dense"]).value <= 1.0,
         models=models,
         recommendation=recommend(models, limit_points=max(0.0, round(config.compare.limit - lost, 6)), measured=target.measured),

@@ -12,7 +12,7 @@ from pydeploy.errors import DataError
 from pydeploy.files import read_json, write_json
 from pydeploy.graph import Plan
 from pydeploy.planning.next_plans import Tried
-from pydeploy.timing.ratio import Ratio, ratio
+from pydeploy.timing.ratio import Ratio, of_limit, ratio
 from pydeploy.timing.records import Profile, Timing
 
 
@@ -35,8 +35,7 @@ class Budget:
         """The share of the budget that a plan takes that was timed in turns with the dense engine."""
         if self.absolute_us is None:
             return ratio(plan, dense).scaled(1 / (self.share or 1.0))
-        low, high = (plan.median_us * (1 + side * plan.interval) for side in (-1, 1))
-        return Ratio(plan.median_us, low, high, len(plan.turns), plan.disturbed).scaled(1 / self.absolute_us)
+        return of_limit(plan, self.absolute_us)
 
     def __str__(self) -> str:
         """As the user asked for it."""

@@ -182,6 +182,8 @@ class _Bench:
             self.job.console.say(f"the dense engine takes {now_us:.0f} us now, {self.level_us:.0f} us while the table was "
                                  "measured: layers are scaled by what its own layers take now")  # fmt: skip
             inside = layer_profile(self.job, self.dense, self.graph)
+            if loud := inside.disturbed_layers:
+                self.job.console.say(f"other load disturbed {loud} of these {len(inside.layers)} layers")
             self.table = self.table.at_speed(self.graph, inside.scaled(now_us / inside.whole.median_us))
             self.level_us = now_us
 
