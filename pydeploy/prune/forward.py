@@ -26,24 +26,31 @@ def arguments(example: Tensor | Inputs) -> Inputs:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every module's own mode after, and its tensors where its class does more than switch modes, as some
+    """Eval mode inside, see `in_mode`."""
+    with in_mode(model, training=False):
+        yield
+
+
+@contextmanager
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """One mode inside; every module's own mode after, and its tensors where its class does more than switch modes, as some
     that merge weights do.
     """
     modes = [(module, module.training) for module in model.modules()]
-    switched = any(training for _, training in modes)
+    switched = any(own is not training for _, own in modes)
     special = [pair for pair in modes if type(pair[0]).train is not nn.Module.train] if switched else []
     tensors = {id(t): t for module, _ in special for t in (*module.parameters(), *module.buffers()) if not t.is_meta}
     before = [(t, t.detach().clone()) for t in tensors.values()]
     if switched:
-        model.eval()
+        model.train(training)
     try:
         yield
     finally:
-        for module, training in special:
-            module.train(training)
-        for module, training in modes:
-            if module.training is not training:
-                module.training = training
+        for module, own in special:
+            module.train(own)
+        for module, own in modes:
+            if module.training is not own:
+                module.training = own
         for tensor, values in before:
             if not torch.equal(tensor, values):
                 tensor.data.copy_(values)

@@ -72,6 +72,8 @@ class Tracer:
     """Number of the last call that reads a value."""
     parts: dict[Value, list[Value]] = field(default_factory=dict)
     """Views so far, by the value whose memory they share."""
+    wholes: set[Value] = field(default_factory=set)
+    """What operators made in place of whole tensors."""
     timed: int = 0
     """How many of the layers ran in the first run: the ones that cost time, where they are used."""
     used: set[int] = field(default_factory=set)
@@ -192,15 +194,19 @@ class Tracer:
         before, after = call.written[0], call.outs[0]
         owner = before.base or before
         self.contents.forget({owner, *self.parts.get(owner, ())} - {after})
-        if before.base is None and all(self.last_read.get(part, -1) <= index for part in self.parts.get(before, ())):
-            return
+        if before.base is None or before in self.wholes:
+            self.wholes.add(after)
+            if all(self.last_read.get(part, -1) <= index for part in self.parts.get(owner, ())):
+                return
         old, new = self.layouts.get(before), self.layouts.get(after)
         same = (old is None and new is None) or (
             old is not None and new is not None and old.axis == new.axis and np.array_equal(old.atoms, new.atoms)
         )
         if same and not any(v in self.views for v in call.inputs if v is not before):
             return
-        reason = f"{call.location}: writes into a part of another tensor"
+        reason = (
+            f"{call.location}: writes into a part of another tensor; make a new one instead (torch.cat, torch.where)"
+        )
         for value in (*call.inputs, after, before.base):
             if value is not None:
                 self.freeze(value, reason)

@@ -15,7 +15,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pydeploy.errors import TraceError
 from pydeploy.prune.structure.running import Example, Where, leaves, run, to_meta
 from pydeploy.prune.structure.shapes import run_meta
-from pydeploy.prune.structure.tape import PLUMBING, Call, Run, Step, Tape, Value, flat, mapped, one_device, schema_of
+from pydeploy.prune.structure.tape import (
+    PLUMBING,
+    Call,
+    Run,
+    Schema,
+    Step,
+    Tape,
+    Value,
+    flat,
+    mapped,
+    one_device,
+    schema_of,
+)
 
 _MARK = "_pydeploy_value"
 _STATISTICS = {"native_batch_norm": (3, 4), "cudnn_batch_norm": (3, 4), "_native_batch_norm_legit": (3, 4)}
@@ -37,6 +49,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         self.real, self.foreign = real, foreign
         self.params = {id(tensor): name for name, tensor in reversed(list(tensors.items()))}
         self.owners = {tensor.untyped_storage().data_ptr(): (name, tensor) for name, tensor in tensors.items()}
+        self.memory = [(tensor, tensor.detach()) for tensor in tensors.values()]
+        """The model's own tensors, and what they hold: a forward may give them other memory (``tensor.data = ...``)."""
         self.tape = Tape(real=real)
         self.where = Where(foreign)
         self.known: dict[int, tuple[Tensor, Value]] = {}
@@ -49,7 +63,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         """What to answer where the model reads a number, by the number of the reading."""
         self.readings: list[Call] = []
 
-    def record(self, model: nn.Module, example: Example, *, fresh: bool) -> Run:
+    def record(self, model: nn.Module, example: Example, *, fresh: bool, training: bool = False) -> Run:
         """Run `model` and append what it does to the tape."""
         begin, count = len(self.tape.calls), len(self.tape.runs)
         self.where, self.earlier, self.readings = Where(self.foreign, count), {}, []
@@ -58,11 +72,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         for tensor in example.tensors:
             self.value(tensor).data = True
         try:
-            output = run(model, example, self, self.where)
+            output = run(model, example, self, self.where, training=training)
         except BaseException:
             del self.tape.calls[begin:]
             raise
-        self.tape.runs.append(Run(example, begin, len(self.tape.calls), fresh))
+        self.tape.runs.append(Run(example, begin, len(self.tape.calls), fresh, training))
         self.tape.outputs += [self.value(leaf) for leaf in leaves(output)]
         return self.tape.runs[-1]
 
@@ -72,7 +86,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         return mark is not None and mark[0] is self.tape
 
     def restore(self) -> None:
-        """Give the tensors that runs wrote to their contents back."""
+        """Give the tensors that runs wrote to their memory and contents back."""
+        for tensor, held in self.memory:
+            if tensor.data_ptr() != held.data_ptr() or tensor.shape != held.shape:
+                tensor.data = held
         for tensor, before in self.saved.values():
             tensor.data.copy_(before)
 
@@ -94,13 +111,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         schema = schema_of(func)
-        given = {**dict(zip(schema.arguments, args, strict=False)), **kwargs}
-        ordered = [given.get(name, default) for name, default in zip(schema.arguments, schema.defaults, strict=True)]
+        ordered = schema.ordered(args, kwargs)
         noted = [mapped(arg, self.value) for arg in ordered]
         written = [noted[i] for i in schema.written if isinstance(noted[i], Value)]
         if written or schema.name in _STATISTICS:
-            places = schema.written or _STATISTICS[schema.name]
-            self._check_writes([ordered[i] for i in places if isinstance(ordered[i], Tensor)])
+            self._check_writes(schema, ordered)
         out = func(*args, **kwargs) if self.real else self._run(func, schema.written, args, kwargs)
         return self._note(schema.name, schema.view, noted, written, out)
 
@@ -111,9 +126,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
             args, kwargs = mapped(args, to_meta), mapped(kwargs, to_meta)
         return run_meta(func, args, kwargs)
 
-    def _check_writes(self, targets: Sequence[Tensor]) -> None:
-        for target in targets:
-            if target.is_meta or self.made(target):
+    def _check_writes(self, schema: Schema, arguments: Sequence[Any]) -> None:
+        """Remember what is in tensors that are written; no parameter may be."""
+        for target in (arguments[i] for i in schema.written or _STATISTICS[schema.name]):
+            if not isinstance(target, Tensor) or target.is_meta or self.made(target):
                 continue
             memory = target.untyped_storage().data_ptr()
             owner = self.owners.get(memory)
@@ -182,6 +198,8 @@ class Steps(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 name = self.recorder.params.get(id(leaf))
                 if name is not None and isinstance(leaf, nn.Parameter):
                     params.append(name)
+        if schema.written or schema.name in _STATISTICS:
+            self.recorder._check_writes(schema, schema.ordered(args, kwargs))
         if schema.name not in PLUMBING:
             self.steps.append((schema.name, path, tuple(params)))
         return self.recorder._run(func, schema.written, args, kwargs)

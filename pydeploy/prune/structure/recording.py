@@ -2,23 +2,26 @@
 
 A second run, on a batch of twice the size and in the state that the first one left, shows whether the path depends on either;
 where values are read, other values and other answers are tried. All paths that were seen hold together: what is cut must be
-right on each of them.
+right on each of them. Where the forward looks at its mode, training mode is one of the paths.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
+import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pydeploy.errors import TraceError
-from pydeploy.prune.structure.recorder import Recorder, followed
+from pydeploy.prune.structure.recorder import NeedsValues, Recorder, followed
 from pydeploy.prune.structure.running import Example
 from pydeploy.prune.structure.tape import Step, Tape
+from pydeploy.prune.structure.training_paths import asks_for_training
 from pydeploy.prune.surgery.copying import copied
 from pydeploy.prune.surgery.references import CACHED, CALLS, parts, seen
 from pydeploy.prune.surgery.surroundings import Surroundings
@@ -90,11 +93,11 @@ class _Copies:
         )
         return twin
 
-    def run(self, twin: nn.Module, example: Example, *, fresh: bool = True) -> list[Step]:
+    def run(self, twin: nn.Module, example: Example, *, fresh: bool = True, training: bool = False) -> list[Step]:
         """The path of a run that is put on the tape."""
         own = example.own() if self.real else example.meta()
         inside = set() if fresh else {id(tensor) for tensor in _tensors(twin, self.around)}
-        self.recorder.record(twin, own, fresh=fresh)
+        self.recorder.record(twin, own, fresh=fresh, training=training)
         _check_parameters(
             self.tensors,
             twin,
@@ -131,6 +134,8 @@ def _recorded(copies: _Copies, example: Example) -> Tape:
             _other_values(copies, twin, example, steps)
         else:
             _other_shapes(copies, twin, example, steps)
+        if copies.tape.unread(copies.tensors) or asks_for_training(copies.model):
+            _other_mode(copies, example)
         return copies.tape
     finally:
         copies.recorder.restore()
@@ -182,6 +187,50 @@ def _other_values(copies: _Copies, twin: nn.Module, example: Example, steps: lis
             for answer in _others(call.result):
                 copies.tried(example, like=like, answers={number: answer})
     copies.tape.branches = bool(readings)
+
+
+def _other_mode(copies: _Copies, example: Example) -> None:
+    """A run in training mode, where that does something else than eval mode, but always the same. Raises `NeedsValues` when only
+    values let it run.
+    """
+    tape, failure = copies.tape, _trained(copies, example)
+    if failure and not copies.real:
+        values = _Copies(copies.model, copies.tensors, copies.around, real=True)
+        failure = _trained(values, example)
+        values.recorder.restore()
+        copies.around.restore()
+        if not failure:
+            raise NeedsValues
+    if failure:
+        tape.untrained = f"fails on the example ({failure})"
+    elif any(tape.details(-1) == tape.details(number) for number in range(len(tape.runs) - 1)):
+        tape.drop()
+    elif not _settled(copies):
+        tape.drop()
+        tape.untrained = "takes another path each time"
+
+
+def _trained(copies: _Copies, example: Example, *, doubled: bool = False) -> str:
+    """Put a run in training mode on the tape: on the example or, if that fails, on twice its batch; how it failed."""
+    try:
+        copies.run(copies.fresh(), example, training=True)
+    except Exception as error:
+        _LOG.debug("the model does not run in training mode", exc_info=True)
+        if not doubled and not _trained(copies, example.doubled(), doubled=True):
+            return ""
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    return ""
+
+
+def _settled(copies: _Copies) -> bool:
+    """Whether the last run takes the same path again when other random numbers are drawn."""
+    twin = copies.fresh()
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002 (what the model may use)
+    random.seed(1)
+    again = copies.run(twin, copies.tape.runs[-1].example, training=True)
+    copies.tape.drop()
+    return again == copies.tape.steps(-1)
 
 
 def _others(number: float) -> list[float]:

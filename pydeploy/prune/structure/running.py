@@ -1,4 +1,6 @@
-"""Running a model for its structure: in eval mode, without gradients, with attention that can be followed."""
+"""Running a model for its structure: in eval mode or what differs in training, without gradients, with attention that can be
+followed.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from pydeploy.errors import TraceError
 from pydeploy.prune.forward import evaluating
+from pydeploy.prune.structure.training_paths import training_paths
 from pydeploy.prune.surgery.attention_heads import by_heads
 
 
@@ -79,10 +82,12 @@ def to_meta(tensor: Tensor) -> Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
-def run(model: nn.Module, example: Example, mode: TorchDispatchMode, where: Where | None = None) -> Any:
+def run(model: nn.Module, example: Example, mode: TorchDispatchMode, where: Where | None = None, *,
+        training: bool = False) -> Any:  # fmt: skip
     """Run `model` under `mode`, keeping track of `where` it is; returns the model's output."""
     with ExitStack() as stack:
-        stack.enter_context(_evaluating(model))
+        stack.enter_context(_plain_transformers())
+        stack.enter_context(training_paths(model) if training else evaluating(model))
         stack.enter_context(by_heads(model))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # fused attention is one opaque operator
         if where is not None:
@@ -93,13 +98,12 @@ def run(model: nn.Module, example: Example, mode: TorchDispatchMode, where: Wher
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and PyTorch's plain transformer layers inside; everything as before after."""
+def _plain_transformers() -> Iterator[None]:
+    """PyTorch's transformer layers operator by operator inside; as before after."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with evaluating(model):
-            yield
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 

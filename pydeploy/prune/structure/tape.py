@@ -6,13 +6,13 @@ is all: where a second one, on another batch or other data or in the state that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pydeploy.prune.structure.running import Example
 
@@ -68,6 +68,12 @@ class Call:
         return self.op, self.path, tuple(value.param for value in self.inputs if value.learnt)
 
     @property
+    def details(self) -> tuple[Any, ...]:
+        """What it did: operator, module, parameters, sizes and numbers."""
+        given = tuple((leaf.param, leaf.shape) if isinstance(leaf, Value) else str(leaf) for leaf in flat(self.args))
+        return self.op, self.path, given, tuple(out.shape for out in self.outs)
+
+    @property
     def location(self) -> str:
         return f"{self.op} at {self.path or 'the model'}"
 
@@ -81,6 +87,8 @@ class Run:
     end: int
     fresh: bool
     """On a fresh copy of the model; else in the state that the run before left."""
+    training: bool = False
+    """In training mode, see `training_paths`."""
 
 
 @dataclass
@@ -96,6 +104,21 @@ class Tape:
     """The model ran with values."""
     branches: bool = False
     """It reads numbers that depend on its inputs."""
+    untrained: str = ""
+    """Why training mode, in which the forward may take another path, is not among the runs."""
+
+    def details(self, number: int) -> list[tuple[Any, ...]]:
+        """All that one run did, with sizes and numbers."""
+        run = self.runs[number]
+        return [call.details for call in self.calls[run.begin : run.end]]
+
+    def unread(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """Parameters that no run read; tied ones under their first name."""
+        read = {value.param for call in self.calls for value in call.inputs}
+        first = {
+            id(tensor): name for name, tensor in reversed(list(tensors.items())) if isinstance(tensor, nn.Parameter)
+        }
+        return [name for name in reversed(first.values()) if name not in read]
 
     def drop(self) -> None:
         """Forget the last run."""
@@ -112,22 +135,29 @@ Step = tuple[str, str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
-class _Schema:
+class Schema:
+    """What an operator takes, and which of it it writes."""
+
     name: str
     arguments: tuple[str, ...]
     defaults: tuple[Any, ...]
     written: tuple[int, ...]
     view: bool
 
+    def ordered(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        """All arguments, with defaults where none is given."""
+        given = {**dict(zip(self.arguments, args, strict=False)), **kwargs}
+        return [given.get(name, default) for name, default in zip(self.arguments, self.defaults, strict=True)]
+
 
 @lru_cache(maxsize=4096)
-def schema_of(func: Any) -> _Schema:
+def schema_of(func: Any) -> Schema:
     schema = func._schema
     name = schema.name.split("::")[-1]
     aliases = [a.alias_info for a in schema.arguments]
     written = tuple(i for i, alias in enumerate(aliases) if alias is not None and alias.is_write)
     view = not written and any(r.alias_info is not None for r in schema.returns)
-    return _Schema(name[:-1] if name.endswith("_") and not name.startswith("__") else name,
+    return Schema(name[:-1] if name.endswith("_") and not name.startswith("__") else name,
                    tuple(a.name for a in schema.arguments), tuple(a.default_value for a in schema.arguments), written, view)  # fmt: skip
 
 

@@ -42,9 +42,9 @@ def trace(model: nn.Module, example: Any = (), *, example_kwargs: Mapping[str, A
 
     `example` is a tensor or a tuple of the forward's arguments, `example_kwargs` its keyword arguments; batch 1 is enough.
     `exclude` are name patterns of layers whose output channels stay; `min_width` and `align` (one number, or one by pattern
-    of group names) go into the groups for the solvers. Copies of the model run in eval mode without gradients; the model
-    and what its hooks and functions see are left as they were. What cannot be cut is in ``graph.frozen``, with operator,
-    location and reason.
+    of group names) go into the groups for the solvers. Copies of the model run in eval mode without gradients, in training mode
+    too where the forward looks at it; the model and what its hooks and functions see are left as they were. What cannot be cut
+    is in ``graph.frozen``, with operator, location and reason.
 
     Raises `TraceError` when the forward fails, changes parameters or takes another path each time, when a copy of the model
     uses the model itself (through a global name), or when the model is scripted or holds meta, sparse or quantised tensors.
@@ -87,7 +87,7 @@ def _found(model: nn.Module, tensors: Mapping[str, Tensor], tape: Tape, around: 
         later = {place: labels for place, labels in later.items() if not _refused(decisions, place)}
         failure = _tried(model, tensors, tape, around, tracer, found.with_numbers(tracer.atoms, later))
         if failure is None:
-            _warn(doubtful, _unseen(tensors, tape))
+            _warn(doubtful, tape.unread(tensors), tape)
             return found.with_numbers(tracer.atoms, later).graph
         if later:
             _refuse(decisions, tape.calls[failure.index].path, later)
@@ -107,21 +107,19 @@ def _refuse(decisions: Decisions, path: str, later: Mapping[str, object]) -> Non
     decisions.refused |= above if any(place.rpartition(".")[0] in above for place in later) else {"*"}
 
 
-def _unseen(tensors: Mapping[str, Tensor], tape: Tape) -> list[str]:
-    """Parameters that only paths read that no run took, where the path depends on values."""
-    read = {value.param for call in tape.calls for value in call.inputs} if tape.branches else set(tensors)
-    return [name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter) and name not in read]
-
-
-def _warn(doubtful: Sequence[str], unseen: Sequence[str]) -> None:
+def _warn(doubtful: Sequence[str], unseen: Sequence[str], tape: Tape) -> None:
     if doubtful:
-        names = ", ".join(f"'{place}'" for place in doubtful)
-        warnings.warn(f"{names}: as large as several widths that are cut apart, and read by methods besides the forward; "
+        places = ", ".join(f"'{place}'" for place in doubtful)
+        warnings.warn(f"{places}: as large as several widths that are cut apart, and read by methods besides the forward; "
                       "set these numbers of the cut model yourself", stacklevel=4)  # fmt: skip
-    if unseen:
-        names = ", ".join(f"'{name}'" for name in unseen[:4])
+    names = ", ".join(f"'{name}'" for name in unseen[:4])
+    if unseen and tape.branches:
         warnings.warn(f"the forward branches on values, and no run of it read {names}; where such layers run in the cut model, "
                       "what they meet may have been cut: exclude it, or trace an example that uses them", stacklevel=4)  # fmt: skip
+    if tape.untrained:
+        only = f", and no other run read {names}" if unseen else ""
+        warnings.warn(f"in training mode the forward {tape.untrained}{only}; what it does only there may not fit the cut model: "
+                      "trace an example that it can train on, or cut a model without those parts", stacklevel=4)  # fmt: skip
 
 
 def _checked(exclude: Sequence[str], min_width: int, align: int | Mapping[str, int]) -> Limits:

@@ -65,7 +65,7 @@ def attempt(make: Callable[[], nn.Module], tape: Tape, tracer: Tracer, alive: ND
 
 def _attempted(small: nn.Module, part: Run, mode: _Trial) -> Failure | None:
     try:
-        run(small, part.example.meta(), mode)
+        run(small, part.example.meta(), mode, training=part.training)
     except _Left as left:
         return left.failure
     except Exception as error:
