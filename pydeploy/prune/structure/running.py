@@ -4,6 +4,8 @@ followed.
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -87,6 +89,7 @@ def run(model: nn.Module, example: Example, mode: TorchDispatchMode, where: Wher
     """Run `model` under `mode`, keeping track of `where` it is; returns the model's output."""
     with ExitStack() as stack:
         stack.enter_context(_plain_transformers())
+        stack.enter_context(_uncompiled())
         stack.enter_context(training_paths(model) if training else evaluating(model))
         stack.enter_context(by_heads(model))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # fused attention is one opaque operator
@@ -106,6 +109,17 @@ def _plain_transformers() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """What `torch.compile` made runs as it was written inside."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
+        warnings.filterwarnings("ignore", message=".*global hooks on modules")
+        yield
 
 
 class Where:

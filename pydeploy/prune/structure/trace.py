@@ -47,7 +47,8 @@ def trace(model: nn.Module, example: Any = (), *, example_kwargs: Mapping[str, A
     is in ``graph.frozen``, with operator, location and reason.
 
     Raises `TraceError` when the forward fails, changes parameters or takes another path each time, when a copy of the model
-    uses the model itself (through a global name), or when the model is scripted or holds meta, sparse or quantised tensors.
+    uses the model itself (through a global name), or when the model is scripted, wrapped for distributed training, or holds
+    meta, sparse or quantised tensors.
     """
     limits = _checked(exclude, min_width, align)
     run = _arguments(example, example_kwargs)
@@ -135,6 +136,13 @@ def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
         raise TraceError(
             "the model is a ScriptModule, whose layers cannot be replaced; trace the Python model that it was made from"
         )
+    for path, module in model.named_modules():
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            inner = f"{path}.module".lstrip(".")
+            raise TraceError(
+                f"'{path or 'the model'}' is a DistributedDataParallel, whose gradients a copy would exchange as well; "
+                f"trace and cut its '{inner}', then wrap the cut model"
+            )
     tensors = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     for name, tensor in tensors.items():
         if tensor.is_meta:

@@ -30,8 +30,10 @@ def training_paths(model: nn.Module) -> Iterator[None]:
 
 
 def asks_for_training(model: nn.Module) -> bool:
-    """Whether the code of some module looks at its mode."""
-    return any(not _alike(module) and _asks(module) for module in model.modules())
+    """Whether the code of some module looks at its mode; that of libraries does so for losses, dropout and layers that are read
+    in no other mode.
+    """
+    return any(not type(m).__module__.startswith(_LIBRARIES) and not _alike(m) and _asks(m) for m in model.modules())
 
 
 def _alike(module: nn.Module) -> bool:
@@ -39,9 +41,12 @@ def _alike(module: nn.Module) -> bool:
     library = type(module).__module__
     if library.startswith("torch.nn.") or isinstance(module, (_NormBase, _DropoutNd)):
         return True
-    return library.startswith(("torchvision.", "timm.")) and not module._modules and not module._parameters
+    return library.startswith(_LIBRARIES) and not module._modules and not module._parameters
 
 
 def _asks(module: nn.Module) -> bool:
     functions = [value for value in vars(module).values() if isinstance(value, FunctionType)]
     return any("training" in names_in(function.__code__) for function in (*methods(type(module)), *functions))
+
+
+_LIBRARIES = ("torchvision.", "timm.")
