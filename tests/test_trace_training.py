@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from oracle import random_plan, randomise, silence, tensors_of
 from patterns import Net, conv
@@ -168,6 +169,73 @@ def _normed(how: str) -> Callable[[], nn.Module]:
     return lambda: Net(lambda m, x: m.d(F.relu(m.n(m.a(x)))), a=conv(3, 8), n=Normed(8, how), d=conv(8, 2))
 
 
+def _joined(m: Any, x: Tensor) -> Tensor:
+    y = F.relu(m.a(x))
+    z = F.relu(m.b(y))
+    return m.d(torch.cat([y, z], 1)) if m.training else m.e(z)
+
+
+def _penalty(m: Any, x: Tensor) -> Tensor:
+    """Keeps a loss on its activations; it is a sum over channels, to which removed ones add nothing."""
+    y = F.relu(m.a(x))
+    m.penalty = (y.mean((2, 3)) ** 2).sum() if m.training else None
+    return m.d(y)
+
+
+def _noise(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return m.d(y + 0 * torch.randn_like(y) * torch.rand(y.shape, dtype=y.dtype)) if m.training else m.d(y)
+
+
+def _average(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    if m.training:
+        m.h.mul_(0.9).add_(y.mean((0, 2, 3)).detach(), alpha=0.1)
+    return m.d(y * torch.sigmoid(m.h.clone()).view(1, -1, 1, 1))
+
+
+def _queue(m: Any, x: Tensor) -> object:
+    """Keys of earlier batches in a buffer, as contrastive learning has them."""
+    y = m.f(F.relu(m.a(x)).mean((2, 3)))
+    if not m.training:
+        return y
+    old = y @ m.keys.clone()
+    begin = int(m.begin)
+    m.keys[:, begin : begin + y.shape[0]] = y.detach().T
+    m.begin[0] = (begin + y.shape[0]) % 32
+    return y, old
+
+
+def _with_buffers(model: nn.Module, **buffers: Tensor) -> nn.Module:
+    for name, tensor in buffers.items():
+        model.register_buffer(name, tensor)
+    return model
+
+
+class Switching(nn.Module):
+    """Several branches in training, one layer in their place after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.one, self.d = conv(3, 8), conv(8, 6), conv(6, 2)
+        self.many = nn.ModuleList([conv(8, 6), conv(8, 6, 1)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self._many if self.training else self._single
+        return self.d(F.relu(branch(self.a(x))))
+
+    def _many(self, x: Tensor) -> Tensor:
+        return sum(layer(x) for layer in self.many)  # type: ignore[return-value]
+
+    def _single(self, x: Tensor) -> Tensor:
+        return self.one(x)
+
+
+def _checkpointed(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return m.d(checkpoint(m.b, y, use_reentrant=False) if m.training else m.b(y))
+
+
 NETS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "head": (
         lambda: Net(
@@ -190,6 +258,25 @@ NETS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "fixed": (lambda: Net(_fixed, a=conv(3, 8), f=nn.Linear(8, 2)), set()),
     "first half": (lambda: Net(_first_half, a=conv(3, 8), e=conv(4, 2), d=conv(8, 2)), set()),
     "inside": (lambda: nn.Sequential(conv(3, 8), nn.Dropout(0.5), Inner(8), conv(8, 2)), {"0", "2.b"}),
+    "joined": (lambda: Net(_joined, a=conv(3, 8), b=conv(8, 6), d=conv(14, 2), e=conv(6, 2)), {"a", "b"}),
+    "penalty": (lambda: Net(_penalty, a=conv(3, 8), d=conv(8, 2)), {"a"}),
+    "noise": (lambda: Net(_noise, a=conv(3, 8), d=conv(8, 2)), {"a"}),
+    "average": (lambda: _with_buffers(Net(_average, a=conv(3, 8), d=conv(8, 2)), h=torch.rand(8)), {"a"}),
+    "queue": (
+        lambda: _with_buffers(
+            Net(_queue, a=conv(3, 8), f=nn.Linear(8, 6)),
+            keys=torch.randn(6, 32),
+            begin=torch.zeros(1, dtype=torch.long),
+        ),
+        {"a"},
+    ),
+    "switching": (Switching, {"a", "one"}),
+    "checkpointed": (
+        lambda: Net(
+            _checkpointed, a=conv(3, 8), b=nn.Sequential(conv(8, 8), nn.BatchNorm2d(8), nn.ReLU()), d=conv(8, 2)
+        ),
+        {"a", "b.0"},
+    ),
     "norm in place": (_normed("in place"), {"a"}),
     "norm copied": (_normed("copied"), {"a"}),
     "norm sliced": (_normed("sliced"), {"a"}),

@@ -15,9 +15,9 @@ from pydeploy.prune.structure.tape import Call, Value
 
 MADE = frozenset(
     ("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like",
-     "full_like", "empty_like", "scalar_tensor")
+     "full_like", "empty_like", "scalar_tensor", "rand", "randn", "rand_like", "randn_like")
 )  # fmt: skip
-"""Make a tensor of equal entries: one channel of it is like another."""
+"""Make a tensor of equal entries, or of random ones: one channel of it is like another."""
 _ZEROS = frozenset(("zeros", "zeros_like", "new_zeros", "zero"))
 _FILLED = {"full": 1, "full_like": 1, "new_full": 2, "fill": 1}
 """Place of the value among the arguments."""
@@ -104,6 +104,9 @@ def _zero(call: Call, zero: Callable[[Value], bool]) -> bool:
         return any(map(zero, call.inputs))
     if call.op == "div":
         return isinstance(call.args[0], Value) and zero(call.args[0])
+    if call.op == "pow":
+        power = call.args[1]
+        return isinstance(call.args[0], Value) and zero(call.args[0]) and isinstance(power, int | float) and power > 0
     if call.op in ("add", "sub"):
         return all(isinstance(arg, Value) and zero(arg) for arg in call.args[:2])
     if call.op in ("hardtanh", "clamp", "clamp_min", "clamp_max"):

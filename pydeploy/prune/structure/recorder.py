@@ -129,10 +129,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
     def _check_writes(self, schema: Schema, arguments: Sequence[Any]) -> None:
         """Remember what is in tensors that are written; no parameter may be."""
         for target in (arguments[i] for i in schema.written or _STATISTICS[schema.name]):
-            if not isinstance(target, Tensor) or target.is_meta or self.made(target):
+            if not isinstance(target, Tensor) or target.is_meta:
                 continue
             memory = target.untyped_storage().data_ptr()
-            owner = self.owners.get(memory)
+            owner = self.owners.get(memory) if memory else None
+            if owner is None and self.made(target):
+                continue
             if owner is not None and isinstance(owner[1], nn.Parameter):
                 raise TraceError(
                     f"the forward changes parameter '{owner[0]}' (at {self.where.path or 'the model'}); "

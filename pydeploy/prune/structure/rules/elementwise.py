@@ -217,7 +217,7 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("argmax", "argmin"), reduce),
     **dict.fromkeys(("max", "min"), extreme),
     **dict.fromkeys(MADE, constant),
-    **dict.fromkeys(("arange", "linspace", "rand", "randn", "eye", "tril_indices"), constant),
+    **dict.fromkeys(("arange", "linspace", "eye", "tril_indices"), constant),
     **dict.fromkeys(
         ("roi_align", "roi_pool", "ps_roi_align", "grid_sampler_2d", "grid_sampler_3d", "grid_sampler"), region
     ),
