@@ -12,6 +12,7 @@ Every measurement leaves a JSON file in the work folder and is not repeated.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -120,6 +121,19 @@ def engines(net: Path, runtime: str) -> dict[str, Any]:
     return found
 
 
+def of_nncf(net: Path) -> dict[str, Any]:
+    """``nncf.quantize`` with its defaults on the same images, on OpenVINO."""
+    import nncf
+    import openvino as ov
+
+    core, data = ov.Core(), np.load(net.with_suffix(".npz"))
+    calib, model = data["calib"], core.read_model(net)
+    name = model.inputs[0].get_any_name()
+    model = nncf.quantize(model, nncf.Dataset([{name: image[None]} for image in calib]), subset_size=len(calib))
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1})
+    return {"bits": 8, "8": compare(logits(lambda x: compiled({name: x})[0].copy(), data["test"]), net)}
+
+
 def emulated(net: Path, count: int) -> dict[str, Any]:
     """Both files on ONNX Runtime alone; called on the emulated processor, which this process takes for its own."""
     images = np.load(net.with_suffix(".npz"))["test"][:count]
@@ -146,14 +160,18 @@ def measured(net: Path, count: int) -> list[tuple[str, str, dict[str, Any]]]:
             quantized(net, style)
     python, own = sys.executable, [str(Path(__file__).resolve()), "--one", str(net)]
     rows = []
-    if shutil.which(EMULATED[0]):
-        command = [*EMULATED, python, *own, "--runtime", "emulated", "--count", str(count)]
-        rows.append(("ONNX Runtime", "AVX2 (emulated)", apart(net.with_suffix(".emulated.json"), command)))
     command = [python, *own, "--runtime", "onnxruntime"]
     rows.append(("ONNX Runtime", "all", apart(net.with_suffix(".onnxruntime.json"), command)))
     for cap in CAPS:
         command = [python, *own, "--runtime", "openvino"]
         rows.append(("OpenVINO", cap or "all", apart(net.with_suffix(f".openvino.{cap}.json"), command, cap)))
+    if importlib.util.find_spec("nncf") is not None:
+        rows.append(
+            ("OpenVINO, by NNCF", "all", apart(net.with_suffix(".nncf.json"), [python, *own, "--runtime", "nncf"]))
+        )
+    if shutil.which(EMULATED[0]):  # the slowest
+        command = [*EMULATED, python, *own, "--runtime", "emulated", "--count", str(count)]
+        rows.insert(0, ("ONNX Runtime", "AVX2 (emulated)", apart(net.with_suffix(".emulated.json"), command)))
     return rows
 
 
@@ -181,7 +199,7 @@ def page(tables: Sequence[str], command: str) -> list[str]:
         "'emulated' is a processor of QEMU whose best is AVX2, on the first images only. 'Not made for it' are weights of 8 bits "
         "where sums of products may saturate (it depends on the kernel that the runtime picks): `quantize` writes 7 bits there, and of "
         "a file with 8 `build` makes an engine of ONNX Runtime that multiplies without saturation, which here it was not asked for; "
-        "OpenVINO's it compares with the file."
+        "OpenVINO's it compares with the file. NNCF is `nncf.quantize` with its defaults on the same images."
     )
     return [
         "## Accuracy by instruction set",
@@ -212,17 +230,18 @@ def main() -> None:
     )
     parser.add_argument("--count", type=int, default=1000, help="images on the emulated processor")
     parser.add_argument("--one", type=Path, help="measure this network in this process and print JSON")
-    parser.add_argument("--runtime", choices=("onnxruntime", "openvino", "emulated"))
+    parser.add_argument("--runtime", choices=("onnxruntime", "openvino", "emulated", "nncf"))
     given = parser.parse_args()
     if given.one is not None:
-        found = emulated(given.one, given.count) if given.runtime == "emulated" else engines(given.one, given.runtime)
-        print(json.dumps(found))
+        alone = {"emulated": lambda: emulated(given.one, given.count), "nncf": lambda: of_nncf(given.one)}
+        print(json.dumps(alone.get(given.runtime, lambda: engines(given.one, given.runtime))()))
         return
     given.work.mkdir(parents=True, exist_ok=True)
     nets = [trained(given.work), *given.net]
     tables = [line for net in nets for line in table(net, measured(net, given.count))]
     names = "".join(f" --net {net.name}" for net in given.net)
-    insert(given.out, page(tables, f"python bench/int8_accuracy.py --work {given.work.name}{names}"))
+    command = f"python bench/int8_accuracy.py --work {given.work}{names} --count {given.count}"
+    insert(given.out, page(tables, command))
 
 
 if __name__ == "__main__":
