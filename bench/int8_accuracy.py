@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from pydeploy.backends.base import open_backend
 from pydeploy.backends.device import cpu, onednn_cap
 from pydeploy.files import read_json, write_json, write_text
+from pydeploy.onnxfile.execute import as_written
 from pydeploy.quant.calibrate import calibrate
 from pydeploy.quant.observe import Ranges
 from pydeploy.quant.qdq import quantize
@@ -39,6 +40,8 @@ EMULATED = ("qemu-x86_64", "-cpu", "max")
 BELOW_VNNI, VNNI = "avx2 avx512f", "avx2 avx512f avx512_vnni"
 """Processors to quantize for: weights of 7 bits, and of 8."""
 TRAIN, CALIBRATION, BATCH, SEED = 20_000, 256, 64, 0
+OTHERS = ("mse", "percentile")
+"""Observers beside `entropy`."""
 BEGIN, END = "<!-- int8_accuracy: begin -->", "<!-- int8_accuracy: end -->"
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -93,32 +96,52 @@ def on_onnxruntime(path: Path) -> Run:
     return lambda x: session.run(None, {name: x})[0]
 
 
+def input_name(net: Path) -> str:
+    return str(as_written(net).get_inputs()[0].name)
+
+
 def quantized(net: Path, style: str) -> None:
     """``NET.STYLE.7.onnx`` and ``NET.STYLE.8.onnx``: for processors below VNNI, and for those with it."""
     samples = np.load(net.with_suffix(".npz"))["calib"]
-    name = ort.InferenceSession(str(net), providers=["CPUExecutionProvider"]).get_inputs()[0].name
     place = net.with_suffix(f".{style}.ranges.json")
     if not place.is_file():
-        calibrate(net, [{name: samples}], style=style, threads=1).save(place)
+        calibrate(net, [{input_name(net): samples}], style=style, threads=1).save(place)
     for bits, sets in ((7, BELOW_VNNI), (8, VNNI)):
         target = processor(style, sets)
         quantize(net, Ranges.load(place), net.with_suffix(f".{style}.{bits}.onnx"), style=style, target=target)
 
 
+def engine_of(net: Path, source: Path, runtime: str) -> dict[str, Any]:
+    """What the engine of one quantised file answers."""
+    backend = open_backend(runtime, precision="int8", threads=1)
+    out = source.with_suffix(f".{onednn_cap() or 'all'}.engine")
+    with backend.open(backend.build(source, out)) as session:
+        (spec,) = session.inputs
+        images = np.load(net.with_suffix(".npz"))["test"]
+        return compare(logits(lambda x: next(iter(session.run({spec.name: x}).values())).copy(), images), net)
+
+
+def bits_of(runtime: str) -> int:
+    """What `quantize` gives weights for this processor."""
+    return 7 if open_backend(runtime, precision="int8", threads=1).target().saturates else 8
+
+
 def engines(net: Path, runtime: str) -> dict[str, Any]:
     """Engines of both files on this processor, or as much of it as ``ONEDNN_MAX_CPU_ISA`` leaves."""
-    backend, images = open_backend(runtime, precision="int8", threads=1), np.load(net.with_suffix(".npz"))["test"]
-    found: dict[str, Any] = {"bits": 7 if backend.target().saturates else 8}
-    for bits in (7, 8) if found["bits"] == 7 else (8,):
-        out = net.with_suffix(f".{runtime}.{onednn_cap()}.{bits}.engine")
-        with backend.open(backend.build(net.with_suffix(f".{runtime}.{bits}.onnx"), out)) as session:
-            (spec,) = session.inputs
+    own = bits_of(runtime)
+    files = {str(bits): net.with_suffix(f".{runtime}.{bits}.onnx") for bits in range(own, 9)}
+    return {"bits": own, **{bits: engine_of(net, path, runtime) for bits, path in files.items()}}
 
-            def run(x: NDArray[np.float32], session: Any = session, name: str = spec.name) -> NDArray[np.float32]:
-                return next(iter(session.run({name: x}).values())).copy()  # type: ignore[no-any-return]
 
-            found[str(bits)] = compare(logits(run, images), net)
-    return found
+def of_observer(net: Path, observer: str) -> dict[str, Any]:
+    """OpenVINO's engine with ranges of another observer."""
+    name, out = input_name(net), net.with_suffix(f".{observer}.onnx")
+    samples = np.load(net.with_suffix(".npz"))["calib"]
+    quantize(
+        net, calibrate(net, [{name: samples}], observer=observer, style="openvino", threads=1), out, style="openvino"
+    )
+    bits = bits_of("openvino")
+    return {"bits": bits, str(bits): engine_of(net, out, "openvino")}
 
 
 def of_nncf(net: Path) -> dict[str, Any]:
@@ -139,6 +162,15 @@ def emulated(net: Path, count: int) -> dict[str, Any]:
     images = np.load(net.with_suffix(".npz"))["test"][:count]
     files = {str(bits): net.with_suffix(f".onnxruntime.{bits}.onnx") for bits in (7, 8)}
     return {"bits": 7, **{bits: compare(logits(on_onnxruntime(path), images), net) for bits, path in files.items()}}
+
+
+def alone(net: Path, runtime: str, count: int) -> dict[str, Any]:
+    """One measurement in this process."""
+    if runtime == "emulated":
+        return emulated(net, count)
+    if runtime in OTHERS:
+        return of_observer(net, runtime)
+    return of_nncf(net) if runtime == "nncf" else engines(net, runtime)
 
 
 def apart(place: Path, command: Sequence[str], cap: str = "") -> dict[str, Any]:
@@ -165,6 +197,9 @@ def measured(net: Path, count: int) -> list[tuple[str, str, dict[str, Any]]]:
     for cap in CAPS:
         command = [python, *own, "--runtime", "openvino"]
         rows.append(("OpenVINO", cap or "all", apart(net.with_suffix(f".openvino.{cap}.json"), command, cap)))
+    for observer in OTHERS:
+        found = apart(net.with_suffix(f".{observer}.json"), [python, *own, "--runtime", observer])
+        rows.append((f"OpenVINO, observer `{observer}`", "all", found))
     if importlib.util.find_spec("nncf") is not None:
         rows.append(
             ("OpenVINO, by NNCF", "all", apart(net.with_suffix(".nncf.json"), [python, *own, "--runtime", "nncf"]))
@@ -178,7 +213,12 @@ def measured(net: Path, count: int) -> list[tuple[str, str, dict[str, Any]]]:
 def table(net: Path, rows: Sequence[tuple[str, str, dict[str, Any]]]) -> list[str]:
     """One network."""
     base = compare(np.load(net.with_suffix(".float.npy")), net)
-    lines = [f"### {net.stem}: {base['right']} of {base['n']} right in float32", "",
+    data = np.load(net.with_suffix(".npz"))
+    size = "x".join(map(str, data["test"].shape[1:]))
+    about = (
+        f"{base['right']} of {base['n']} images of {size} right in float32; calibrated on {len(data['calib'])} others."
+    )
+    lines = [f"### {net.stem}", "", about, "",
              "| runtime | instruction sets | weights | right | as float32 | error |", "|---|---|---|---|---|---|"]  # fmt: skip
     for runtime, sets, found in rows:
         for bits in sorted(key for key in found if key != "bits"):
@@ -193,8 +233,9 @@ def page(tables: Sequence[str], command: str) -> list[str]:
     """The section."""
     device = cpu()
     about = (
-        "Right answers and answers as float32's, of n test images; relative error of the logits. Observer `entropy`. ResNet-8 of the "
-        f"zoo was trained for one epoch on {TRAIN} images of Fashion-MNIST (seed {SEED}) and calibrated on {CALIBRATION} others. OpenVINO "
+        "Right answers and answers as float32's, of n test images; relative error of the logits. "
+        "Observer `entropy` where none is named. ResNet-8 of the "
+        f"zoo was trained for one epoch on {TRAIN} images of Fashion-MNIST (seed {SEED}); other networks come with trained weights. OpenVINO "
         "is held back by `ONEDNN_MAX_CPU_ISA`; 'all' is all that this processor has. ONNX Runtime does not read that variable: "
         "'emulated' is a processor of QEMU whose best is AVX2, on the first images only. 'Not made for it' are weights of 8 bits "
         "where sums of products may saturate (it depends on the kernel that the runtime picks): `quantize` writes 7 bits there, and of "
@@ -230,11 +271,10 @@ def main() -> None:
     )
     parser.add_argument("--count", type=int, default=1000, help="images on the emulated processor")
     parser.add_argument("--one", type=Path, help="measure this network in this process and print JSON")
-    parser.add_argument("--runtime", choices=("onnxruntime", "openvino", "emulated", "nncf"))
+    parser.add_argument("--runtime", choices=("onnxruntime", "openvino", "emulated", "nncf", *OTHERS))
     given = parser.parse_args()
     if given.one is not None:
-        alone = {"emulated": lambda: emulated(given.one, given.count), "nncf": lambda: of_nncf(given.one)}
-        print(json.dumps(alone.get(given.runtime, lambda: engines(given.one, given.runtime))()))
+        print(json.dumps(alone(given.one, given.runtime, given.count)))
         return
     given.work.mkdir(parents=True, exist_ok=True)
     nets = [trained(given.work), *given.net]
