@@ -235,7 +235,8 @@ def page(tables: Sequence[str], command: str) -> list[str]:
     about = (
         "Right answers and answers as float32's, of n test images; relative error of the logits. "
         "Observer `entropy` where none is named. ResNet-8 of the "
-        f"zoo was trained for one epoch on {TRAIN} images of Fashion-MNIST (seed {SEED}); other networks come with trained weights. OpenVINO "
+        f"zoo was trained for one epoch on {TRAIN} images of Fashion-MNIST (seed {SEED}); other networks come with trained weights. "
+        "OpenVINO "
         "is held back by `ONEDNN_MAX_CPU_ISA`; 'all' is all that this processor has. ONNX Runtime does not read that variable: "
         "'emulated' is a processor of QEMU whose best is AVX2, on the first images only. 'Not made for it' are weights of 8 bits "
         "where sums of products may saturate (it depends on the kernel that the runtime picks): `quantize` writes 7 bits there, and of "

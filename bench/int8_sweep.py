@@ -290,7 +290,7 @@ def measure_capped(names: list[str], work: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def swept(rows: list[dict[str, Any]], command: str) -> list[str]:
+def swept(rows: list[dict[str, Any]], missing: list[str], command: str) -> list[str]:
     """The table of all networks."""
     shown = {"onnxruntime.engine": "ONNX Runtime", "openvino.engine": "OpenVINO", "openvino-amx.file": "file for AMX",
              "tensorrt.file": "file for TensorRT"}  # fmt: skip
@@ -301,6 +301,8 @@ def swept(rows: list[dict[str, Any]], command: str) -> list[str]:
         "less behind a ReLU. All engines agree with their files within rounding (`pydeploy.profiling.agreement`)."
     )
     lines = ["## Many networks", "", f"Written by `{command}`; do not edit.", "", about, ""]
+    if missing:
+        lines += [f"Not run so far: {', '.join(missing)}.", ""]
     for observer in OBSERVERS:
         lines += [
             f"Observer `{observer}`:",
@@ -385,7 +387,8 @@ def main() -> None:
             write_json(place, json.loads(ran.stdout.splitlines()[-1]))
     rows = [read_json(place) for name in names if (place := given.work / f"{name}.row.json").is_file()]
     found = {cap: read_json(given.work / f"{cap}.cap.json") for cap in CAPS}
-    insert(given.out, [*swept(rows, f"python bench/int8_sweep.py --work {given.work}"), *capped(found)])
+    missing = [name for name in names if not (given.work / f"{name}.row.json").is_file()]
+    insert(given.out, [*swept(rows, missing, f"python bench/int8_sweep.py --work {given.work}"), *capped(found)])
 
 
 if __name__ == "__main__":
