@@ -86,8 +86,10 @@ def backend_named(target: str, *, batch: int = 1, threads: int = 0) -> Backend:
     """The backend of ``BACKEND:PRECISION``, or of ``BACKEND:PRECISION,OPTION=VALUE,...``."""
     from pydeploy.backends.base import open_backend
 
-    name, _, rest = target.partition(":")
+    name, colon, rest = target.partition(":")
     precision, _, options = rest.partition(",")
+    if colon and not precision:
+        raise ConfigError(f"a target is BACKEND:PRECISION, e.g. onnxruntime:fp32; '{target}' names no precision")
     return open_backend(name, precision=precision or "fp32", batch=batch, threads=threads, options=options)
 
 

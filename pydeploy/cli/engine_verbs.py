@@ -54,7 +54,7 @@ def calibrate(
 
     if tensorrt is not None and cache is None:
         raise ConfigError("--tensorrt goes with --cache: it is the version that the calibration cache is written for")
-    version = tensorrt or "8.6.1"
+    version = "8.6.1" if tensorrt is None else tensorrt
     for path in (out, cache):
         if path is not None:
             check_writable(path)
@@ -236,11 +236,14 @@ def compare(
     """
     from pydeploy.cli.arguments import backend_of
     from pydeploy.cli.console import show_json, show_table
+    from pydeploy.errors import ConfigError
     from pydeploy.profiling.compare_layers import first_divergence
     from pydeploy.profiling.compare_outputs import compare as judge
     from pydeploy.profiling.profile import random_feeds, time_engines
     from pydeploy.timing.ratio import ratio
 
+    if onnx and not layers:
+        raise ConfigError("--onnx goes with --layers: the files tell where the engines' layers come from")
     (one, first), (two, second) = backend_of(reference), backend_of(other)
     with one.open(first) as a, two.open(second) as b:
         random = [random_feeds(a.inputs, seed) for seed in range(feeds)]

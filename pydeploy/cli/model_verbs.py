@@ -169,7 +169,9 @@ def export(
     from pydeploy.cli import arguments
     from pydeploy.cli.console import Terminal
     from pydeploy.export import export as write
+    from pydeploy.files import check_writable
 
+    check_writable(out)
     net, example = arguments.dense_or_cut(model, option or [], weights), arguments.example(input or [])
     path = write(net, example, out, batch=batch, input_names=input_name or None, say=Terminal().say)
     sys.stdout.write(f"{path}: {path.stat().st_size:,} bytes\n")

@@ -183,11 +183,15 @@ def probes(
 
     Example: pydeploy table probes torchvision:resnet18 --input 1x3x224x224 --out probes/
     """
+    from pydeploy.backends.base import BACKENDS
     from pydeploy.backends.tensorrt.compat import check_stated, stated_version
     from pydeploy.cli.tensorrt_verbs import converter, precision_and_options
+    from pydeploy.errors import ConfigError, nearest
     from pydeploy.latency.board import ProbeFolder
     from pydeploy.latency.probes.design import grid
 
+    if not trtexec and (name := target.partition(":")[0]) not in BACKENDS:
+        raise ConfigError(f"unknown backend '{name}' in --target{nearest(name, BACKENDS)}")
     if trtexec or target.startswith("tensorrt"):
         precision, options = precision_and_options(target)
         align = align or options.align(precision)

@@ -125,6 +125,8 @@ def _chosen(kind: str, asked: Sequence[str] | None, own: Sequence[str], taken: s
         return [f"{kind}.{name}" if name in taken else name for name in own]
     if len(asked) != len(own):
         raise ConfigError(f"{kind}_names are {list(asked)}; the model has {len(own)}: {', '.join(own)}")
+    if bad := [name for name in asked if not name or not name.isprintable()]:
+        raise ConfigError(f"a name of an {kind} is printable text, got {bad[0]!r}")
     if len(set(asked)) != len(asked) or not taken.isdisjoint(asked):
         again = next(name for name in asked if name in taken or list(asked).count(name) > 1)
         raise ConfigError(f"{kind}_names are {list(asked)}; '{again}' is taken by another tensor of the file")

@@ -30,6 +30,7 @@ from pydeploy.onnxfile.control_flow import enclose, release
 from pydeploy.onnxfile.load import Loaded, opset_of, read_model
 from pydeploy.onnxfile.prepare import export_graph, prepare
 from pydeploy.quant.retype import PAIRS, Converter, element_types, node_name
+from pydeploy.quant.tapped import count_samples
 
 HalfType = Literal["float16", "bfloat16"]
 _TYPES: Mapping[str, int] = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
@@ -76,7 +77,7 @@ def to_half(
     for name in keep:
         if name not in known:
             raise ConfigError(f"cannot keep '{name}' in float32: the model has no such node{nearest(name, known)}")
-    largest, samples = _largest(model, batches) if dtype == "float16" else ({}, 0)
+    largest, samples = _largest(model, batches, Path(onnx_path)) if dtype == "float16" else ({}, 0)
     reasons = dict.fromkeys(keep, "kept by name") | (_overflowing(model, largest) if dtype == "float16" else {})
     enclose(model)
     converter = Converter(model, _TYPES[dtype], keep_io, reasons)
@@ -123,17 +124,19 @@ def _float_model(source: Loaded, dtype: str, path: Path) -> onnx.ModelProto:
     return onnx.shape_inference.infer_shapes(model)
 
 
-def _largest(model: onnx.ModelProto, batches: Iterable[Feeds]) -> tuple[dict[str, float], int]:
+def _largest(model: onnx.ModelProto, batches: Iterable[Feeds], source: Path) -> tuple[dict[str, float], int]:
     """Largest magnitude of every float tensor over the samples, and how many samples there were."""
     import onnxruntime as ort
 
     names = [name for name, kind in element_types(model).items() if kind == TensorProto.FLOAT]
-    inputs = {value.name for value in model.graph.input} | {tensor.name for tensor in model.graph.initializer}
-    taps = [name for name in names if name not in inputs]
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = {value.name: _type_of(value) for value in model.graph.input if value.name not in weights}
+    taps = [name for name in names if name not in inputs and name not in weights]
     found: dict[str, float] = {}
     session: Any = None
     samples = 0
     for feeds in batches:
+        samples += count_samples(feeds, inputs, source)
         if session is None:
             tapped = onnx.ModelProto()
             tapped.CopyFrom(model)
@@ -148,8 +151,14 @@ def _largest(model: onnx.ModelProto, batches: Iterable[Feeds]) -> tuple[dict[str
             if not np.isfinite(top):
                 raise DataError(f"tensor '{name}' holds NaN or infinity in float32; check the samples and the weights")
             found[name] = max(found.get(name, 0.0), top)
-        samples += len(next(iter(feeds.values())))
     return found, samples
+
+
+def _type_of(value: onnx.ValueInfoProto) -> tuple[str, tuple[int | str, ...]]:
+    """NumPy's name of an input's type, and its shape; open sizes by name."""
+    kind = value.type.tensor_type
+    dims = kind.shape.dim
+    return helper.tensor_dtype_to_np_dtype(kind.elem_type).name, tuple(d.dim_value or d.dim_param for d in dims)
 
 
 def _overflowing(model: onnx.ModelProto, largest: Mapping[str, float]) -> dict[str, str]:

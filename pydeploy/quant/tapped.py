@@ -30,6 +30,27 @@ _LARGE = 1024
 """Values; smaller weights stay in the file."""
 
 
+def count_samples(feeds: Feeds, inputs: Mapping[str, tuple[str, Shape]], source: Path) -> int:
+    """Number of samples in a batch; raises `DataError` unless `inputs`, of the file `source`, take them. Scalars belong to all."""
+    if set(feeds) != set(inputs):
+        raise DataError(f"{source} takes inputs {sorted(inputs)}, the batch has {sorted(feeds)}")
+    for name, (dtype, shape) in inputs.items():
+        array = feeds[name]
+        fits = array.ndim == len(shape) and all(
+            not isinstance(want, int) or want == have for want, have in zip(shape[1:], array.shape[1:], strict=True)
+        )
+        if not fits or array.dtype != dtype:
+            expected = ["N", *shape[1:]] if shape else []
+            raise DataError(
+                f"input '{name}' of {source} is {dtype}{expected} for N samples, the batch has "
+                f"{array.dtype.name}{list(array.shape)}; give samples of this type and shape"
+            )
+    counts = {name: len(array) for name, array in feeds.items() if array.ndim}
+    if len(set(counts.values())) != 1:
+        raise DataError(f"the inputs of one batch hold different numbers of samples: {counts}")
+    return next(iter(counts.values()), 1)
+
+
 class Tapped:
     """The model `graph`, which is consumed, on ONNX Runtime, with the tensors `names` as its outputs.
 
@@ -84,24 +105,8 @@ class Tapped:
         return session if fits else None
 
     def count(self, feeds: Feeds) -> int:
-        """Number of samples in a batch; raises `DataError` unless the model takes them. Scalars belong to all samples."""
-        if set(feeds) != set(self.inputs):
-            raise DataError(f"{self.source} takes inputs {sorted(self.inputs)}, the batch has {sorted(feeds)}")
-        for name, (dtype, shape) in self.inputs.items():
-            array = feeds[name]
-            fits = array.ndim == len(shape) and all(
-                not isinstance(want, int) or want == have for want, have in zip(shape[1:], array.shape[1:], strict=True)
-            )
-            if not fits or array.dtype != dtype:
-                expected = ["N", *shape[1:]] if shape else []
-                raise DataError(
-                    f"input '{name}' of {self.source} is {dtype}{expected} for N samples, the batch has "
-                    f"{array.dtype.name}{list(array.shape)}; give samples of this type and shape"
-                )
-        counts = {name: len(array) for name, array in feeds.items() if array.ndim}
-        if len(set(counts.values())) != 1:
-            raise DataError(f"the inputs of one batch hold different numbers of samples: {counts}")
-        return next(iter(counts.values()), 1)
+        """Number of samples in a batch; raises `DataError` unless the model takes them."""
+        return count_samples(feeds, self.inputs, self.source)
 
     def run(self, feeds: Feeds, rows: Sequence[int]) -> Iterator[Mapping[str, NDArray[Any]]]:
         """The tensors' values for each of the samples `rows` of a batch, valid until the next one is asked for."""
