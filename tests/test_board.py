@@ -131,7 +131,8 @@ def test_a_table_of_tensorrt_from_the_folder(world: World, probes: Path, tmp_pat
 
 def test_the_minutes_are_told_after_the_first_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Building an engine takes a minute here, everything else no time: 4 probes take 4 minutes, told before they start."""
-    machine(monkeypatch, VERSIONS[-1], tmp_path)
+    world = machine(monkeypatch, VERSIONS[-1], tmp_path)
+    world.numeric = True  # half-precision engines are compared with their file
     model, graph = latency_nets.residual()
     onnx.save(model, tmp_path / "net.onnx")
     builds: list[str] = []
@@ -328,7 +329,8 @@ def invoke(*words: object) -> str:
 
 def test_padding_survives_export_and_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What TensorRT's formats say of each layer lies in the table, and old tables without it are read."""
-    machine(monkeypatch, VERSIONS[0], tmp_path)
+    world = machine(monkeypatch, VERSIONS[0], tmp_path)
+    world.numeric = True  # half-precision engines are compared with their file
     model, graph = latency_nets.residual(12, 20)
     onnx.save(model, tmp_path / "net.onnx")
     backend = open_backend("tensorrt", precision="fp16")
@@ -352,7 +354,8 @@ def test_the_measured_stairs_decide_which_widths_are_worth_having(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """fp16 starts in steps of 8; this device computes in steps of 16, and the table shows it."""
-    machine(monkeypatch, VERSIONS[-1], tmp_path)
+    world = machine(monkeypatch, VERSIONS[-1], tmp_path)
+    world.numeric = True  # half-precision engines are compared with their file
     model, graph = latency_nets.residual(64, 64)
     onnx.save(model, tmp_path / "net.onnx")
     backend = open_backend("tensorrt", precision="fp16")
