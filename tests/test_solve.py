@@ -139,8 +139,12 @@ def test_a_budget_below_everything_names_the_smallest_plan(kind):
     graph = graph_of(kind)
     scores, table = scores_of(graph), table_of(graph)
     smallest_us = min(predict_us(graph, widths, table) for widths in all_plans(graph, table))
-    with pytest.raises(Infeasible, match=rf"budget 9 us is below the smallest plan, {smallest_us:.6g} us .*min_width"):
-        solve(graph, scores, table, budget_us=9.0)
+    with pytest.raises(
+        Infeasible, match=rf"budget 9 us is below the smallest plan, {smallest_us:.6g} us .*raise the budget$"
+    ):
+        solve(graph, scores, table, budget_us=9.0)  # min_width is 1: nothing to lower
+    with pytest.raises(Infeasible, match=r"budget 9 us is below the smallest plan, .*min_width"):
+        solve(graph, scores, table, budget_us=9.0, min_width=2)
     assert solve(graph, scores, table, budget_us=smallest_us * (1 + 1e-9)).latency_us == pytest.approx(smallest_us)
 
 

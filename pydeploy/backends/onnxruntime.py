@@ -67,6 +67,10 @@ class OnnxRuntime:
         yield OnnxRuntimeSession(engine.path, self.threads)
 
 
+_UNASKED = ["WeightBiasQuantization"]
+"""Passes of the runtime that change numbers: this one rounds float weights between two pairs to int8, one scale a layer."""
+
+
 def _options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -100,7 +104,7 @@ def _write_optimised(path: Path, source: onnx.ModelProto, out: Path, threads: in
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.optimized_model_filepath = str(out)
     try:
-        ort.InferenceSession(str(path), options, providers=_PROVIDERS)
+        ort.InferenceSession(str(path), options, providers=_PROVIDERS, disabled_optimizers=_UNASKED)
     except Exception as error:
         raise DataError(f"ONNX Runtime cannot run {path}: {_reason(error)}") from None
     model = onnx.load(out)
