@@ -76,8 +76,22 @@ def test_stages_of_another_run_are_reused_only_with_equal_inputs(tmp_path: Path)
     three = RunFolder.open(tmp_path / "three", Quiet(), resume=False, reuse=tmp_path / "one")
     three.stage("01_a", {"seed": 1}, maker)
     assert maker.calls == 2
-    with pytest.raises(ConfigError, match="no such run"):
+    with pytest.raises(ConfigError, match="no run directory"):
         RunFolder.open(tmp_path / "four", Quiet(), resume=False, reuse=tmp_path / "none")
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "a file", "nothing finished"])
+def test_what_is_no_run_cannot_be_reused_and_leaves_no_folder(tmp_path: Path, kind: str) -> None:
+    place = tmp_path / "earlier"
+    if kind == "a file":
+        place.touch()
+    elif kind != "missing":
+        (place / "01_train").mkdir(parents=True)
+    if kind == "nothing finished":
+        (place / "01_train" / "started.json").write_text("{}")
+    with pytest.raises(ConfigError, match="no run directory"):
+        RunFolder.open(tmp_path / "run", Quiet(), resume=False, reuse=place)
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_unwritable_place_is_reported(tmp_path: Path) -> None:

@@ -96,6 +96,10 @@ class RunFolder:
     def open(cls, path: Path, console: Console, *, resume: bool, reuse: Path | None = None,
              earlier: EarlierStamps | None = None) -> RunFolder:  # fmt: skip
         """The folder, created if needed. A folder with finished stages is only entered with `resume`."""
+        if reuse is not None and not any(reuse.glob("*/stamp.json")):
+            raise ConfigError(
+                f"--reuse {reuse} is no run directory with a finished stage; pass the --out of an earlier run"
+            )
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -104,8 +108,6 @@ class RunFolder:
             raise ConfigError(
                 f"{path} already holds a run: pass --resume to continue it, or choose another folder with --out"
             )
-        if reuse is not None and not reuse.is_dir():
-            raise ConfigError(f"--reuse {reuse}: no such run directory")
         write_json(path / ".writable", {})
         (path / ".writable").unlink()
         return cls(path, console, reuse, earlier)
