@@ -27,6 +27,7 @@ from pydeploy.backends.base import Engine, Feeds, LayerTime, TensorSpec, check_f
 from pydeploy.backends.node_origins import trace_origins
 from pydeploy.errors import BackendUnavailable, DataError
 from pydeploy.files import replacing, sha256
+from pydeploy.onnxfile.integer_biases import integer_biases
 from pydeploy.onnxfile.read import read_source
 from pydeploy.timing.records import Target
 
@@ -68,7 +69,8 @@ class OnnxRuntime:
 
 
 _UNASKED = ["WeightBiasQuantization"]
-"""Passes of the runtime that change numbers: this one rounds float weights between two pairs to int8, one scale a layer."""
+"""Passes of the runtime that change numbers: this one writes int32 biases (`integer_biases` does that), but also rounds the
+float weights of a layer between two pairs to int8, with one scale for all of them."""
 
 
 def _options(threads: int) -> ort.SessionOptions:
@@ -103,8 +105,10 @@ def _write_optimised(path: Path, source: onnx.ModelProto, out: Path, threads: in
         options.add_session_config_entry("session.x64quantprecision", "1")
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.optimized_model_filepath = str(out)
+    given = integer_biases(source)
     try:
-        ort.InferenceSession(str(path), options, providers=_PROVIDERS, disabled_optimizers=_UNASKED)
+        ort.InferenceSession(str(path) if given is source else given.SerializeToString(), options, providers=_PROVIDERS,
+                             disabled_optimizers=_UNASKED)  # fmt: skip
     except Exception as error:
         raise DataError(f"ONNX Runtime cannot run {path}: {_reason(error)}") from None
     model = onnx.load(out)
