@@ -144,7 +144,7 @@ def _not_faster(name: str, result: ModelResult, chosen: str, best: ModelResult) 
 def _claim(name: str, result: ModelResult, dense: ModelResult, limit_points: float) -> str:
     if name == "dense":
         return f"no other engine is both faster than dense and within {_points(limit_points)} of its accuracy"
-    change = -_lost_points(dense, result)
+    change = 0.0 - _lost_points(dense, result)  # no -0.0
     return (
         f"{result.precision} at {milliseconds(result.latency_us.median, 3)} ms is the fastest engine within "
         f"{_points(limit_points)} of dense: {speedup(result.latency_us.ratio_to(dense.latency_us))}, "
