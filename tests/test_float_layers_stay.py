@@ -121,6 +121,20 @@ def test_an_integer_bias_is_the_float_one_to_half_a_step(seed: int, per_channel:
     assert np.abs(plain - other).max() <= 1.01 * STEP
 
 
+def test_a_bias_in_a_constant_node_counts_as_well() -> None:
+    model = quantized_layer(np.random.default_rng(0), per_channel=True, bias=np.ones(6, np.float32))
+    written = onnx.ModelProto()
+    written.CopyFrom(model)
+    del written.graph.initializer[:], written.graph.node[:]
+    written.graph.node.extend(
+        helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in model.graph.initializer
+    )
+    written.graph.node.extend(model.graph.node)
+    changed = integer_biases(written)
+    onnx.checker.check_model(changed, full_check=True)
+    assert any(node.input[0].endswith("_int32") for node in changed.graph.node if node.input)
+
+
 @pytest.mark.parametrize("bias", [np.full(6, 1e9, np.float32), np.full(6, np.nan, np.float32)])
 def test_a_bias_that_fits_no_integer_stays(bias: np.ndarray) -> None:
     model = quantized_layer(np.random.default_rng(0), per_channel=True, bias=bias)

@@ -11,9 +11,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from pydeploy.onnxfile.nodes import new_name
+from pydeploy.onnxfile.nodes import QUANTIZE, RESTORE, new_name, stored
 
-QUANTIZE, RESTORE = "QuantizeLinear", "DequantizeLinear"
 _LAYERS = ("Conv", "Gemm")
 _FUSED = ("Relu", "Clip")
 """Activations that runtimes fuse into the layer before them."""
@@ -55,7 +54,7 @@ def integer_biases(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _chosen(graph: onnx.GraphProto) -> dict[int, tuple[NDArray[np.int32], NDArray[np.float32]]]:
     """By the layer's place: its bias in integers, and their scale."""
-    stored = {tensor.name: tensor for tensor in graph.initializer}
+    held = stored(graph)
     makers = {name: node for node in graph.node for name in node.output}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
@@ -65,9 +64,9 @@ def _chosen(graph: onnx.GraphProto) -> dict[int, tuple[NDArray[np.int32], NDArra
 
     def scale_of(name: str) -> NDArray[np.float64] | None:
         node = makers.get(name)
-        if node is None or node.op_type != RESTORE or node.input[1] not in stored:
+        if node is None or node.op_type != RESTORE or node.input[1] not in held:
             return None
-        return numpy_helper.to_array(stored[node.input[1]]).astype(np.float64)
+        return numpy_helper.to_array(held[node.input[1]]).astype(np.float64)
 
     def quantized(name: str) -> bool:
         after = readers.get(name, [])
@@ -77,9 +76,9 @@ def _chosen(graph: onnx.GraphProto) -> dict[int, tuple[NDArray[np.int32], NDArra
 
     found = {}
     for index, node in enumerate(graph.node):
-        if node.op_type not in _LAYERS or len(node.input) < 3 or node.input[2] not in stored:
+        if node.op_type not in _LAYERS or len(node.input) < 3 or node.input[2] not in held:
             continue
-        bias, of_input, of_weight = stored[node.input[2]], scale_of(node.input[0]), scale_of(node.input[1])
+        bias, of_input, of_weight = held[node.input[2]], scale_of(node.input[0]), scale_of(node.input[1])
         plain = all(attribute.f == 1.0 for attribute in node.attribute if attribute.name in ("alpha", "beta"))
         if bias.data_type != TensorProto.FLOAT or len(bias.dims) != 1 or not plain or not quantized(node.output[0]):
             continue

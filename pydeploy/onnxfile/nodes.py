@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import onnx
 import onnx_graphsurgeon as gs
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Layers with weights."""
+QUANTIZE, RESTORE = "QuantizeLinear", "DequantizeLinear"
 
 
 def label(node: gs.Node) -> str:
@@ -34,3 +36,10 @@ def new_name(name: str, taken: set[str]) -> str:
         found, count = f"{name}_{count}", count + 1
     taken.add(found)
     return found
+
+
+def stored(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """Tensors that the file holds, as initializers or in Constant nodes, by name."""
+    nodes = {node.output[0]: attribute.t for node in graph.node if node.op_type == "Constant"
+             for attribute in node.attribute if attribute.name == "value"}  # fmt: skip
+    return {**{tensor.name: tensor for tensor in graph.initializer}, **nodes}

@@ -10,19 +10,17 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-QUANTIZE, RESTORE = "QuantizeLinear", "DequantizeLinear"
+from pydeploy.onnxfile.nodes import QUANTIZE, RESTORE, stored
 
 
 def grid_ends(graph: onnx.GraphProto) -> dict[str, tuple[float, float]]:
     """Smallest and largest value behind each QuantizeLinear with one stored scale, by the name of its integers."""
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    stored |= {node.output[0]: attribute.t for node in graph.node if node.op_type == "Constant"
-               for attribute in node.attribute if attribute.name == "value"}  # fmt: skip
+    held = stored(graph)
     found = {}
     for node in graph.node:
-        if node.op_type == QUANTIZE and node.input[0] not in stored and node.input[1] in stored:
-            scale = numpy_helper.to_array(stored[node.input[1]]).astype(np.float64)
-            given = stored.get(node.input[2]) if len(node.input) > 2 else None
+        if node.op_type == QUANTIZE and node.input[0] not in held and node.input[1] in held:
+            scale = numpy_helper.to_array(held[node.input[1]]).astype(np.float64)
+            given = held.get(node.input[2]) if len(node.input) > 2 else None
             zero = np.zeros((), np.uint8) if given is None else numpy_helper.to_array(given)
             if scale.size == zero.size == 1 and zero.dtype.kind in "iu":
                 limits = np.iinfo(zero.dtype)

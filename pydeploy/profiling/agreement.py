@@ -28,7 +28,8 @@ from pydeploy.errors import Mismatch
 from pydeploy.onnxfile.control_flow import captured
 from pydeploy.onnxfile.execute import as_written
 from pydeploy.onnxfile.load import read_model
-from pydeploy.onnxfile.rounding import QUANTIZE, RESTORE, grid_ends, rounded, smooth
+from pydeploy.onnxfile.nodes import QUANTIZE, RESTORE
+from pydeploy.onnxfile.rounding import grid_ends, rounded, smooth
 from pydeploy.onnxfile.widen import is_half, widen
 from pydeploy.profiling.compare_layers import ends
 from pydeploy.profiling.profile import random_feeds

@@ -34,12 +34,11 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from pydeploy.onnxfile.load import read_model
-from pydeploy.onnxfile.nodes import WEIGHTED, channel_axis, label
+from pydeploy.onnxfile.nodes import QUANTIZE, RESTORE, WEIGHTED, channel_axis, label
 from pydeploy.onnxfile.prepare import import_graph
 from pydeploy.quant.placement import fused_additions, moves
 from pydeploy.quant.styles import ACTIVATIONS, Style, style_named
 
-QUANTIZE, RESTORE = "QuantizeLinear", "DequantizeLinear"
 _REFUSED = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"})
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
