@@ -29,7 +29,7 @@ MEGABYTE = 1024.0  # /proc counts in kB
 
 
 def inputs(count: int, size: int) -> Iterator[dict[str, Any]]:
-    """Normalised images of low-frequency noise, made one at a time."""
+    """Normalized images of low-frequency noise, made one at a time."""
     for index in range(count):
         coarse = np.random.default_rng(index).normal(size=(3, 8, 8)).astype(np.float32)
         yield {"x": np.kron(coarse, np.ones((size // 8, size // 8), np.float32))[None]}
@@ -108,7 +108,7 @@ def child(name: str, model: Path, count: int, size: int) -> dict[str, float]:
 
 
 def export_network(folder: Path, name: str, size: int) -> Path:
-    """A torchvision network with random weights whose normalisation statistics fit its values."""
+    """A torchvision network with random weights whose normalization statistics fit its values."""
     import torch
     from torchvision import models
 

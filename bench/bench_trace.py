@@ -24,7 +24,7 @@ import torch_pruning
 import torchvision
 from torch import Tensor, nn
 
-from oracle import masked_norms, random_plan, randomise, silence
+from oracle import masked_norms, random_plan, randomize, silence
 from pydeploy.prune.structure.trace import trace
 from pydeploy.prune.surgery.apply import apply
 
@@ -48,7 +48,7 @@ def built(name: str) -> tuple[nn.Module, Tensor]:
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     model = torchvision.models.get_model(name, weights=None, **options)
     size = 299 if name == "inception_v3" else 224
-    return randomise(model.eval()), torch.randn(1, 3, size, size)
+    return randomize(model.eval()), torch.randn(1, 3, size, size)
 
 
 def ours(model: nn.Module, example: Tensor) -> Any:

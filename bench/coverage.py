@@ -81,7 +81,7 @@ def built(family: str, name: str) -> tuple[Any, tuple[Any, ...]]:
     """A model in eval mode with random weights, and an input that is small for it."""
     import torch
 
-    from oracle import randomise
+    from oracle import randomize
 
     torch.manual_seed(0)
     shape, options = settings(family, name)
@@ -93,7 +93,7 @@ def built(family: str, name: str) -> tuple[Any, tuple[Any, ...]]:
         from torchvision.models import get_model
 
         model = get_model(name, weights=None, **options)
-    return randomise(model.eval()), (torch.rand(shape),)
+    return randomize(model.eval()), (torch.rand(shape),)
 
 
 def settings(family: str, name: str) -> tuple[tuple[int, ...], dict[str, Any]]:

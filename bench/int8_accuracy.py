@@ -62,12 +62,12 @@ def trained(work: Path) -> Path:
     model = build("resnet8", in_channels=1).train()
     images = torch.from_numpy(data.normalize(data.train_images[:TRAIN]))
     labels = torch.from_numpy(data.train_labels[:TRAIN])
-    optimiser = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.1, total_steps=-(-TRAIN // BATCH))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=-(-TRAIN // BATCH))
     for chosen in torch.randperm(TRAIN).split(BATCH):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         functional.cross_entropy(model(images[chosen]), labels[chosen]).backward()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
     calib = data.normalize(data.train_images[TRAIN : TRAIN + CALIBRATION])
     np.savez(path.with_suffix(".npz"), calib=calib, test=data.normalize(data.test_images), labels=data.test_labels)
@@ -112,7 +112,7 @@ def quantized(net: Path, style: str) -> None:
 
 
 def engine_of(net: Path, source: Path, runtime: str) -> dict[str, Any]:
-    """What the engine of one quantised file answers."""
+    """What the engine of one quantized file answers."""
     backend = open_backend(runtime, precision="int8", threads=1)
     out = source.with_suffix(f".{onednn_cap() or 'all'}.engine")
     with backend.open(backend.build(source, out)) as session:

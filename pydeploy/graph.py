@@ -68,7 +68,7 @@ class Group:
     min_width: int = 1
     align: int = 1
     inexact: str = ""
-    """Why the other channels' values change when some are cut ('' = they do not): a normalisation over channels."""
+    """Why the other channels' values change when some are cut ('' = they do not): a normalization over channels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Extent:
 class OpKey:
     """Everything a layer's latency depends on besides the target. Layers with equal keys share samples.
 
-    `tail` names what runs between this layer and the next one (normalisation, activation, residual
+    `tail` names what runs between this layer and the next one (normalization, activation, residual
     add, pooling): engines fuse it into the layer or run it right after, so its time belongs here.
     """
 

@@ -46,7 +46,7 @@ def silence(model: nn.Module, graph: Graph, plan: Plan) -> dict[int, Tensor]:
 
 @contextmanager
 def masked_norms(kept: dict[int, Tensor]) -> Iterator[None]:
-    """Layer norms, group norms of one group and standardised weights run their statistics over the kept channels only, as in
+    """Layer norms, group norms of one group and standardized weights run their statistics over the kept channels only, as in
     the cut model.
     """
     plain = F.layer_norm, F.group_norm, F.batch_norm
@@ -113,8 +113,8 @@ def silenced_output(model: nn.Module, graph: Graph, plan: Plan, *inputs: Tensor)
         return twin(*inputs)
 
 
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Random normalisation statistics, scales and shifts, so that a wrong channel shows."""
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Random normalization statistics, scales and shifts, so that a wrong channel shows."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in model.modules():

@@ -108,8 +108,8 @@ def _partial(m, x):
     return m.c(torch.cat([m.b(one), two], 1))
 
 
-class Standardised(nn.Conv2d):
-    """Weight standardisation (Qiao et al. 2019) with a gain."""
+class Standardized(nn.Conv2d):
+    """Weight standardization (Qiao et al. 2019) with a gain."""
 
     def __init__(self, *args: int, **kw: int) -> None:
         super().__init__(*args, **kw)
@@ -318,7 +318,7 @@ PATTERNS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
         ),
         {"a"},
     ),
-    "normalised": (
+    "normalized": (
         lambda: Net(
             lambda m, x: m.c(F.normalize(F.relu(m.n(m.a(x)))) * m.gain.view(1, -1, 1, 1)),
             a=conv(3, 8),
@@ -328,7 +328,7 @@ PATTERNS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
         ),
         {"a"},
     ),
-    "normalised_not_zero": (
+    "normalized_not_zero": (
         lambda: Net(lambda m, x: m.c(F.normalize(torch.sigmoid(m.a(x)))), a=conv(3, 8), c=conv(8, 3)),
         set(),
     ),
@@ -337,11 +337,11 @@ PATTERNS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
         set(),
     ),
     "written_whole": (_written_whole, {"a", "b"}),
-    "weight_standardisation": (
+    "weight_standardization": (
         lambda: Net(
             lambda m, x: m.c(F.relu(m.b(F.relu(m.a(x))))),
-            a=Standardised(3, 6, 3),
-            b=Standardised(6, 7, 3),
+            a=Standardized(3, 6, 3),
+            b=Standardized(6, 7, 3),
             c=conv(7, 3),
         ),
         {"a", "b"},

@@ -56,7 +56,7 @@ class Portable:
 
 @pytest.fixture(scope="session")
 def portable(tmp_path_factory):
-    """Built with the optimisation of a release."""
+    """Built with the optimization of a release."""
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
         pytest.skip("no C++ compiler to build the portable core with; set CXX")

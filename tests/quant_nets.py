@@ -1,4 +1,4 @@
-"""Small networks for the quantisation tests, as ONNX files, and what runtimes make of them."""
+"""Small networks for the quantization tests, as ONNX files, and what runtimes make of them."""
 
 from __future__ import annotations
 
@@ -91,31 +91,31 @@ def random_feeds(path: Path, count: int = 16, seed: int = 0, batch: int = 1) -> 
     return [{k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()} for _ in range(count)]
 
 
-def run(path: Path, feeds: list[dict[str, Array]], optimise: bool = True) -> Array:
+def run(path: Path, feeds: list[dict[str, Array]], optimize: bool = True) -> Array:
     """The first output of every batch on ONNX Runtime, joined."""
-    loaded = session(path, None, optimise=optimise)
+    loaded = session(path, None, optimize=optimize)
     return np.concatenate([loaded.run(None, feed)[0] for feed in feeds])
 
 
 def executed(path: Path, scratch: Path) -> collections.Counter[str]:
     """How many nodes of each type ONNX Runtime executes."""
-    session(path, scratch / "executed.onnx", optimise=True)
+    session(path, scratch / "executed.onnx", optimize=True)
     return collections.Counter(node.op_type for node in onnx.load(scratch / "executed.onnx").graph.node)
 
 
-def session(path: Path, optimised: Path | None = None, *, optimise: bool = True) -> ort.InferenceSession:
+def session(path: Path, optimized: Path | None = None, *, optimize: bool = True) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    if optimised is not None:
-        options.optimized_model_filepath = str(optimised)
-    if not optimise:
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def openvino_model(path: Path) -> Any:
-    """The file compiled as the backend compiles it, everything that is not quantised in float32."""
+    """The file compiled as the backend compiles it, everything that is not quantized in float32."""
     from pydeploy.backends.openvino import OpenVino
 
     backend = OpenVino("int8", threads=1)

@@ -131,7 +131,7 @@ def test_smooth_clips_and_does_not_round(tmp_path: Path) -> None:
     source = int8(path, "openvino")
     onnx.save(smooth(onnx.load(source)), tmp_path / "smooth.onnx")
     feeds = nets.random_feeds(path)
-    original, whole, smoothed = (nets.run(p, feeds, optimise=False) for p in (path, source, tmp_path / "smooth.onnx"))
+    original, whole, smoothed = (nets.run(p, feeds, optimize=False) for p in (path, source, tmp_path / "smooth.onnx"))
     # What is left is the rounding of the weights.
     assert 0 < np.abs(smoothed - original).max() < np.abs(whole - original).max()
     far = [{"x": 100 * feed["x"]} for feed in feeds]

@@ -12,7 +12,7 @@ from torchvision.models.maxvit import RelativePositionalMultiHeadAttention
 from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d
 
-from oracle import random_plan, randomise, silenced_output
+from oracle import random_plan, randomize, silenced_output
 from patterns import Net
 from pydeploy.prune.structure.trace import trace
 from pydeploy.prune.surgery.apply import apply
@@ -36,7 +36,7 @@ def built(name: str) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     layer, shape = LAYERS[name]
     net = Net(lambda m, x: m.c(m.t(m.a(x))), a=nn.Linear(5, WIDTH), t=layer(), c=nn.Linear(WIDTH, 3))
-    return randomise(net).double().eval(), torch.randn(*shape, 5, dtype=torch.float64)
+    return randomize(net).double().eval(), torch.randn(*shape, 5, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("name", LAYERS)

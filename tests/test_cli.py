@@ -171,7 +171,7 @@ def test_quantize_and_lint(work: Path, tmp_path: Path) -> None:
     done = pydeploy("lint", tmp_path / "ort.onnx")
     assert done.returncode == 1
     assert "TensorRT takes int8" in done.stdout
-    fails(pydeploy("quantize", tmp_path / "ort.onnx", "--ranges", ranges, "--out", tmp_path / "x"), "already quantised")
+    fails(pydeploy("quantize", tmp_path / "ort.onnx", "--ranges", ranges, "--out", tmp_path / "x"), "already quantized")
     fails(
         pydeploy("quantize", work / "small.onnx", "--ranges", ranges, "--out", tmp_path / "x"),
         "calibrated on another file",

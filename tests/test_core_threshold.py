@@ -49,8 +49,8 @@ def mse_losses(counts, levels):
     losses = []
     for threshold in thresholds:
         step = threshold / levels
-        quantised = np.minimum(np.rint(centres / step), levels) * step
-        losses.append(float(np.sum(counts * (quantised - centres) ** 2)))
+        quantized = np.minimum(np.rint(centres / step), levels) * step
+        losses.append(float(np.sum(counts * (quantized - centres) ** 2)))
     return thresholds, np.array(losses)
 
 

@@ -139,7 +139,7 @@ def test_shuffle_shrinks_the_channels_not_the_groups() -> None:
     assert cut_constants("Reshape", site)[1].tolist() == [1, 2, 4, 4, 4]
 
 
-def test_equal_split_and_normalisation_follow() -> None:
+def test_equal_split_and_normalization_follow() -> None:
     split = Site([(1, 16, 4), (2,)], [(1, 6, 4), (2,)], [None, np.array([8, 8])])
     assert cut_constants("Split", split)[1].tolist() == [3, 3]
     norm = Site([(1, 4, 2)] + [(4,)] * 2, [(1, 3, 2)] + [(4,)] * 2, [None, np.arange(4.0), np.arange(4.0)])

@@ -25,7 +25,7 @@ def test_resnet_depth_counts_all_layers_but_the_projections(name: str, layers: i
 
 
 def test_resnet20_parameters_follow_the_formula() -> None:
-    # Weights by hand: stem, per stage 3x3 convolutions, projections; two normalisation values per channel; linear.
+    # Weights by hand: stem, per stage 3x3 convolutions, projections; two normalization values per channel; linear.
     w = 16
     convolutions = 9 * 3 * w + 6 * 9 * w * w
     norms = w * 7

@@ -140,7 +140,7 @@ def quantized(path: Path, style: str) -> tuple[tuple[str, ...], nets.Array]:
     report = quantize(path, calibrate(path, feeds, observer="minmax", threads=1), out, style=style, min_channels=1)
     onnx.checker.check_model(onnx.load(out), full_check=True)
     assert [finding for finding in lint(out, style) if finding.severity == "error"] == []
-    return report.quantized, nets.run(out, feeds, optimise=False).astype(np.float32)
+    return report.quantized, nets.run(out, feeds, optimize=False).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_constants_written_in_any_way(tmp_path: Path, answers: Any, data: st.Dat
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("version", [3, 4, 8, 10])
-def test_initialisers_that_are_inputs_as_well(tmp_path: Path, answers: Any, version: int, style: str) -> None:
+def test_initializers_that_are_inputs_as_well(tmp_path: Path, answers: Any, version: int, style: str) -> None:
     """IR version 3 demands it; exporters do it later too."""
     path = plain(tmp_path / "net.onnx")
     model = onnx.load(path)
@@ -255,7 +255,7 @@ def test_float16_files(tmp_path: Path, answers: Any, style: str, skip: tuple[str
 
 
 @pytest.mark.parametrize("keep_io", [False, True])
-def test_what_half_writes_can_be_calibrated_and_quantised(tmp_path: Path, *, keep_io: bool) -> None:
+def test_what_half_writes_can_be_calibrated_and_quantized(tmp_path: Path, *, keep_io: bool) -> None:
     path, half = plain(tmp_path / "net.onnx"), tmp_path / "half.onnx"
     to_half(path, half, keep_io=keep_io, keep=["b"])
     layers, found = quantized(half, "openvino")

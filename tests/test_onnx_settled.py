@@ -1,4 +1,4 @@
-"""Ways to write one ONNX file: weights elsewhere, open shapes, initialisers as inputs; all are built, and compute the same."""
+"""Ways to write one ONNX file: weights elsewhere, open shapes, initializers as inputs; all are built, and compute the same."""
 
 from __future__ import annotations
 

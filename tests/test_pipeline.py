@@ -264,7 +264,7 @@ def test_the_second_table_belongs_to_the_other_precision(finished: Path, tmp_pat
     assert open_job(settings(target=int8, quantize={**quantize, "table": own}), Quiet()).backend.precision == "int8"
 
 
-def is_quantised(folder: Path, layer: str) -> bool:
+def is_quantized(folder: Path, layer: str) -> bool:
     """Whether the layer's weight in the folder's file comes out of a DequantizeLinear, as its engine was built from it."""
     Engine.load(folder / "model.engine").require_source(folder / "model.onnx")
     nodes = onnx.load(folder / "model.onnx").graph.node
@@ -281,8 +281,8 @@ def check_int8_run(out: Path) -> Report:
     assert "quantized" not in precisions
     for folder in ("04_dense", "06_search/round1", "08_pruned"):
         assert Engine.load(out / folder / "model.engine").target.precision == "int8"
-        assert is_quantised(out / folder, "stage1.0.conv1")
-        assert not is_quantised(out / folder, "fc")
+        assert is_quantized(out / folder, "stage1.0.conv1")
+        assert not is_quantized(out / folder, "fc")
     lost = 100 * (
         json.loads((out / "04_dense" / "float.json").read_text())[report.metric] - report.models.dense.accuracy
     )

@@ -58,7 +58,7 @@ def test_metadata_says_what_the_file_holds(tmp_path) -> None:
 
 
 class FakeQuantized(nn.Module):
-    """Straight-through int8 weights: what quantisation-aware training puts on a layer."""
+    """Straight-through int8 weights: what quantization-aware training puts on a layer."""
 
     def forward(self, weight: Tensor) -> Tensor:
         scale = float(weight.detach().abs().max()) / 127
@@ -229,7 +229,7 @@ def sparse(model: nn.Module) -> nn.Module:
     return model
 
 
-def quantised(model: nn.Module) -> nn.Module:
+def quantized(model: nn.Module) -> nn.Module:
     model.register_buffer("q", torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8))
     return model
 
@@ -240,14 +240,14 @@ def lazy(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("change", "text"), [(meta, "meta"), (sparse, "sparse"), (lazy, "uninitialised"), (quantised, "quantised")]
+    ("change", "text"), [(meta, "meta"), (sparse, "sparse"), (lazy, "uninitialized"), (quantized, "quantized")]
 )
 @pytest.mark.filterwarnings("ignore")
 def test_tensors_without_plain_values_are_refused(
     change: Callable[[nn.Module], nn.Module], text: str, tmp_path
 ) -> None:
     model = build("residual")
-    if change is quantised:
+    if change is quantized:
         model.register_buffer("q", torch.zeros(3))
     graph = trace(model, torch.zeros(SHAPE))
     broken = change(build("residual"))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from made import MADE
-from oracle import masked_norms, random_plan, randomise, silence, tensors_of
+from oracle import masked_norms, random_plan, randomize, silence, tensors_of
 from pydeploy.prune.structure.trace import trace
 from pydeploy.prune.surgery.apply import apply
 from wrapped import WRAPPED
@@ -28,7 +28,7 @@ SHAPE = (2, 3, 8, 8)
 
 def built(make: Any) -> nn.Module:
     torch.manual_seed(0)
-    return randomise(make()).double().eval()
+    return randomize(make()).double().eval()
 
 
 def reached(root: Any) -> dict[int, Any]:

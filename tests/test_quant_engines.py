@@ -24,9 +24,9 @@ AMX = "avx2 avx512f avx512_vnni amx_int8"
 Outputs = list[nets.Array]
 
 
-def outputs(path: Path, feeds: list[dict[str, nets.Array]], *, optimise: bool = True) -> Outputs:
+def outputs(path: Path, feeds: list[dict[str, nets.Array]], *, optimize: bool = True) -> Outputs:
     """Every output of the file on ONNX Runtime, all samples in a row."""
-    loaded = nets.session(path, optimise=optimise)
+    loaded = nets.session(path, optimize=optimize)
     return [np.concatenate(found) for found in zip(*(loaded.run(None, feed) for feed in feeds), strict=True)]
 
 
@@ -104,12 +104,12 @@ def test_unsigned_is_the_same_to_the_last_bit(tmp_path: Path, block: str, act: s
     onnx.checker.check_model(after, full_check=True)
     types = {tensor.name: tensor.data_type for tensor in after.graph.initializer}
     stored = set(types)
-    quantisers = [node for node in after.graph.node if node.op_type == "QuantizeLinear"]
-    for node in quantisers:
+    quantizers = [node for node in after.graph.node if node.op_type == "QuantizeLinear"]
+    for node in quantizers:
         assert types[node.input[2]] == (onnx.TensorProto.INT8 if node.input[0] in stored else onnx.TensorProto.UINT8)
     onnx.save(after, tmp_path / "unsigned.onnx")
     for one, two in zip(
-        outputs(out, feeds, optimise=False), outputs(tmp_path / "unsigned.onnx", feeds, optimise=False), strict=True
+        outputs(out, feeds, optimize=False), outputs(tmp_path / "unsigned.onnx", feeds, optimize=False), strict=True
     ):
         assert np.array_equal(one, two)
     assert unsigned(after) is after

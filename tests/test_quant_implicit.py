@@ -55,7 +55,7 @@ def test_implicit_int8_measures_every_float_tensor(tmp_path: Path) -> None:
 
 
 class Base:
-    """What TensorRT's base class demands: that its own initialiser is called."""
+    """What TensorRT's base class demands: that its own initializer is called."""
 
     ready = False
 

@@ -44,7 +44,7 @@ def test_other_styles_are_not_for_tensorrt(tmp_path: Path) -> None:
     path = nets.residual(tmp_path / "net.onnx")
     texts = [finding.text for finding in lint(made(path, "onnxruntime")) if finding.severity == "error"]
     assert any("integers are uint8" in text for text in texts)
-    assert any("quantised bias" in text for text in texts)
+    assert any("quantized bias" in text for text in texts)
     assert lint(made(path, "openvino"))[0].severity == "error"
 
 
@@ -124,7 +124,7 @@ CASES: dict[str, tuple[Change, Finding]] = {
         lambda m: store(m, "fc.weight_zero_point", np.zeros(3, np.int8)),
         Finding("error", "fc.weight_QuantizeLinear", "it has 10 scales and 3 zero points"),
     ),
-    "integer bias": (integer_bias, Finding("error", "bias_dq", "it restores int32 (a quantised bias)")),
+    "integer bias": (integer_bias, Finding("error", "bias_dq", "it restores int32 (a quantized bias)")),
     "only the activation": (
         lambda m: bypass(m, "block.conv2", 1, "block.conv2.weight"),
         Finding("warning", "block.conv2", "only one of its inputs carries a pair, the weight does not"),
@@ -151,11 +151,11 @@ CASES: dict[str, tuple[Change, Finding]] = {
     ),
     "two pairs in a row": (
         lambda m: add_pair(m, "r1_dq", "block.conv2"),
-        Finding("warning", "r1_dq_Qn", "it quantises what was just restored"),
+        Finding("warning", "r1_dq_Qn", "it quantizes what was just restored"),
     ),
     "two scales for one tensor": (
         lambda m: (bypass(m, "add", 1, "r0"), add_pair(m, "r0", "add"))[0],
-        Finding("warning", "r0_Qn", "'r0' is quantised with different scales"),
+        Finding("warning", "r0_Qn", "'r0' is quantized with different scales"),
     ),
     "float scales in a half network": (
         typed, Finding("warning", "x_DequantizeLinear", "its scale is float32 in a half-precision network: stem"),
@@ -199,7 +199,7 @@ def test_bad_input(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("not a model")
     with pytest.raises(DataError, match="not a valid ONNX file"):
         lint(tmp_path / "text.onnx")
-    with pytest.raises(ConfigError, match="unknown quantisation style"):
+    with pytest.raises(ConfigError, match="unknown quantization style"):
         lint(nets.residual(tmp_path / "net.onnx"), "tensort")
 
 

@@ -63,23 +63,23 @@ def test_greedy_would_be_wrong() -> None:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_sensitivity_is_the_error_with_one_layer_quantised(tmp_path: Path, style: str) -> None:
+def test_sensitivity_is_the_error_with_one_layer_quantized(tmp_path: Path, style: str) -> None:
     path = nets.residual(tmp_path / "net.onnx")
     feeds = nets.random_feeds(path)
     ranges = calibrate(path, feeds, observer="minmax")
     found = sensitivity(path, ranges, feeds, LAYERS, style=style, threads=1)
     assert list(found) == LAYERS
-    original = nets.run(path, feeds, optimise=False).astype(np.float64)
+    original = nets.run(path, feeds, optimize=False).astype(np.float64)
     for layer in LAYERS:
         rest = [name for name in [*LAYERS, "add", "pool"] if name != layer]
         quantize(path, ranges, tmp_path / "one.onnx", style=style, exclude=rest)
-        apart = nets.run(tmp_path / "one.onnx", feeds, optimise=False) - original
+        apart = nets.run(tmp_path / "one.onnx", feeds, optimize=False) - original
         assert found[layer] == pytest.approx(np.square(apart).sum() / np.square(original).sum(), rel=1e-6)
         assert 0 < found[layer] < 1e-2
     # Errors add up: all layers together are within a factor of two of the sum.
     quantize(path, ranges, tmp_path / "all.onnx", style=style)
     total = (
-        np.square(nets.run(tmp_path / "all.onnx", feeds, optimise=False) - original).sum() / np.square(original).sum()
+        np.square(nets.run(tmp_path / "all.onnx", feeds, optimize=False) - original).sum() / np.square(original).sum()
     )
     assert 0.5 < total / sum(found.values()) < 2.0
 

@@ -1,4 +1,4 @@
-"""What quantisation reads and normalises: batch normalisation, constants, external data, shapes."""
+"""What quantization reads and normalizes: batch normalization, constants, external data, shapes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pydeploy.quant.qdq import quantize
 from pydeploy.quant.styles import STYLES
 
 
-def normalisation(name: str, source: str, target: str, width: int) -> tuple[onnx.NodeProto, dict[str, nets.Array]]:
+def normalization(name: str, source: str, target: str, width: int) -> tuple[onnx.NodeProto, dict[str, nets.Array]]:
     rng = np.random.default_rng(width)
     values = {f"{name}.scale": rng.uniform(0.5, 2, width), f"{name}.shift": rng.normal(size=width),
               f"{name}.mean": rng.normal(size=width), f"{name}.var": rng.uniform(0.1, 3, width)}  # fmt: skip
@@ -27,15 +27,15 @@ def normalisation(name: str, source: str, target: str, width: int) -> tuple[onnx
     return nets.NODE("BatchNormalization", [source, *stored], [target], name=name, epsilon=1e-3), stored
 
 
-def with_normalisation(path: Path) -> Path:
-    """Normalisation behind a convolution with bias, one without, a transposed one, a Gemm, and one that cannot fold."""
+def with_normalization(path: Path) -> Path:
+    """Normalization behind a convolution with bias, one without, a transposed one, a Gemm, and one that cannot fold."""
     rng = np.random.default_rng(5)
     up = {"up.weight": rng.normal(size=(16, 16, 2, 2)).astype(np.float32) / 8}
-    parts = [nets.conv("a", "x", "a0", 3, 16), normalisation("bn.a", "a0", "a1", 16), nets.NODE("Relu", ["a1"], ["a2"], name="relu"),
-             nets.conv("b", "a2", "b0", 16, 16, bias=False), normalisation("bn.b", "b0", "b1", 16),
+    parts = [nets.conv("a", "x", "a0", 3, 16), normalization("bn.a", "a0", "a1", 16), nets.NODE("Relu", ["a1"], ["a2"], name="relu"),
+             nets.conv("b", "a2", "b0", 16, 16, bias=False), normalization("bn.b", "b0", "b1", 16),
              (nets.NODE("ConvTranspose", ["b1", "up.weight"], ["u0"], name="up", strides=[2, 2]), up),
-             normalisation("bn.u", "u0", "u1", 16),
-             nets.conv("c", "u1", "c0", 16, 16), normalisation("bn.c", "c0", "c1", 16),
+             normalization("bn.u", "u0", "u1", 16),
+             nets.conv("c", "u1", "c0", 16, 16), normalization("bn.c", "c0", "c1", 16),
              nets.NODE("Add", ["c0", "c1"], ["d"], name="add"),  # a second reader: bn.c stays
              nets.NODE("GlobalAveragePool", ["d"], ["p"], name="pool"), nets.NODE("Flatten", ["p"], ["f"], name="flat"),
              nets.gemm("fc", "f", "y", 16, 10)]  # fmt: skip
@@ -43,8 +43,8 @@ def with_normalisation(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_normalisation_is_folded_where_only_it_reads_the_layer(tmp_path: Path, style: str) -> None:
-    path = with_normalisation(tmp_path / "net.onnx")
+def test_normalization_is_folded_where_only_it_reads_the_layer(tmp_path: Path, style: str) -> None:
+    path = with_normalization(tmp_path / "net.onnx")
     feeds = nets.random_feeds(path)
     ranges = calibrate(path, feeds, observer="minmax")
     out = tmp_path / "q.onnx"
@@ -57,7 +57,7 @@ def test_normalisation_is_folded_where_only_it_reads_the_layer(tmp_path: Path, s
 
 def test_folded_weights_equal_numpy(tmp_path: Path) -> None:
     """Scales follow the folded weights: ``max|w * gamma / sqrt(var + eps)| / 127`` per output channel."""
-    path = with_normalisation(tmp_path / "net.onnx")
+    path = with_normalization(tmp_path / "net.onnx")
     out = tmp_path / "q.onnx"
     quantize(path, calibrate(path, nets.random_feeds(path), observer="minmax"), out, style="tensorrt")
     before, after = ({w.name: numpy_helper.to_array(w) for w in onnx.load(p).graph.initializer} for p in (path, out))
@@ -70,10 +70,10 @@ def test_folded_weights_equal_numpy(tmp_path: Path) -> None:
         assert after[f"{layer}_folded_bias"] == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-def test_one_weight_under_two_normalisations(tmp_path: Path) -> None:
+def test_one_weight_under_two_normalizations(tmp_path: Path) -> None:
     first, weights = nets.conv("a", "x", "a0", 16, 16, bias=False)
     second = nets.NODE("Conv", ["a1", "a.weight"], ["b0"], name="b", kernel_shape=[3, 3], pads=[1] * 4)
-    parts = [(first, weights), normalisation("bn.a", "a0", "a1", 16), second, normalisation("bn.b", "b0", "b1", 16),
+    parts = [(first, weights), normalization("bn.a", "a0", "a1", 16), second, normalization("bn.b", "b0", "b1", 16),
              nets.NODE("GlobalAveragePool", ["b1"], ["y"], name="pool")]  # fmt: skip
     parts[3][1]["bn.b.scale"] *= -3
     path = nets.save(tmp_path / "net.onnx", parts, {"x": [1, 16, 8, 8]}, ["y"])

@@ -98,7 +98,7 @@ def test_weight_scales_per_channel_and_along_any_axis() -> None:
     assert weight_scales(weight, 0, np.full(4, 5.0)).tolist() == [5.0] * 4
 
 
-# Against fake quantisation in NumPy
+# Against fake quantization in NumPy
 
 
 def convolve(x: nets.Array, weight: nets.Array, bias: nets.Array) -> nets.Array:
@@ -148,7 +148,7 @@ def test_the_file_says_what_a_numpy_simulation_computes(tmp_path: Path, style: s
     assert report.quantized == ("stem", "block.conv1", "block.conv2", "fc")
     feeds = nets.random_feeds(path, seed=1)
     simulated = np.concatenate([simulate(path, ranges, style, on, feed["x"]) for feed in feeds])
-    exact, fast, original = nets.run(out, feeds, optimise=False), nets.run(out, feeds), nets.run(path, feeds)
+    exact, fast, original = nets.run(out, feeds, optimize=False), nets.run(out, feeds), nets.run(path, feeds)
     span = np.abs(original).max()
     # A float32 sum near the middle between two steps may round the other way: rare, and worth one small step each.
     assert np.median(np.abs(exact - simulated)) < 1e-3 * span
@@ -313,7 +313,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_an_exported_model_quantises(exported: Path, style: str, tmp_path: Path) -> None:
+def test_an_exported_model_quantizes(exported: Path, style: str, tmp_path: Path) -> None:
     out, report, _ = quantized(exported, style, min_channels=1)
     assert (len(report.quantized), report.skipped) == (7, {})
     feeds = nets.random_feeds(exported, seed=1)
@@ -428,8 +428,8 @@ def test_a_bias_far_larger_than_its_weights_does_not_overflow(tmp_path: Path) ->
     assert np.abs(weights_of(out)["first.bias_int32"]).max() <= 2**30
     feeds = nets.random_feeds(path)  # those it was calibrated on: rounding is tested here, not clipping
     original = nets.run(path, feeds)
-    for optimise in (True, False):
-        assert np.abs(nets.run(out, feeds, optimise=optimise) - original).max() < 0.05 * np.abs(original).max()
+    for optimize in (True, False):
+        assert np.abs(nets.run(out, feeds, optimize=optimize) - original).max() < 0.05 * np.abs(original).max()
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -510,7 +510,7 @@ def test_small_layers_and_output_layers_are_reported_with_the_reason(tmp_path: P
     }
 
 
-def test_nothing_to_quantise_is_reported_not_hidden(tmp_path: Path) -> None:
+def test_nothing_to_quantize_is_reported_not_hidden(tmp_path: Path) -> None:
     path = nets.save(tmp_path / "net.onnx", [nets.NODE("Relu", ["x"], ["y"], name="relu")], {"x": [1, 3]}, ["y"])
     ranges = calibrate(path, nets.random_feeds(path))
     with pytest.raises(DataError, match=r"no layer of .* can be int8"):
@@ -521,7 +521,7 @@ def test_nothing_to_quantise_is_reported_not_hidden(tmp_path: Path) -> None:
 def test_bad_models_are_refused(tmp_path: Path) -> None:
     path = nets.residual(tmp_path / "net.onnx")
     out, _, ranges = quantized(path, "onnxruntime")
-    with pytest.raises(DataError, match="already quantised"):
+    with pytest.raises(DataError, match="already quantized"):
         calibrate(out, nets.random_feeds(path))
     with pytest.raises(DataError, match="does not exist"):
         quantize(tmp_path / "none.onnx", ranges, out)
@@ -552,7 +552,7 @@ def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
     path = nets.residual(tmp_path / "net.onnx")
     _, _, ranges = quantized(path, "onnxruntime")
     out = tmp_path / "out.onnx"
-    with pytest.raises(ConfigError, match=r"unknown quantisation style 'onnxruntim' .did you mean 'onnxruntime'"):
+    with pytest.raises(ConfigError, match=r"unknown quantization style 'onnxruntim' .did you mean 'onnxruntime'"):
         quantize(path, ranges, out, style="onnxruntim")
     with pytest.raises(ConfigError, match=r"cannot exclude 'block\.conv3'.*did you mean 'block\.conv"):
         quantize(path, ranges, out, exclude=["block.conv3"])
@@ -631,7 +631,7 @@ def test_one_file_runs_on_both_runtimes_and_passes_the_parsers_rules(tmp_path: P
     assert kinds
     assert set(kinds) <= {"i8", "u8"}
     feeds = nets.random_feeds(path, seed=1)
-    original, exact = nets.run(path, feeds), nets.run(out, feeds, optimise=False)
+    original, exact = nets.run(path, feeds), nets.run(out, feeds, optimize=False)
     openvino = np.concatenate([compiled(feed)[0] for feed in feeds])
     for found in (nets.run(out, feeds), openvino):
         assert np.abs(found - exact).max() < 0.03 * np.abs(original).max()

@@ -20,7 +20,7 @@ from torch.nn.utils import parametrizations
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import zoo
-from oracle import randomise
+from oracle import randomize
 from patterns import PATTERNS, Net, conv
 from pydeploy.errors import DataError
 from pydeploy.graph import Graph
@@ -173,7 +173,7 @@ MAKERS: dict[str, tuple[Callable[[], nn.Module], str, Callable[[Any], list[Tenso
         "a.parametrizations.weight.original1",
         lambda m: [m.a.weight],
     ),
-    "parametrised": (
+    "parametrized": (
         lambda: Net(lambda m, x: m.c(F.relu(m.a(x))), a=_positive(), c=conv(6, 3)),
         "a.parametrizations.weight.original",
         lambda m: [m.a.weight],
@@ -211,7 +211,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 
 def made(name: str) -> nn.Module:
     torch.manual_seed(0)
-    return randomise(NETS[name]()).double().eval()
+    return randomize(NETS[name]()).double().eval()
 
 
 @pytest.mark.parametrize("name", [name for name, (_, group, _) in MAKERS.items() if group])

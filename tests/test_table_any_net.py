@@ -45,7 +45,7 @@ def _table() -> nn.Module:
 
 
 def _fresh_norms() -> nn.Module:
-    """Norms that cannot be folded, all with the values of initialisation, in groups of one width."""
+    """Norms that cannot be folded, all with the values of initialization, in groups of one width."""
     return nn.Sequential(conv(3, 8), nn.ReLU(), nn.BatchNorm2d(8), conv(8, 8), nn.ReLU(), nn.BatchNorm2d(8), conv(8, 3))
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oracle import random_plan, randomise, silence
+from oracle import random_plan, randomize, silence
 from patterns import Net, conv
 from pydeploy.errors import ConfigError, TraceError
 from pydeploy.prune.structure.trace import trace
@@ -27,7 +27,7 @@ ITSELF: list[nn.Module] = []
 
 def built(make: Callable[[], nn.Module]) -> nn.Module:
     torch.manual_seed(0)
-    return randomise(make()).double().eval()
+    return randomize(make()).double().eval()
 
 
 def same_on(make: Callable[[], nn.Module], example: Tensor, series: list[list[Tensor]], prunable: set[str]) -> None:

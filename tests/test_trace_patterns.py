@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import zoo
-from oracle import random_plan, randomise, silenced_output, tensors_of
+from oracle import random_plan, randomize, silenced_output, tensors_of
 from patterns import PATTERNS, Net, conv
 from pydeploy.errors import ConfigError, Mismatch, TraceError
 from pydeploy.graph import Plan
@@ -37,7 +37,7 @@ def close(model: nn.Module, seed: int, *shapes: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("name", PATTERNS)
 def test_cut_equals_silenced(name: str) -> None:
     torch.manual_seed(0)
-    model = randomise(PATTERNS[name][0]()).double().eval()
+    model = randomize(PATTERNS[name][0]()).double().eval()
     for seed in range(3):
         close(model, seed)
 
@@ -84,9 +84,9 @@ def test_whole_heads_and_norm_groups() -> None:
     assert trace(PATTERNS["group_norm"][0](), torch.zeros(SHAPE)).by_name["a"].width == 4
     assert "group_norm" in trace(PATTERNS["group_norm_of_all"][0](), torch.zeros(SHAPE)).by_name["a"].inexact
     assert "layer_norm" in trace(PATTERNS["layer_norm"][0](), torch.zeros(SHAPE)).by_name["a"].inexact
-    standardised = trace(PATTERNS["weight_standardisation"][0](), torch.zeros(SHAPE))
-    assert "statistics run over its kept inputs" in standardised.by_name["a"].inexact
-    assert standardised.by_name["b"].inexact == ""
+    standardized = trace(PATTERNS["weight_standardization"][0](), torch.zeros(SHAPE))
+    assert "statistics run over its kept inputs" in standardized.by_name["a"].inexact
+    assert standardized.by_name["b"].inexact == ""
 
 
 def test_several_inputs() -> None:
@@ -174,11 +174,11 @@ def test_bad_models_are_refused() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
-def test_quantised_models_are_refused() -> None:
-    quantised = Net(_moody, a=conv(3, 6), c=conv(6, 3))
-    quantised.register_buffer("q", torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8))
-    with pytest.raises(TraceError, match="'q' is quantised"):
-        trace(quantised, torch.zeros(SHAPE))
+def test_quantized_models_are_refused() -> None:
+    quantized = Net(_moody, a=conv(3, 6), c=conv(6, 3))
+    quantized.register_buffer("q", torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8))
+    with pytest.raises(TraceError, match="'q' is quantized"):
+        trace(quantized, torch.zeros(SHAPE))
 
 
 def test_parameters_on_one_memory_stay() -> None:
@@ -205,7 +205,7 @@ def test_a_stream_shuffled_and_halved_again_and_again(channels: int, units: int,
 
     half = channels // 2
     layers = {f"b{i}": conv(half, half, 1) for i in range(units)}
-    net = randomise(Net(forward, a=conv(3, channels), **layers, c=conv(channels, 3))).double().eval()
+    net = randomize(Net(forward, a=conv(3, channels), **layers, c=conv(channels, 3))).double().eval()
     graph = trace(net, torch.zeros(SHAPE, dtype=torch.float64))
     assert [g.width for g in graph.prunable] == [width] * bool(width)
     for seed in range(3):
@@ -215,7 +215,7 @@ def test_a_stream_shuffled_and_halved_again_and_again(channels: int, units: int,
 def test_weights_of_any_memory_order() -> None:
     """Transposed memory, gaps, one value for all: the cut is that of the same values laid out plainly."""
     plain = (
-        randomise(Net(lambda m, x: m.c(F_relu(m.b(m.a(x)))), a=conv(3, 8), b=conv(8, 8), c=conv(8, 3))).double().eval()
+        randomize(Net(lambda m, x: m.c(F_relu(m.b(m.a(x)))), a=conv(3, 8), b=conv(8, 8), c=conv(8, 3))).double().eval()
     )
     with torch.no_grad():
         plain.b.bias.fill_(0.3)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from oracle import random_plan, randomise, silence, tensors_of
+from oracle import random_plan, randomize, silence, tensors_of
 from patterns import Net, conv
 from pydeploy.graph import Graph
 from pydeploy.prune.structure.trace import trace
@@ -26,7 +26,7 @@ SHAPE = (2, 3, 8, 8)
 
 def built(make: Callable[[], nn.Module]) -> nn.Module:
     torch.manual_seed(0)
-    model = randomise(make()).double()
+    model = randomize(make()).double()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

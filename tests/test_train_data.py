@@ -134,7 +134,7 @@ def test_synthetic_is_seeded_and_learnable() -> None:
     assert (nearest == one.test_labels).mean() > 0.6
 
 
-def test_normalise_is_the_formula_per_channel() -> None:
+def test_normalize_is_the_formula_per_channel() -> None:
     images = data.synthetic(channels=2, size=4, train_size=3)
     uneven = data.ImageSet("x", 4, images.train_images, images.train_labels, images.test_images, images.test_labels,
                            (0.1, 0.6), (0.2, 0.5))  # fmt: skip

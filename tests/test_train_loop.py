@@ -261,7 +261,7 @@ def test_wrong_settings_are_refused(change: dict[str, Any], text: str) -> None:
         FitSettings(**change)
 
 
-# ---- schedule, optimiser, precision
+# ---- schedule, optimizer, precision
 
 
 def test_the_learning_rate_rises_to_its_peak_and_falls_to_nearly_zero() -> None:

@@ -599,7 +599,7 @@ class ContextCore(Core):
         assert stream_handle == STREAM, "the handle of the stream that copies and events are on"
         assert set(self.addresses) == set(self.engine.ports), "every tensor has an address"
         assert self.face.nvtx_verbosity.name == "NONE", "detailed markers slow the enqueue down"
-        assert self.warm or world.capturing is None, "a first run initialises what must not happen inside a capture"
+        assert self.warm or world.capturing is None, "a first run initializes what must not happen inside a capture"
         self.warm = True
         if "enqueue" in world.fail or (world.capturing is not None and world.fail & {"capture", "enqueue in capture"}):
             say(world, self.engine.logger, "ERROR", "enqueueV3: Error Code 1: Cuda Runtime")
@@ -733,7 +733,7 @@ def overridable(world: World, name: str) -> type:
     members = world.surface.classes[name]
 
     def __init__(self: Any) -> None:  # noqa: N807
-        self.initialised = True
+        self.initialized = True
 
     def __init_subclass__(cls: Any) -> None:  # noqa: N807
         public = [n for n in vars(cls) if not n.startswith("_") and callable(getattr(cls, n))]

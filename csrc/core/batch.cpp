@@ -99,7 +99,7 @@ Packer::Packer(const Preprocess& settings) : settings_(settings) {
 void Packer::pack(const Image& image, std::span<float> sample) {
     const auto [tall, wide] = settings_.resized(image);
     if (tall == image.height && wide == image.width) {
-        normalise(image, middle(tall, settings_.height), middle(wide, settings_.width), sample);
+        normalize(image, middle(tall, settings_.height), middle(wide, settings_.width), sample);
         return;
     }
     if (!image.planar) {
@@ -151,7 +151,7 @@ void Packer::resize(const Image& image, std::size_t first, std::span<float> samp
     }
 }
 
-void Packer::normalise(const Image& image, std::size_t top, std::size_t left, std::span<float> sample) const {
+void Packer::normalize(const Image& image, std::size_t top, std::size_t left, std::span<float> sample) const {
     const std::size_t channels = image.channels;
     const std::size_t pixel = image.planar ? 1 : channels;
     const std::size_t plane = image.planar ? image.height * image.width : 1;

@@ -56,7 +56,7 @@ class Packer {
 
   private:
     void resize(const Image& image, std::size_t plane, std::span<float> sample);
-    void normalise(const Image& image, std::size_t top, std::size_t left, std::span<float> sample) const;
+    void normalize(const Image& image, std::size_t top, std::size_t left, std::span<float> sample) const;
 
     const Preprocess& settings_;
     std::vector<float> table_;  // 256 results per channel

@@ -13,7 +13,7 @@ namespace {
 constexpr std::uint32_t magnitude_mask = 0x7fffffffU;
 constexpr std::uint32_t infinity_bits = 0x7f800000U;
 
-// Integers in the order of the floats they stand for; integer minima vectorise, float minima do not.
+// Integers in the order of the floats they stand for; integer minima vectorize, float minima do not.
 std::int32_t ordered(std::uint32_t bits) {
     const auto number = static_cast<std::int32_t>(bits);
     return number ^ ((number >> 31) & 0x7fffffff);
@@ -38,7 +38,7 @@ struct Scale {
 };
 
 std::size_t portable(std::span<const float> values, Scale scale, std::uint32_t half, std::uint32_t* bins) {
-    // Two loops, because only the first one vectorises.
+    // Two loops, because only the first one vectorizes.
     for (std::size_t i = 0; i < values.size(); ++i) {
         const float scaled = std::abs(values[i]) * scale.factor;
         const auto index = static_cast<std::int32_t>(scaled < scale.largest ? scaled : scale.largest) >> scale.shift;

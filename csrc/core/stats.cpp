@@ -11,7 +11,7 @@ double reference_kernel_us(long repeats) {
     if (repeats < 1) {
         throw std::invalid_argument("repeats must be at least 1, not " + std::to_string(repeats));
     }
-    volatile std::uint64_t sink = 0x9e3779b97f4a7c15U;  // what ends here cannot be optimised away
+    volatile std::uint64_t sink = 0x9e3779b97f4a7c15U;  // what ends here cannot be optimized away
     const auto start = std::chrono::steady_clock::now();
     std::uint64_t bits = sink;
     double number = 0.5;

@@ -131,7 +131,7 @@ double mse_threshold(std::span<const std::uint64_t> counts, double width, std::s
             weights.push_back(static_cast<double>(counts[i]));
         }
     }
-    // Adding and subtracting 1.5 * 2^52 rounds half to even, and unlike std::nearbyint it vectorises everywhere.
+    // Adding and subtracting 1.5 * 2^52 rounds half to even, and unlike std::nearbyint it vectorizes everywhere.
     constexpr double rounder = 0x1.8p52;
     const auto top = static_cast<double>(levels);
     double smallest = infinity;

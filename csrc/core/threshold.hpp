@@ -10,13 +10,13 @@ namespace deploy {
 // ignored, so no threshold exceeds the upper edge of the last non-empty bin, called the maximum below.
 // All throw std::invalid_argument for empty counts, a width that is not positive and finite, and too few levels.
 
-// The edge i*width whose quantisation to `levels` levels loses the least information, as in TensorRT's published
+// The edge i*width whose quantization to `levels` levels loses the least information, as in TensorRT's published
 // calibration (S. Migacz, GTC 2017). For i = levels..bins: the reference P is the first i bins with all counts beyond
 // added to the last of them; the candidate Q is the first i bins *without* those, merged into `levels` equal
 // groups (bin k into group floor(k*levels/i)) and spread evenly over each group's non-empty bins. Candidates where Q
 // is zero and P is not have an infinite divergence and drop out. The largest i within 1e-10 of the smallest
 // KL(P || Q) wins; where all are infinite or there are fewer bins than levels: the maximum.
-// The first bin is replaced by the second before: zeros, of which ReLU makes many, quantise without error anyway.
+// The first bin is replaced by the second before: zeros, of which ReLU makes many, quantize without error anyway.
 // O(bins * levels) by prefix sums.
 double entropy_threshold(std::span<const std::uint64_t> counts, double width, std::size_t levels);
 

@@ -2,7 +2,7 @@
 
 // The tests build files that include this once more with PYDEPLOY_PORTABLE, as other processors run them.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(PYDEPLOY_PORTABLE)
-// GCC 12 warns of its own header where it does not optimise fully (bug 105593): what the vectors begin with is unused.
+// GCC 12 warns of its own header where it does not optimize fully (bug 105593): what the vectors begin with is unused.
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #ifndef __clang__

@@ -19,7 +19,7 @@ import onnx
 _BLOCKED = "_nchwc"
 _COPY = "/duplicated"  # ONNX Runtime repeats a cheap node rather than keep its result
 _DECORATION = re.compile(rf"(_token_\d+|{_BLOCKED}|_bn|{_COPY}|/\w+Fusion/?|_\d+)$")
-_SEARCH_DEPTH = 6  # convolution, normalisation, activation and add lie closer together than this
+_SEARCH_DEPTH = 6  # convolution, normalization, activation and add lie closer together than this
 
 Owner = dict[str, str]
 """The engine node that each source node ended up in."""
@@ -91,7 +91,7 @@ def _claim_by_tensor(
 
 
 def _same(source: str, engine: str) -> bool:
-    # In the blocked layout a lone normalisation is computed as a convolution.
+    # In the blocked layout a lone normalization is computed as a convolution.
     return engine.removeprefix("Fused") == source or (source, engine) == ("BatchNormalization", "Conv")
 
 

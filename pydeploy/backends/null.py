@@ -57,7 +57,7 @@ class Null:
         layers = []
         for node in graph.node:
             if (cost := _cost(node, shapes)) is not None:
-                # What an int8 file leaves unquantised runs in fp32.
+                # What an int8 file leaves unquantized runs in fp32.
                 plain = self.precision == "int8" and node.input[0] not in restored
                 layers.append(
                     [node_name(node), _layer_us(*cost, BYTES["fp32" if plain else self.precision], self.threads)]

@@ -1,7 +1,7 @@
 """ONNX Runtime on the CPU: fp32, and int8 from Q/DQ files.
 
-* The engine is the graph after ONNX Runtime's own optimisation for this CPU, an ONNX file again. It is opened with
-  optimisation off, so what was built is what runs. Where each node came from is kept in its metadata.
+* The engine is the graph after ONNX Runtime's own optimization for this CPU, an ONNX file again. It is opened with
+  optimization off, so what was built is what runs. Where each node came from is kept in its metadata.
 * Every session has a fixed number of threads, runs its nodes in sequence, and stops spinning when a run ends, so
   that sessions timed in turns do not disturb each other.
 * Layer times come from the runtime's profiler, which rounds down to whole microseconds; half of one is added back.
@@ -59,7 +59,7 @@ class OnnxRuntime:
         onnx, out = Path(onnx), Path(out)
         source = read_source(onnx, precision=self.precision, batch=self.batch)
         with replacing(out) as partial:
-            _write_optimised(onnx, source, partial, self.threads, exact=self.target().saturates)
+            _write_optimized(onnx, source, partial, self.threads, exact=self.target().saturates)
         return Engine(out, self.name, self.target(), sha256(onnx)).save()
 
     @contextmanager
@@ -95,7 +95,7 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _write_optimised(path: Path, source: onnx.ModelProto, out: Path, threads: int, *, exact: bool) -> None:
+def _write_optimized(path: Path, source: onnx.ModelProto, out: Path, threads: int, *, exact: bool) -> None:
     """Write the graph that ONNX Runtime makes of `path` for this CPU, with the origin of every node, to `out`.
 
     `exact` is for CPUs on which uint8 x int8 products saturate: weights beyond 7 bits then become uint8, which does not.

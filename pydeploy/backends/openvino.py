@@ -2,7 +2,7 @@
 
 * An engine file is one line of JSON (the layers in execution order, and which ONNX nodes each came from) followed by
   OpenVINO's compiled blob.
-* One stream, latency hint, fixed number of threads. What an int8 file leaves unquantised runs in fp32.
+* One stream, latency hint, fixed number of threads. What an int8 file leaves unquantized runs in fp32.
 * Layer times come from the runtime's counters. These are means over all runs since the network was loaded, in whole
   microseconds, so `layers` loads the network anew and returns one sample: the mean over its runs.
 * Names that OpenVINO makes up are numbered anew at each load, so layers are joined by their place (`_in_place`).

@@ -78,20 +78,20 @@ def calibrate(
         sys.stdout.write(f"{cache}: calibration cache for TensorRT {version}\n")
 
 
-def inputs_of(path: Path, *, quantised: bool = False) -> list[str]:
-    """Names of the inputs of a float ONNX file, or where `quantised` of any."""
+def inputs_of(path: Path, *, quantized: bool = False) -> list[str]:
+    """Names of the inputs of a float ONNX file, or where `quantized` of any."""
     from pydeploy.onnxfile.load import read_float_model, read_model
 
-    graph = (read_model if quantised else read_float_model)(path).model.graph
+    graph = (read_model if quantized else read_float_model)(path).model.graph
     weights = {tensor.name for tensor in graph.initializer}
     return [value.name for value in graph.input if value.name not in weights]
 
 
-def input_of(path: Path, *, quantised: bool = False) -> str:
+def input_of(path: Path, *, quantized: bool = False) -> str:
     """Name of the only input."""
     from pydeploy.errors import ConfigError
 
-    names = inputs_of(path, quantised=quantised)
+    names = inputs_of(path, quantized=quantized)
     if len(names) != 1:
         raise ConfigError(f"{path} takes inputs {names}; a manifest alone feeds one input, give --config")
     return names[0]

@@ -109,7 +109,7 @@ def _calibration_batches(model: Path, data: Path | None, config: Path | None) ->
         raise ConfigError(f"{config} names no calibration samples (section 'quantize'); give --data")
     if settings is not None:
         return samples.exact_batches(samples.calibration_batches(open_task(settings), manifest), batch)
-    name = input_of(model, quantised=True)
+    name = input_of(model, quantized=True)
     return samples.exact_batches(({name: part} for part in samples.manifest_batches(manifest, batch=batch)), batch)
 
 

@@ -1,4 +1,4 @@
-"""Image sets as arrays: where they are found, how they are read, and the one normalisation.
+"""Image sets as arrays: where they are found, how they are read, and the one normalization.
 
 Fashion-MNIST is looked for in ``$PYDEPLOY_DATA`` (the folder itself, or ``fashion-mnist`` or
 ``FashionMNIST/raw`` in it), in Debian's package ``dataset-fashion-mnist``, then downloaded through torchvision.

@@ -1,8 +1,8 @@
-"""From decoded images to network inputs: resize, cut out the middle, normalise, channels first. The only place for it.
+"""From decoded images to network inputs: resize, cut out the middle, normalize, channels first. The only place for it.
 
 Training, evaluation and calibration go through `Preprocessing`; the work is done by threads of the compiled core. Resizing
 takes the width first, then the height, and equals Pillow's (and so torchvision's on Pillow images) byte for byte, except
-where Pillow 13 takes the height first because it shrinks much more; normalising is ``(pixel - 255 mean) / (255 std)`` in
+where Pillow 13 takes the height first because it shrinks much more; normalizing is ``(pixel - 255 mean) / (255 std)`` in
 float32, in this order, so that the same images give the same bytes everywhere.
 """
 

@@ -24,7 +24,7 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
 
 
 def build(name: str, **settings: Any) -> nn.Module:
-    """A freshly initialised model (weights follow torch's global seed).
+    """A freshly initialized model (weights follow torch's global seed).
 
     Raises `ConfigError` for an unknown name or setting, and for a setting that is not a positive integer.
     """

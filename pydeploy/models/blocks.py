@@ -1,4 +1,4 @@
-"""Building blocks shared by the zoo: convolution + normalisation, and He initialisation."""
+"""Building blocks shared by the zoo: convolution + normalization, and He initialization."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from torch import nn
 
 
 def conv_bn(cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    """A convolution without bias that keeps the view size (at stride 1), followed by batch normalisation."""
+    """A convolution without bias that keeps the view size (at stride 1), followed by batch normalization."""
     convolution = nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=False)
     return [convolution, nn.BatchNorm2d(cout)]
 
 
-def he_initialise(model: nn.Module) -> None:
-    """Draw every convolution from He's normal distribution (fan out), set normalisation to the identity.
+def he_initialize(model: nn.Module) -> None:
+    """Draw every convolution from He's normal distribution (fan out), set normalization to the identity.
 
     Linear layers get a normal distribution of standard deviation ``1/sqrt(inputs)`` and no bias, so that
     the first outputs are of order one whatever the width.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pydeploy.models.blocks import conv_bn, he_initialise
+from pydeploy.models.blocks import conv_bn, he_initialize
 
 _BLOCKS = ((1, 1, 1), (2, 3, 2), (2, 3, 1), (4, 4, 2), (4, 4, 1))
 """Per block: output channels in units of the first width, expansion, stride."""
@@ -60,7 +60,7 @@ class MobileNet(nn.Module):
         self.head = nn.Sequential(*conv_bn(cin, 4 * cin, 1), nn.Hardswish(inplace=True))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(4 * cin, num_classes)
-        he_initialise(self)
+        he_initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.head(self.blocks(self.stem(x)))

@@ -1,14 +1,14 @@
 """Residual networks for small images: 6n+2 layers in three stages of widths w, 2w, 4w.
 
 Source: He et al., "Deep Residual Learning for Image Recognition", 2016, section 4.2, with projection
-shortcuts (1x1 convolution + normalisation) where the shape changes.
+shortcuts (1x1 convolution + normalization) where the shape changes.
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pydeploy.models.blocks import conv_bn, he_initialise
+from pydeploy.models.blocks import conv_bn, he_initialize
 
 
 class BasicBlock(nn.Module):
@@ -42,7 +42,7 @@ class ResNet(nn.Module):
         self.stage3 = _stage(blocks, 2 * width, 4 * width, 2)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(4 * width, num_classes)
-        he_initialise(self)
+        he_initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))

@@ -1,7 +1,7 @@
 """A plain network for small images: eight convolutions in four stages, no shortcuts.
 
 Source: Simonyan and Zisserman, "Very Deep Convolutional Networks", 2015, configuration A with batch
-normalisation. Small images allow four halvings instead of five, and one linear layer takes the place of
+normalization. Small images allow four halvings instead of five, and one linear layer takes the place of
 three, so the last stage ends in a global average.
 """
 
@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from pydeploy.models.blocks import conv_bn, he_initialise
+from pydeploy.models.blocks import conv_bn, he_initialize
 
 _STAGES = ((1,), (2,), (4, 4), (8, 8, 8, 8))
 """Output channels of every convolution, in units of the first width."""
@@ -32,7 +32,7 @@ class VGG(nn.Module):
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(widths[-1], num_classes)
-        he_initialise(self)
+        he_initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.fc(self.pool(self.features(x)).flatten(1))
@@ -40,5 +40,5 @@ class VGG(nn.Module):
 
 
 def vgg11_bn(num_classes: int = 10, in_channels: int = 3, width: int = 64) -> nn.Module:
-    """VGG-11 with batch normalisation for small images; `width` is that of the first convolution."""
+    """VGG-11 with batch normalization for small images; `width` is that of the first convolution."""
     return VGG(num_classes, in_channels, width)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def as_written(model: onnx.ModelProto | Path, threads: int = 0) -> ort.InferenceSession:
     """A session of ONNX Runtime on the CPU that computes every node of the file by itself, pairs of Q and DQ in float32.
 
-    With graph optimisation, pairs become integer layers, whose sums saturate on x86 without VNNI: then the answers are those
+    With graph optimization, pairs become integer layers, whose sums saturate on x86 without VNNI: then the answers are those
     of the processor and not of the file. ``threads=0`` means all cores. Raises ONNX Runtime's own exceptions.
     """
     import onnxruntime as ort

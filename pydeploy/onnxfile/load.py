@@ -1,8 +1,8 @@
-"""Whole ONNX models as quantisation reads them: checked, with all their weights.
+"""Whole ONNX models as quantization reads them: checked, with all their weights.
 
 * Weights in other files (external data) are read in; results are one file. ONNX cannot hold more than 2 GB in one file.
 * A model is known by `files_hash`: the file's bytes and those of its external data.
-* Old and modular files are brought into one form: initialisers are no inputs (IR version 3 lists them there), functions of
+* Old and modular files are brought into one form: initializers are no inputs (IR version 3 lists them there), functions of
   the file's own are inlined, half-precision float models are float32 inside (`pydeploy.onnxfile.widen`).
 """
 
@@ -27,10 +27,10 @@ MIN_OPSET = 13
 LARGEST_BYTES = 2**31 - 1
 """What one ONNX file can hold."""
 _SEPARATE = 4
-"""The first IR version in which initialisers need not be inputs."""
+"""The first IR version in which initializers need not be inputs."""
 _LARGE = 1024
 """Values; tensors that decide shapes have fewer."""
-_QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul",
+_QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul",
                         "ConvInteger", "MatMulInteger"})  # fmt: skip
 
 
@@ -41,7 +41,7 @@ class Loaded:
     model: onnx.ModelProto
     """All of it but the values of the tensors in `weights`."""
     weights: Mapping[str, bytes]
-    """Values of large float32 initialisers by name, as stored."""
+    """Values of large float32 initializers by name, as stored."""
     files: tuple[Path, ...]
     """The file, and those that hold external data."""
 
@@ -84,7 +84,7 @@ def read_model(path: Path) -> Loaded:
 
 
 def _modern(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with its own functions inlined and without initialisers among its inputs."""
+    """The model with its own functions inlined and without initializers among its inputs."""
     if model.functions:
         model = inliner.inline_local_functions(model)
     stored = {tensor.name for tensor in model.graph.initializer}
@@ -134,14 +134,14 @@ def _check(model: onnx.ModelProto, weights: Mapping[str, bytes]) -> None:
 def read_float_model(path: Path) -> Loaded:
     """The model in `path`, half-precision values as float32 ones.
 
-    Raises `DataError` unless it is valid, unquantised and of opset 13 or later.
+    Raises `DataError` unless it is valid, unquantized and of opset 13 or later.
     """
     loaded = read_model(path)
     if loaded.opset < MIN_OPSET:
         raise DataError(f"{path} has opset {loaded.opset}, int8 needs {MIN_OPSET} or later; export with a newer opset")
     for node in loaded.model.graph.node:
-        if node.op_type in _QUANTISED:
-            raise DataError(f"{path} is already quantised ({node.op_type} '{node.name}'); start from the float model")
+        if node.op_type in _QUANTIZED:
+            raise DataError(f"{path} is already quantized ({node.op_type} '{node.name}'); start from the float model")
     if is_half(loaded.model):
         widen(loaded.model)
         return Loaded(loaded.model, {**loaded.weights, **_take_weights(loaded.model)}, loaded.files)
@@ -169,8 +169,8 @@ def _check_size(external: Mapping[str, list[onnx.TensorProto]], path: Path) -> N
     size = path.stat().st_size + outside  # the message's own ByteSize() takes as long as writing it
     if size > LARGEST_BYTES:
         raise DataError(
-            f"{path} holds {size / 1e9:.1f} GB with its external data; models are quantised as "
-            "one ONNX file, which holds at most 2.1 GB: split the network and quantise its parts"
+            f"{path} holds {size / 1e9:.1f} GB with its external data; models are quantized as "
+            "one ONNX file, which holds at most 2.1 GB: split the network and quantize its parts"
         )
 
 

@@ -1,7 +1,7 @@
-"""Float ONNX models as quantisation edits and writes them.
+"""Float ONNX models as quantization edits and writes them.
 
-`prepare` normalises what exporters write in several ways: constants are folded into initialisers, nodes that change nothing
-are gone, batch normalisation is part of the layer before it, spatial means are GlobalAveragePool. Values stay the same
+`prepare` normalizes what exporters write in several ways: constants are folded into initializers, nodes that change nothing
+are gone, batch normalization is part of the layer before it, spatial means are GlobalAveragePool. Values stay the same
 up to rounding of float32.
 """
 
@@ -40,7 +40,7 @@ def save_graph(graph: gs.Graph, source: onnx.ModelProto, out: Path) -> None:
 
 
 def import_graph(source: Loaded) -> gs.Graph:
-    """An editable copy of a model with the shapes of its tensors; constants of nodes become initialisers.
+    """An editable copy of a model with the shapes of its tensors; constants of nodes become initializers.
 
     Nodes with bodies are stand-ins (`pydeploy.onnxfile.control_flow`) until `export_graph`.
     """
@@ -68,7 +68,7 @@ def import_graph(source: Loaded) -> gs.Graph:
 
 
 def prepare(source: Loaded) -> gs.Graph:
-    """An editable copy of a model: constants and batch normalisation folded, spatial means as GlobalAveragePool."""
+    """An editable copy of a model: constants and batch normalization folded, spatial means as GlobalAveragePool."""
     graph = import_graph(source)
     fold_constants(graph)
     ends = {tensor.name for tensor in graph.outputs}
@@ -103,7 +103,7 @@ def _bypass(node: gs.Node, ends: set[str]) -> bool:
 
 
 def _fold(norm: gs.Node, ends: set[str]) -> bool:
-    """Make a batch normalisation part of the layer before it, where only it reads that layer's output.
+    """Make a batch normalization part of the layer before it, where only it reads that layer's output.
 
     Jacob et al., arXiv 1712.05877, section 3.2: ``w * gamma / sqrt(var + eps)``, bias likewise.
     """

@@ -1,6 +1,6 @@
 """Plans: one width per group, found exactly for a latency budget.
 
-* `solve` maximises the kept score subject to the table's predicted latency, over all groups at once: a layer's
+* `solve` maximizes the kept score subject to the table's predicted latency, over all groups at once: a layer's
   time depends on its input and output width together, so no group can be decided alone.
 * `pareto_front` does the same for several budgets and shares what they have in common.
 * Whatever the rule, the count of a group is chosen first and then its best channels are taken.

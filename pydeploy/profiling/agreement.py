@@ -1,6 +1,6 @@
 """Whether an int8 or half-precision engine computes what its file says; every such build in pydeploy goes through `build`.
 
-The file is run exactly as written, in float32 and without optimisation, by ONNX Runtime, and so is the engine on the same few
+The file is run exactly as written, in float32 and without optimization, by ONNX Runtime, and so is the engine on the same few
 samples. They may differ by what rounding explains: a runtime adds up in another order, fuses layers, leaves a pair out.
 At worst every rounding falls another way, which moves the outputs by as much as the rounding itself does, times the square
 root of 2 where the two are independent. That is measured, on the same samples: the file with its rounding against the file
@@ -68,8 +68,8 @@ def require_agreement(backend: Backend, engine: Engine, path: Path, feeds: Seque
     if backend.precision not in ("int8", *_HALF) or not backend.target().measured:
         return
     original = read_model(path).whole()
-    quantised = any(node.op_type == QUANTIZE for node in original.graph.node)
-    if backend.precision == "int8" and not quantised:  # the runtime itself decides what is rounded
+    quantized = any(node.op_type == QUANTIZE for node in original.graph.node)
+    if backend.precision == "int8" and not quantized:  # the runtime itself decides what is rounded
         return
     with backend.open(engine) as session:
         samples = list(feeds[:SAMPLES]) or _random(original, session)

@@ -111,9 +111,9 @@ def ends(graph: onnx.GraphProto) -> list[tuple[str, str]]:
 
 def _restored(graph: onnx.GraphProto, names: Sequence[str]) -> dict[str, str]:
     """For each tensor, the output of the Q/DQ pair that reads it, or itself."""
-    quantised = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "QuantizeLinear"}
-    restored = {quantised[n.input[0]]: n.output[0] for n in graph.node
-                if n.op_type == "DequantizeLinear" and n.input[0] in quantised}  # fmt: skip
+    quantized = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "QuantizeLinear"}
+    restored = {quantized[n.input[0]]: n.output[0] for n in graph.node
+                if n.op_type == "DequantizeLinear" and n.input[0] in quantized}  # fmt: skip
     return {name: restored.get(name, name) for name in names}
 
 

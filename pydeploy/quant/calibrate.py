@@ -1,4 +1,4 @@
-"""Run a float model on representative samples and keep the interval of values of each tensor to be quantised.
+"""Run a float model on representative samples and keep the interval of values of each tensor to be quantized.
 
 The tensors are made extra outputs of an ONNX Runtime session on the CPU. Samples run one at a time (`tapped`); each is
 counted into one histogram per tensor and forgotten (`counts`). The result does not depend, not even in the last bit, on

@@ -102,15 +102,15 @@ def _check_convertible(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _float_model(source: Loaded, dtype: str, path: Path) -> onnx.ModelProto:
-    """A copy to edit: normalised where it is a float model, and of an opset that has the type."""
-    quantised = any(node.op_type in PAIRS for node in source.model.graph.node)
-    if quantised:
+    """A copy to edit: normalized where it is a float model, and of an opset that has the type."""
+    quantized = any(node.op_type in PAIRS for node in source.model.graph.node)
+    if quantized:
         model = source.whole()
     else:
         model = export_graph(prepare(source).cleanup(remove_unused_graph_inputs=False))
         model.ir_version = source.model.ir_version
         model.metadata_props.extend(source.model.metadata_props)
-    wanted = 22 if dtype == "bfloat16" else 19 if quantised else 13
+    wanted = 22 if dtype == "bfloat16" else 19 if quantized else 13
     if opset_of(model) < wanted:
         try:
             model = onnx.version_converter.convert_version(model, wanted)

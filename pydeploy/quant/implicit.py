@@ -23,7 +23,7 @@ from pydeploy.quant.observe import Ranges
 log = getLogger(__name__)
 
 LAST = 10
-"""The last major version that quantises implicitly."""
+"""The last major version that quantizes implicitly."""
 
 
 def cache_version(text: str) -> int:
@@ -70,7 +70,7 @@ def entropy_calibrator(
 
     class Calibrator(base):  # type: ignore[misc]
         def __init__(self) -> None:
-            # TensorRT's classes must not be initialised through super().
+            # TensorRT's classes must not be initialized through super().
             base.__init__(self)  # type: ignore[misc]
             self.failure: Exception | None = None
             self.samples = 0

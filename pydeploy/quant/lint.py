@@ -5,16 +5,16 @@ Refused (errors; onnx-tensorrt ``onnxOpImporters.cpp``, QuantDequantLinearHelper
 * activations in uint8, a zero point other than 0, of another type than int8, or of another size than the scale;
 * a scale that is computed, empty, zero, negative or not finite;
 * one scale per channel on an activation, or as many scales as the weight has no channels;
-* int32 behind DequantizeLinear (a quantised bias), ConvInteger, QLinearConv and the like;
+* int32 behind DequantizeLinear (a quantized bias), ConvInteger, QLinearConv and the like;
 * an axis below opset 13, float16 or bfloat16 scales below opset 19.
 
 Slow or inaccurate (warnings; TensorRT developer guide, "Q/DQ layer-placement recommendations"):
 
 * a layer with weights of which only some inputs carry a pair: it runs in float, and the pair only costs time;
-* a pair between a layer and the activation or normalisation that would be fused into it;
+* a pair between a layer and the activation or normalization that would be fused into it;
 * a residual addition without a pair on its skip input, or with one on the convolution that it is fused into;
 * inputs of a Concat, or one tensor, with different scales; two pairs in a row;
-* batch normalisation behind a layer with weights; weights with one scale for all channels;
+* batch normalization behind a layer with weights; weights with one scale for all channels;
 * float32 scales in a half-precision network: what is not int8 then runs in float32.
 
 For the other styles, whose runtimes accept uint8 and int32 and want pairs elsewhere, what holds for all is checked, and
@@ -152,7 +152,7 @@ def _parser(model: _Model, node: gs.Node) -> Iterator[Finding]:
     if node.op not in (QUANTIZE, RESTORE):
         return
     if node.op == RESTORE and model.types.get(node.inputs[0].name) == TensorProto.INT32:
-        yield _error(node, "it restores int32 (a quantised bias); TensorRT takes float biases only")
+        yield _error(node, "it restores int32 (a quantized bias); TensorRT takes float biases only")
         return
     zero = node.inputs[2] if len(node.inputs) > 2 else None
     kind = _integers(model, node)
@@ -208,7 +208,7 @@ def _twice(model: _Model, node: gs.Node) -> Iterator[Finding]:
     if node.op != QUANTIZE:
         return
     if model.producer(node.inputs[0], RESTORE):
-        yield _warning(node, "it quantises what was just restored; one pair is enough")
+        yield _warning(node, "it quantizes what was just restored; one pair is enough")
     others = [other for other in node.inputs[0].outputs if other.op == QUANTIZE and other is not node]
     if (
         others
@@ -216,7 +216,7 @@ def _twice(model: _Model, node: gs.Node) -> Iterator[Finding]:
         and any(_scale(o) != _scale(node) for o in others)
     ):
         yield _warning(
-            node, f"'{node.inputs[0].name}' is quantised with different scales; give all its readers one pair"
+            node, f"'{node.inputs[0].name}' is quantized with different scales; give all its readers one pair"
         )
 
 
@@ -233,7 +233,7 @@ def _concat(model: _Model, node: gs.Node) -> Iterator[Finding]:
     scales = {_scale(restorer) for restorer in restorers if restorer is not None}
     if len(scales) > 1 or (scales and any(restorer is None for restorer in restorers)):
         yield _warning(
-            node, "its inputs have different scales or only some a pair, so they are requantised; share one scale"
+            node, "its inputs have different scales or only some a pair, so they are requantized; share one scale"
         )
 
 
@@ -241,8 +241,8 @@ def _signed(model: _Model, node: gs.Node) -> Iterator[Finding]:
     """No int8 maps are joined before an integer layer."""
     if node.op != "Concat" or (layer := _integer_reader(model, node)) is None:
         return
-    quantisers = [reader for tensor in node.outputs for reader in tensor.outputs if reader.op == QUANTIZE]
-    pairs = [*(model.producer(tensor, RESTORE) for tensor in node.inputs), *quantisers]
+    quantizers = [reader for tensor in node.outputs for reader in tensor.outputs if reader.op == QUANTIZE]
+    pairs = [*(model.producer(tensor, RESTORE) for tensor in node.inputs), *quantizers]
     if any(pair is not None and _integers(model, pair) == TensorProto.INT8 for pair in pairs):
         yield _error(
             node,
@@ -274,8 +274,8 @@ def _residual(model: _Model, node: gs.Node) -> Iterator[Finding]:
 
     def integer(tensor: gs.Tensor) -> gs.Node | None:
         layer = model.producer(tensor)
-        quantised = layer is not None and layer.op in WEIGHTED and model.producer(layer.inputs[0], RESTORE) is not None
-        return layer if quantised and len(tensor.outputs) == 1 else None
+        quantized = layer is not None and layer.op in WEIGHTED and model.producer(layer.inputs[0], RESTORE) is not None
+        return layer if quantized and len(tensor.outputs) == 1 else None
 
     pairs = [model.pair_behind(tensor) for tensor in node.inputs]
     mains = [integer(tensor) for tensor in node.inputs]
@@ -284,7 +284,7 @@ def _residual(model: _Model, node: gs.Node) -> Iterator[Finding]:
         layer = next(layer for layer in behind if layer is not None)
         yield _warning(
             node,
-            f"a pair stands between '{label(layer)}' and it, so the addition is not fused; quantise the skip input only",
+            f"a pair stands between '{label(layer)}' and it, so the addition is not fused; quantize the skip input only",
         )
     elif not any(pairs) and mains[model.fused.get(id(node), 0)] is not None:
         yield _warning(node, "its skip input carries no pair, so the addition runs in float")

@@ -1,7 +1,7 @@
 """Which layers become int8: those that gain time, as long as the accuracy they cost stays within a limit.
 
 * What a layer gains is measured inside running networks: its time in the float engine and in the int8 engine.
-* What it costs is measured as well: the error of the outputs with only that layer quantised (`sensitivity`). Errors
+* What it costs is measured as well: the error of the outputs with only that layer quantized (`sensitivity`). Errors
   of several layers are taken to add up, which is the usual assumption (Dong et al., HAWQ-V2, arXiv 1911.03852, section 3);
   the built model is measured in the end.
 * Where a float layer meets an int8 one, the values between them are converted; `choose` counts that as well.
@@ -73,7 +73,7 @@ def sensitivity(
     threads: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
-    """For each of `layers`, ``|y_q - y|² / |y|²`` over all outputs and `batches`, with only that layer quantised.
+    """For each of `layers`, ``|y_q - y|² / |y|²`` over all outputs and `batches`, with only that layer quantized.
 
     The models are run as written, whatever the style and the processor: pairs say what is rounded. Raises `DataError` without
     batches, and as `quantize` does.

@@ -1,4 +1,4 @@
-"""How wide each tensor's quantisation grid should be: observers, and the `Ranges` they produce.
+"""How wide each tensor's quantization grid should be: observers, and the `Ranges` they produce.
 
 An observer turns what was seen of a tensor into the interval ``(lo, hi)`` that the 8-bit grid has to cover. Most choose
 one threshold on ``|x|`` from a histogram of magnitudes; the interval is that threshold on both sides, but never wider than
@@ -10,7 +10,7 @@ takes ``max(|lo|, |hi|)``, an asymmetric one the interval itself.
   the order of the samples, ONNX Runtime's mean over batches on the batch size.)
 * `percentile` covers 99.99 % of the values (NVIDIA's choice; ONNX Runtime takes 99.999 %).
 * `entropy` loses the least information: smallest Kullback-Leibler divergence between the distribution and its
-  quantised form (Migacz, "8-bit inference with TensorRT", GTC 2017), but at most 1 % of the non-zero values is clipped:
+  quantized form (Migacz, "8-bit inference with TensorRT", GTC 2017), but at most 1 % of the non-zero values is clipped:
   the divergence says nothing where a candidate's bins are all but empty, and for a tensor without values near zero
   (a spatial mean) it alone would put the threshold below nearly all of them. Each sign has a threshold of its own:
   the negative side of a leaky ReLU or of SiLU is narrow and full, and would outweigh the positive one.
@@ -85,7 +85,7 @@ def percentile(seen: Seen, levels: int) -> Range:  # noqa: ARG001
 
 
 def entropy(seen: Seen, levels: int) -> Range:
-    """The interval whose quantised distribution diverges least from the one seen, for each sign alone."""
+    """The interval whose quantized distribution diverges least from the one seen, for each sign alone."""
     histogram = seen.histogram
     low, high = (_entropy_of(side, histogram.bin_width, levels) for side in (histogram.negative, histogram.positive))
     return max(histogram.minimum, -low), min(histogram.maximum, high)
@@ -102,7 +102,7 @@ def _entropy_of(counts: NDArray[np.uint64], width: float, levels: int) -> float:
 
 
 def mse(seen: Seen, levels: int) -> Range:
-    """The interval with the smallest mean squared quantisation error."""
+    """The interval with the smallest mean squared quantization error."""
     return seen.clip(_core.mse_threshold(seen.magnitudes(), seen.histogram.bin_width, levels - 1))
 
 

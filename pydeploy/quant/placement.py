@@ -1,4 +1,4 @@
-"""Where a model is quantised: which layers, which tensors, and which tensors share one scale, per runtime.
+"""Where a model is quantized: which layers, which tensors, and which tensors share one scale, per runtime.
 
 Runtimes find int8 layers by patterns of Q/DQ pairs and run what does not match in float, silently.
 What each one matches is `pydeploy.quant.styles`.
@@ -29,7 +29,7 @@ class Placement:
     """What `plan` decided for one model."""
 
     nodes: tuple[gs.Node, ...]
-    """Weighted layers to quantise, in graph order."""
+    """Weighted layers to quantize, in graph order."""
     skipped: Mapping[str, str]
     """Weighted layers that stay in float, with the reason."""
     sources: Mapping[str, tuple[str, ...]]
@@ -46,7 +46,7 @@ def plan(
     min_channels: int | None = None,
     float_ends: Sequence[str] = (),
 ) -> Placement:
-    """Decide what is quantised; `graph` is not changed and its nodes must be in execution order.
+    """Decide what is quantized; `graph` is not changed and its nodes must be in execution order.
 
     `float_ends` may hold 'first' and 'last': layers with weights that have none before or behind them stay in float.
     Raises `ConfigError` when `exclude` names a layer that the model lacks, or for an unknown end.

@@ -10,7 +10,7 @@ Rules (where the pairs go is `pydeploy.quant.placement`, per runtime):
 * Biases: float, or int32 with the scale ``input scale * weight scale`` that the integer sum has anyway; a weight scale
   is raised where the bias would not fit into 30 bits, which leaves room for the sum. (ONNX Runtime 1.31 makes int32
   of float biases by itself and does not look whether they fit.)
-* Batch normalisation is folded before the weights' scales are chosen (`pydeploy.onnxfile.prepare`).
+* Batch normalization is folded before the weights' scales are chosen (`pydeploy.onnxfile.prepare`).
 * Node and tensor names stay; only spatial means become GlobalAveragePool (the node keeps its name).
 
 Sources: Jacob et al., arXiv 1712.05877; Wu et al., arXiv 2004.09602; Krishnamoorthi, arXiv 1806.08342.
@@ -71,7 +71,7 @@ def quantize(
     `exclude` names layers that keep float weights; where such a layer shares its input with an int8 layer, it reads
     the rounded values. `float_ends` keeps the 'first' and 'last' layers in float. `min_channels` overrides the style's
     (1: every layer). The same input gives the same bytes.
-    Raises `DataError` for a model that cannot be quantised, `Mismatch` where `ranges` are another model's,
+    Raises `DataError` for a model that cannot be quantized, `Mismatch` where `ranges` are another model's,
     `ConfigError` for an unknown style or layer name.
     """
     onnx_path, rules = Path(onnx_path), style_on(style, target)

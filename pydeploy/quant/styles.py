@@ -49,7 +49,7 @@ class Style:
     placement: Literal["inputs", "outputs-too"]
     """Whether a layer's output needs a pair for the layer to be an integer one."""
     weights: Literal["float", "int8"]
-    """What is stored: a float32 initialiser behind Q and DQ, or an int8 initialiser behind DQ."""
+    """What is stored: a float32 initializer behind Q and DQ, or an int8 initializer behind DQ."""
     bias: Literal["float", "int32"]
     weighted: frozenset[str]
     """Layers with weights that have an integer form."""
@@ -119,7 +119,7 @@ def style_for(backend: str) -> str:
 def style_named(name: str) -> Style:
     """The entry of `STYLES`; raises `ConfigError` for an unknown name."""
     if name not in STYLES:
-        raise ConfigError(f"unknown quantisation style '{name}'{nearest(name, STYLES)}")
+        raise ConfigError(f"unknown quantization style '{name}'{nearest(name, STYLES)}")
     return STYLES[name]
 
 

@@ -70,7 +70,7 @@ def place(points: Sequence[tuple[float, float, str]], obstacles: Sequence[Box], 
 
 
 def _cost(box: Box, rank: int, taken: Sequence[Box], frame: Box) -> tuple[float, float]:
-    """What to minimise: first how far the text is cut off, then what it covers and how far off (`rank`) it is."""
+    """What to minimize: first how far the text is cut off, then what it covers and how far off (`rank`) it is."""
     return round(box.outside(frame), 6), 10 * sum(box.overlap(other) for other in taken) + rank
 
 

@@ -64,7 +64,7 @@ class Task(Protocol):
         """Number of training samples in an epoch."""
 
     def build_model(self) -> nn.Module:
-        """A freshly initialised model (weights follow torch's global seed)."""
+        """A freshly initialized model (weights follow torch's global seed)."""
 
     def example(self) -> tuple[Tensor, ...]:
         """The forward's arguments at batch size 1."""
@@ -77,7 +77,7 @@ class Task(Protocol):
     ) -> Iterator[Batch]:
         """Batches as deployed, without augmentation, in a fixed order; the last one may be smaller.
 
-        `split` is ``test``, or ``train`` (for calibration and recalibration of normalisation statistics);
+        `split` is ``test``, or ``train`` (for calibration and recalibration of normalization statistics);
         `preprocessing` replaces the data set's own.
         """
 

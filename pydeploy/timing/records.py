@@ -132,7 +132,7 @@ class Timing:
 
     @classmethod
     def of(cls, samples_us: ArrayLike, *, disturbed: bool = False) -> Timing:
-        """Summarise samples, shape ``(n,)`` in microseconds, taken to be independent."""
+        """Summarize samples, shape ``(n,)`` in microseconds, taken to be independent."""
         samples = np.asarray(samples_us, dtype=np.float64)
         if samples.size == 0 or not np.isfinite(samples).all() or (samples < 0).any():
             raise DataError("timing samples must be finite, non-negative and at least one")

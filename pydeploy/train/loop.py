@@ -204,7 +204,7 @@ class _Run:
 
 
 def _optimizer(model: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
-    """SGD whose weight decay leaves biases and normalisation alone: shrinking those only costs accuracy."""
+    """SGD whose weight decay leaves biases and normalization alone: shrinking those only costs accuracy."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},

@@ -33,7 +33,7 @@ class FitSettings(Settings):
     """One training run: SGD with Nesterov momentum.
 
     `lr` is the peak learning rate, reached after `warmup_epochs` and then lowered to zero along `schedule`.
-    `weight_decay` acts on weights only, not on biases and normalisation. `clip_norm` limits the gradient's norm,
+    `weight_decay` acts on weights only, not on biases and normalization. `clip_norm` limits the gradient's norm,
     0 = off. `amp`: ``bf16`` computes in bfloat16 where that is safe (weights and sums stay float32), ``auto`` does
     so where the device is fast at it.
     """
@@ -87,7 +87,7 @@ class FinetuneSettings(FitSettings):
 
 
 def lr_at(settings: FitSettings, step: int, steps_per_epoch: int) -> float:
-    """Learning rate of the given optimiser step, counted from 0 over the whole run."""
+    """Learning rate of the given optimizer step, counted from 0 over the whole run."""
     warmup = round(settings.warmup_epochs * steps_per_epoch)
     if step < warmup:
         return settings.lr * (step + 1) / warmup

@@ -104,7 +104,7 @@ def _config(trt: ModuleType, builder: Any, options: Options) -> Any:
 
 
 def _add_profile(builder: Any, config: Any, network: Any, source: Source) -> Any:
-    """One optimisation profile for files with a dynamic batch: any batch up to the target's, tuned for the target's.
+    """One optimization profile for files with a dynamic batch: any batch up to the target's, tuned for the target's.
 
     None for static shapes.
     """

@@ -132,7 +132,7 @@ class TensorRtSession:
         """One query; as a CUDA graph where the engine can be captured. Addresses and shapes never change."""
         handle = self._stream.handle
         if self._launch is None:
-            self._enqueue(self._context)  # what the first run initialises must not happen inside a capture
+            self._enqueue(self._context)  # what the first run initializes must not happen inside a capture
             self._stream.wait()
             graph = self._stream.capture(lambda: bool(self._context.execute_async_v3(handle)))
             self._condition.cuda_graph = graph is not None

@@ -62,7 +62,7 @@ def _elementwise(site: Site, dense: Shape, cut: Shape) -> Changes:
 
 
 def _per_channel(site: Site, dense: Shape, cut: Shape) -> Changes:
-    """One value per channel (axis 1), as in normalisation layers."""
+    """One value per channel (axis 1), as in normalization layers."""
     return {
         index: constant[: cut[1]]
         for index, constant in enumerate(site.constants)

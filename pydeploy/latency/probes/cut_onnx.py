@@ -26,7 +26,7 @@ Kept = Mapping[tuple[str, int], NDArray[np.int64]]
 """Entries that stay, by (parameter, dim); dims that keep all their entries are absent."""
 
 Tensors = dict[str, onnx.TensorProto]
-"""The cut model's initialisers by name."""
+"""The cut model's initializers by name."""
 
 
 def resize(
@@ -78,7 +78,7 @@ def _kept(graph: Graph, widths: Widths) -> Kept:
 
 
 def _hoist_constants(graph: onnx.GraphProto) -> None:
-    """Turn Constant nodes into initialisers, and initialisers that are also inputs into plain initialisers."""
+    """Turn Constant nodes into initializers, and initializers that are also inputs into plain initializers."""
     nodes = []
     for node in graph.node:
         value = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
@@ -123,7 +123,7 @@ def _cut_layer(
             attribute.i = op.cin.at(widths)
     weight = node.input[1]
     if weight not in tensors:
-        raise Mismatch(f"node '{node.name}' computes its weight '{weight}'; probing needs it as an initialiser")
+        raise Mismatch(f"node '{node.name}' computes its weight '{weight}'; probing needs it as an initializer")
     turned = node.op_type == "MatMul" or (node.op_type == "Gemm" and not _attribute(node, "transB"))
     rank = len(tensors[weight].dims)
     out_dim = 1 if node.op_type == "ConvTranspose" else 0
@@ -169,7 +169,7 @@ def _drawn(cut: NDArray[Any], fan_in: int, rng: np.random.Generator | None) -> N
 
 
 def _cut_parameters(graph: Graph, tensors: Tensors, kept: Kept, done: set[str]) -> None:
-    """Cut the other parameters that kept their name and shape in the file (unfused normalisation and the like)."""
+    """Cut the other parameters that kept their name and shape in the file (unfused normalization and the like)."""
     for name in {param for param, _ in kept} - done:
         if name in tensors and tuple(tensors[name].dims) == graph.params[name]:
             axes = {dim: entries for (param, dim), entries in kept.items() if param == name}

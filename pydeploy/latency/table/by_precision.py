@@ -14,11 +14,11 @@ from pydeploy.latency.table.table import Table
 from pydeploy.timing.records import Target
 
 BESIDE_INT8 = {"tensorrt": "fp16"}
-"""The precision of what an int8 file leaves unquantised, where it is not fp32."""
+"""The precision of what an int8 file leaves unquantized, where it is not fp32."""
 
 
 def other_target(target: Target) -> Target:
-    """The int8 target beside a float one; beside an int8 one, the float target of what int8 leaves unquantised."""
+    """The int8 target beside a float one; beside an int8 one, the float target of what int8 leaves unquantized."""
     precision = BESIDE_INT8.get(target.backend, "fp32") if target.precision == "int8" else "int8"
     return replace(target, precision=precision)
 

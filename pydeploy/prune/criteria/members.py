@@ -1,7 +1,7 @@
 """Producers and consumers of a group: the parameter entries that make a channel and those that read it, with their values.
 
 Which entries these are, and on which dim they lie, `trace` has learnt from the operators (`Slice.roles`); so weights that are
-transposed, grouped, fused, bare or shared need no rules of their own here. A parametrised weight is the one that its layer
+transposed, grouped, fused, bare or shared need no rules of their own here. A parametrized weight is the one that its layer
 computes with, not what it is stored as.
 """
 
@@ -89,18 +89,18 @@ def _members(model: nn.Module, graph: Graph, group: Group) -> Members:
     for piece in group.slices:
         owner, name = _place(model, piece, graph.params[piece.param]) if piece.roles else (model, "")
         for role in piece.roles:
-            # Parts of one parametrised weight (direction and length) are one member.
+            # Parts of one parametrized weight (direction and length) are one member.
             key = id(owner), name, Slice("", piece.dim, piece.offset, piece.repeat, piece.step)
             by_role[role].setdefault(key, Member(piece, owner, name, group.width))
     return Members(*(list(by_role[role].values()) for role in ("filter", "bias", "input", "scale", "shift")))
 
 
 def _place(model: nn.Module, piece: Slice, shape: Sequence[int]) -> tuple[nn.Module, str]:
-    """The module and attribute that hold a parameter, or the parametrised tensor made of it if its dim is as long there."""
+    """The module and attribute that hold a parameter, or the parametrized tensor made of it if its dim is as long there."""
     path, _, leaf = piece.param.rpartition(".")
-    place, parametrised, below = path.partition("parametrizations.")
+    place, parametrized, below = path.partition("parametrizations.")
     owner, tensor = _module(model, place.removesuffix(".")), below.partition(".")[0]
-    if owner is not None and parametrised and parametrize.is_parametrized(owner, tensor):
+    if owner is not None and parametrized and parametrize.is_parametrized(owner, tensor):
         made = getattr(owner, tensor).shape
         if len(made) > piece.dim and made[piece.dim] == shape[piece.dim]:
             return owner, tensor

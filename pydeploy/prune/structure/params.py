@@ -55,7 +55,7 @@ class ParamView:
     alike: tuple[tuple[Origin, ...], ...] = ()
     """Origins along axes that were summed over in a product: they are cut alike."""
     averaged: tuple[Origin, ...] = ()
-    """Origins along axes over which a mean or deviation ran. Where their dims meet channels again, as in weight standardisation,
+    """Origins along axes over which a mean or deviation ran. Where their dims meet channels again, as in weight standardization,
     these are `normed`; elsewhere nobody could tell.
     """
 
@@ -94,7 +94,7 @@ def derived(op: str, views: Mapping[Value, ParamView], args: Sequence[Any], out:
     if op in ("cat", "concat"):
         return _cat(views, first, args[1] % out.rank if len(args) > 1 else 0, out)
     if op == "native_batch_norm":
-        return _standardised(views, args)
+        return _standardized(views, args)
     if not isinstance(first, Value) or first not in views:
         return None
     step = _STEPS.get(op)
@@ -153,11 +153,11 @@ def _cat(views: Mapping[Value, ParamView], parts: Sequence[Value], axis: int, ou
     return _joined([views[part] for part in parts if part in views], axes)
 
 
-def _standardised(views: Mapping[Value, ParamView], args: Sequence[Any]) -> ParamView:
-    """Weight standardisation (Qiao et al. 2019): a batch norm in training mode of a weight as ``(1, outputs, the rest)``."""
+def _standardized(views: Mapping[Value, ParamView], args: Sequence[Any]) -> ParamView:
+    """Weight standardization (Qiao et al. 2019): a batch norm in training mode of a weight as ``(1, outputs, the rest)``."""
     source, gain, shift, mean, _, training = args[:6]
     if not training or mean is not None or source.rank != 3 or source not in views:
-        raise Unknown("a normalisation of parameters that is not weight standardisation")
+        raise Unknown("a normalization of parameters that is not weight standardization")
     text = "a weight's statistics run over its kept inputs"
     batch, outputs, rest = views[source].axes
     for extra in (gain, shift):

@@ -48,7 +48,7 @@ def trace(model: nn.Module, example: Any = (), *, example_kwargs: Mapping[str, A
 
     Raises `TraceError` when the forward fails, changes parameters or takes another path each time, when a copy of the model
     uses the model itself (through a global name), or when the model is scripted, wrapped for distributed training, or holds
-    meta, sparse or quantised tensors.
+    meta, sparse or quantized tensors.
     """
     limits = _checked(exclude, min_width, align)
     run = _arguments(example, example_kwargs)
@@ -151,7 +151,7 @@ def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
                 "model.load_state_dict(weights, assign=True), or build the model on a device"
             )
         if tensor.is_quantized:
-            raise TraceError(f"'{name}' is quantised; trace the float model and quantise the cut one")
+            raise TraceError(f"'{name}' is quantized; trace the float model and quantize the cut one")
         if tensor.layout != torch.strided:
             raise TraceError(
                 f"'{name}' is a sparse tensor ({tensor.layout}); make it dense first ('tensor.to_dense()')"

@@ -25,7 +25,7 @@ def apply(model: nn.Module, graph: Graph, plan: Plan, *, means: Means | None = N
     With `means` (from `channel_means`) a removed channel is not silenced but held at its mean, which goes into the bias or
     batch norm of the layers that read it. `model` is not changed and shares no memory with the result.
     Raises `Mismatch` when the plan is for another graph or the model's parameters differ from the graph's, `DataError` for
-    meta, sparse or quantised tensors; nothing is cut then.
+    meta, sparse or quantized tensors; nothing is cut then.
     """
     plan.check(graph)
     with torch.inference_mode(mode=False):  # tensors made in it could not be trained

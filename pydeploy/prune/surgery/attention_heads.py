@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_NORMALISED = "_pydeploy_by_heads"
+_NORMALIZED = "_pydeploy_by_heads"
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def by_heads(model: nn.Module) -> Iterator[None]:
 
 def supported(module: nn.Module) -> bool:
     """Whether `module` is an attention layer that `adopt` can change."""
-    if f"{type(module).__module__}.{type(module).__qualname__}" not in _FORWARDS or hasattr(type(module), _NORMALISED):
+    if f"{type(module).__module__}.{type(module).__qualname__}" not in _FORWARDS or hasattr(type(module), _NORMALIZED):
         return False
     if isinstance(module, nn.MultiheadAttention):
         return module._qkv_same_embed_dim and module.bias_k is None and not module.add_zero_attn
@@ -51,7 +51,7 @@ def _variant(base: type[nn.Module]) -> type[nn.Module]:
     if base not in _VARIANTS:
         forward = _FORWARDS[f"{base.__module__}.{base.__qualname__}"]
         _VARIANTS[base] = type(
-            base.__name__, (base,), {"forward": forward, _NORMALISED: True, "__module__": base.__module__}
+            base.__name__, (base,), {"forward": forward, _NORMALIZED: True, "__module__": base.__module__}
         )
     return _VARIANTS[base]
 

@@ -61,7 +61,7 @@ def _module(module: nn.Module, memo: Memo) -> nn.Module:
     kind: Any = type(module)  # mypy takes a module class for something without a hash
     if own_class(kind):
         kind = type(kind)(kind.__name__, kind.__bases__, _body(kind))  # torch edits the class of a parametrized module
-    elif _customised(kind):
+    elif _customized(kind):
         return _by_its_own_rule(module, memo)
     twin: nn.Module = kind.__new__(kind)
     memo[id(module)] = twin
@@ -116,7 +116,7 @@ def _by_its_own_rule(module: nn.Module, memo: Memo) -> nn.Module:
 
 
 @cache
-def _customised(kind: type[nn.Module]) -> bool:
+def _customized(kind: type[nn.Module]) -> bool:
     """Whether the class says itself how it is copied; torch's own `__setstate__` only fill in what old files lack."""
     return (
         hasattr(kind, "__deepcopy__")

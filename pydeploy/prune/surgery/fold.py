@@ -35,7 +35,7 @@ def fold(model: nn.Module, example: Tensor | Inputs) -> nn.Module:
 
 
 def _foldable(layer: Any) -> bool:
-    plain = isinstance(layer._parameters.get("weight"), nn.Parameter)  # not one that a parametrisation computes
+    plain = isinstance(layer._parameters.get("weight"), nn.Parameter)  # not one that a parametrization computes
     return plain and not (getattr(layer, "transposed", False) and layer.groups > 1)
 
 

@@ -91,7 +91,7 @@ def _mask(values: NDArray[Any], weight: Tensor) -> Tensor:
 
 
 class Mask(nn.Module):
-    """A parametrisation that zeroes what the mask removes, in the forward pass and so in the gradient."""
+    """A parametrization that zeroes what the mask removes, in the forward pass and so in the gradient."""
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__()
@@ -115,13 +115,13 @@ def masked(model: nn.Module, masks: Masks) -> nn.Module:
         path, _, leaf = name.rpartition(".")
         module = result.get_submodule(path)
         if parametrize.is_parametrized(model.get_submodule(path)):
-            raise Mismatch(f"'{path}' is parametrised already; mask plain weights, all masks of a module at once")
+            raise Mismatch(f"'{path}' is parametrized already; mask plain weights, all masks of a module at once")
         parametrize.register_parametrization(module, leaf, Mask(mask.to(tensors[name].device)))
     return result
 
 
 def unmasked(model: nn.Module) -> nn.Module:
-    """A copy of `model` with plain weights into which the masks are multiplied; modules parametrised otherwise stay."""
+    """A copy of `model` with plain weights into which the masks are multiplied; modules parametrized otherwise stay."""
     result = copied(model, {})
     for module in list(result.modules()):
         parts = dict(getattr(module, "parametrizations", {}))

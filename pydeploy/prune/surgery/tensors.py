@@ -21,8 +21,8 @@ def check_dense(name: str, tensor: Tensor) -> None:
     lazy = is_lazy(tensor)
     if not lazy and tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_quantized:
         return
-    kinds = {"an uninitialised": lazy, "a meta": not lazy and tensor.is_meta,
-             "a quantised": not lazy and tensor.is_quantized,
+    kinds = {"an uninitialized": lazy, "a meta": not lazy and tensor.is_meta,
+             "a quantized": not lazy and tensor.is_quantized,
              "a sparse": not lazy and tensor.layout != torch.strided}  # fmt: skip
     for kind, found in kinds.items():
         if found:

@@ -132,13 +132,13 @@ def accuracy(job: Job, backend: Backend, engine: Engine) -> dict[str, float]:
 
 
 def float_backend(job: Job) -> Backend:
-    """The backend of an int8 job in the precision that its unquantised layers have."""
+    """The backend of an int8 job in the precision that its unquantized layers have."""
     precision = BESIDE_INT8.get(job.backend.name, "fp32")
     return reopen(replace(job.backend.target(), precision=precision))
 
 
 def float_accuracy(job: Job, here: Path) -> None:
-    """``float.json``: the metrics that the network of an int8 engine reaches before it is quantised."""
+    """``float.json``: the metrics that the network of an int8 engine reaches before it is quantized."""
     backend = float_backend(job)
     engine = build(job, backend, here / "float.onnx", here, "float.engine")
     write_json(here / "float.json", accuracy(job, backend, engine))

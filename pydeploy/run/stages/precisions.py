@@ -156,7 +156,7 @@ def mix(job: Job, at: Artefacts, here: Path) -> None:
 
 
 def _floating(names: Sequence[str], int8: Sequence[str], excluded: Sequence[str]) -> list[str]:
-    """Layers to exclude so that of `names` only `int8` are quantised."""
+    """Layers to exclude so that of `names` only `int8` are quantized."""
     return sorted({*excluded, *names} - set(int8))
 
 

@@ -1,4 +1,4 @@
-"""Rules of operators with weights: convolution, linear layers, normalisation, attention; and how channels meet."""
+"""Rules of operators with weights: convolution, linear layers, normalization, attention; and how channels meet."""
 
 from __future__ import annotations
 
