@@ -84,12 +84,12 @@ sanitize: sanitize-memory sanitize-threads
 # A process that forks while its threads allocate may hang in the child: this allocator takes no locks at a fork, glibc's does.
 sanitize-memory: setup
 	@echo "== sanitize: the C++ core under AddressSanitizer and UndefinedBehaviorSanitizer"
-	@$(call instrumented,address,address$(comma)undefined,libasan.so,tests/test_core_*.py -k "not forked")
+	@$(call instrumented,address,address$(comma)undefined,libasan.so,tests/core/test_core_*.py -k "not forked")
 
 # Tests of one thread tell nothing here, and ThreadSanitizer ends processes that fork.
 sanitize-threads: setup
 	@echo "== sanitize: the C++ core under ThreadSanitizer"
-	@$(call instrumented,thread,thread,libtsan.so,tests/test_core_threads.py tests/test_core_batch.py tests/test_core_faults.py -k "not forked")
+	@$(call instrumented,thread,thread,libtsan.so,tests/core/test_core_threads.py tests/core/test_core_batch.py tests/core/test_core_faults.py -k "not forked")
 
 # $(1): a name, $(2): sanitizers, $(3): their runtime, $(4): tests. `-S` keeps the editable install out, so that the
 # instrumented module is the one that is loaded; `-s` lets a sanitizer that ends the process say why.
@@ -107,7 +107,7 @@ endef
 
 # The TensorRT backend against the real Python bindings of six versions, as far as these can be had; no GPU is needed.
 trt-contract: setup
-	@$(BIN)/python tests/trt_contract.py
+	@$(BIN)/python tests/backends/trt_contract.py
 
 # The acceptance test for whoever has an NVIDIA GPU: the whole job in fp16 and int8, and every promise checked.
 gpu-check: setup data

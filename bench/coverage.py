@@ -28,7 +28,7 @@ from typing import Any
 
 from pydeploy.files import write_json, write_text
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # for the oracle of the tests
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "prune"))  # for the oracle of the tests
 FAMILIES = ("classification", "segmentation", "detection", "video", "timm")
 SIDES = ("pydeploy", "torch-pruning")
 Emit = Callable[..., None]

@@ -28,7 +28,7 @@ from pydeploy.files import write_json, write_text
 
 sys.path[:0] = [
     str(Path(__file__).parent),
-    str(Path(__file__).parent.parent / "tests"),
+    str(Path(__file__).parent.parent / "tests" / "prune"),
 ]  # for bench_trace and its oracle
 ENOUGH_S = 1.0
 LIMIT_S = 120

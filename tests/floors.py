@@ -21,9 +21,13 @@ else:
 ROOT = Path(__file__).parent.parent
 PLACE = ROOT / "build" / "floors"
 PIP = ("-m", "pip", "--quiet", "--disable-pip-version-check")
-TESTS = ("files", "resolve", "cli_light", "rundir", "report_page", "report_schema", "report_charts", "latency_table",
-         "latency_probe", "quant_calibrate", "quant_lint", "quant_observe", "latency_foreign", "quant_images", "profile", "solve",
-         "backends", "tensorrt_verbs", "tensorrt_trtexec", "timing")  # fmt: skip
+TESTS = ("test_files.py", "test_resolve.py", "cli/test_cli_light.py", "run/test_rundir.py",
+         "report/test_report_page.py", "report/test_report_schema.py", "report/test_report_charts.py",
+         "latency/test_latency_table.py", "latency/test_latency_probe.py", "latency/test_latency_foreign.py",
+         "quant/test_quant_calibrate.py", "quant/test_quant_lint.py", "quant/test_quant_observe.py",
+         "data/test_quant_images.py", "profiling/test_profile.py", "planning/test_solve.py",
+         "backends/test_backends.py", "backends/test_tensorrt_verbs.py", "backends/test_tensorrt_trtexec.py",
+         "timing/test_timing.py")  # fmt: skip
 
 
 def floors() -> list[str]:
@@ -63,7 +67,7 @@ def main() -> int:
         "filterwarnings=default",
         "--no-header",
     )
-    return run(python, "-m", "pytest", *options, "--disable-warnings", *(f"tests/test_{name}.py" for name in TESTS))
+    return run(python, "-m", "pytest", *options, "--disable-warnings", *(f"tests/{name}" for name in TESTS))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import pytest
 
 from pydeploy.cli import main
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": "ignore"}
 # torch's ONNX exporter warns about its own internals.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -17,9 +17,9 @@ SANITIZERS = os.environ.get("PYDEPLOY_SANITIZERS", "")
 def test_no_lack_of_memory_or_threads_ends_the_process_or_its_sense(tmp_path: Path) -> None:
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
-        pytest.skip("no C++ compiler to build tests/faults.cpp with; set CXX")
+        pytest.skip("no C++ compiler to build tests/core/faults.cpp with; set CXX")
     here, program = Path(__file__).parent, tmp_path / "faults"
-    core = here.parent / "csrc" / "core"
+    core = here.parents[1] / "csrc" / "core"
     sources = [here / "faults.cpp", *(core / f"{name}.cpp" for name in CORE)]
     flags = [f"-fsanitize={SANITIZERS}", "-g"] if SANITIZERS else []
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}

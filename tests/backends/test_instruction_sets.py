@@ -19,7 +19,7 @@ from pydeploy.backends.base import open_backend
 from pydeploy.profiling.profile import random_feeds
 from pydeploy.timing.records import Target
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 SETS = ("avx2 avx512f avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16 avx_vnni", "amx_tile amx_int8 amx_bf16")
 LEVELS = ("AVX512_CORE", "AVX512_CORE_VNNI", "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX512_CORE_AMX")
@@ -89,10 +89,12 @@ def test_engines_are_right_with_fewer_instruction_sets(cap: str) -> None:
     pytest.importorskip("openvino", reason="needs the package openvino: pip install 'pydeploy[openvino]'")
     if NEEDS[cap] not in device.cpu().facts.get("instruction_sets", "").split():
         pytest.skip(f"this processor has no {NEEDS[cap]}")
-    files = [str(p) for p in sorted(HERE.glob("test_*.py")) if "mark.openvino" in p.read_text() and p.name not in APART]
+    files = [
+        str(p) for p in sorted(TESTS.glob("*/test_*.py")) if "mark.openvino" in p.read_text() and p.name not in APART
+    ]
     command = [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", "-m", "openvino and not slow", *files]
     settings = {**os.environ, "ONEDNN_MAX_CPU_ISA": cap, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=HERE.parent, env=settings, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=TESTS.parent, env=settings, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:]
     held = target(dict(device.cpu(cap=cap).facts))
     lacking = {

@@ -27,7 +27,7 @@ from pydeploy.run.pipeline import foresee, stages_of
 from pydeploy.timing.records import Target, Timing
 from quiet import Quiet
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 OLD = json.loads((Path(__file__).parent / "earlier_run.json").read_text())
 
 

@@ -20,7 +20,7 @@ SHAPE = (1, 3, 8, 8)
 @pytest.fixture(scope="module")
 def coverage() -> Any:
     spec = importlib.util.spec_from_file_location(
-        "coverage_script", Path(__file__).parent.parent / "bench" / "coverage.py"
+        "coverage_script", Path(__file__).parents[2] / "bench" / "coverage.py"
     )
     assert spec is not None
     assert spec.loader is not None

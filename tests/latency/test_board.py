@@ -399,7 +399,7 @@ def test_wrong_usage_is_one_sentence(board: Board, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "give either a MODEL or --onnx" in done.stderr
-    profile_files = Path(__file__).parent / "trtexec_files" / "10.3"
+    profile_files = Path(__file__).parents[1] / "backends" / "trtexec_files" / "10.3"
     said = board("profile", "import", "--times", profile_files / "net.times.json", "--profile", profile_files / "net.profile.json",
                  "--layers", profile_files / "net.layers.json", "--device", "Orin", "--trt", "10.3")  # fmt: skip
     assert "whole network: 65.0 us" in said

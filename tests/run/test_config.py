@@ -10,7 +10,7 @@ from pydeploy.data.manifest import load_manifest
 from pydeploy.errors import ConfigError
 from pydeploy.run.config import Config, load, parse
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 SMALL = {"model": {"name": "resnet8"}, "prune": {"budget": 0.5}}
 

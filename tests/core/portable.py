@@ -61,7 +61,7 @@ def portable(tmp_path_factory):
     if compiler is None:
         pytest.skip("no C++ compiler to build the portable core with; set CXX")
     here, library = Path(__file__).parent, tmp_path_factory.mktemp("portable") / "portable.so"
-    core = here.parent / "csrc" / "core"
+    core = here.parents[1] / "csrc" / "core"
     sources = [here / "portable.cpp", *(core / f"{name}.cpp" for name in CORE)]
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # of the sanitizers
     command = [compiler, "-std=c++20", "-O3", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-pthread",

@@ -16,7 +16,7 @@ from pydeploy.run.config import Config, parse
 from pydeploy.run.pipeline import run
 from quiet import Quiet
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # torch's ONNX exporter and accelerate warn about their own internals.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 

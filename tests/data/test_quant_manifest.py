@@ -13,7 +13,7 @@ from pydeploy.data.manifest import Manifest, load_manifest
 from pydeploy.data.preprocessing import IMAGENET, Preprocessing
 from pydeploy.errors import ConfigError, DataError
 
-SHIPPED = sorted((Path(__file__).parent.parent / "calib").rglob("*.yaml"))
+SHIPPED = sorted((Path(__file__).parents[2] / "calib").rglob("*.yaml"))
 
 
 def test_shipped_manifests_are_valid() -> None:

@@ -24,7 +24,8 @@ import trt_fake
 import trt_surface
 
 HERE = Path(__file__).parent
-PLACE = HERE.parent / "build" / "trt"
+ROOT = HERE.parents[1]
+PLACE = ROOT / "build" / "trt"
 WHEELS = {"8.6.1": "tensorrt-bindings==8.6.1", "10.0.1": "tensorrt-cu12-bindings==10.0.1",
           "10.3.0": "tensorrt-cu12-bindings==10.3.0", "10.16.1": "tensorrt-cu12-bindings==10.16.1.11",
           "11.0.0": "tensorrt-cu13-bindings==11.0.0.114", "11.4.0": "tensorrt-cu13-bindings==11.4.0.106"}  # fmt: skip
@@ -203,9 +204,7 @@ def main() -> int:
         if "--update" in sys.argv:
             command = [sys.executable, __file__, "--update"]
         print(f"== TensorRT {version}, real bindings", flush=True)
-        done = subprocess.run(
-            command, check=False, env={**os.environ, "PYDEPLOY_TRT_VERSION": version}, cwd=HERE.parent
-        )
+        done = subprocess.run(command, check=False, env={**os.environ, "PYDEPLOY_TRT_VERSION": version}, cwd=ROOT)
         failed += [version] if done.returncode else []
     print(f"trt-contract: {'FAILED on ' + ', '.join(failed) if failed else f'{len(WHEELS)} versions passed'}")
     return 1 if failed else 0

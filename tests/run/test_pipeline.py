@@ -41,7 +41,7 @@ from pydeploy.timing.rounds import unwatched
 from quiet import Quiet
 from report_facts import used
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # torch's ONNX exporter and accelerate warn about their own internals.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 

@@ -76,7 +76,7 @@ def test_without_a_gpu_it_says_what_is_missing(tmp_path: Path) -> None:
 
 def test_the_verb_prints_a_table_and_keeps_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_check, "checkup", lambda: {"GPU": "missing: no NVIDIA driver"})
-    config = str(Path(__file__).parent.parent / "configs" / "fashion_mnist_resnet20_tensorrt.yaml")
+    config = str(Path(__file__).parents[2] / "configs" / "fashion_mnist_resnet20_tensorrt.yaml")
     done = CliRunner().invoke(app, ["gpu-check", "--out", str(tmp_path), "--config", config])
     assert done.exit_code == 1
     assert done.output.splitlines() == ["FAIL  GPU and packages  GPU: missing: no NVIDIA driver",
