@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from pydeploy import _core
-from pydeploy.graph import Graph, Plan
+from pydeploy.graph import Graph
+from pydeploy.plan import Plan
 from pydeploy.prune.structure.trace import trace
 from pydeploy.prune.surgery.apply import apply
 from pydeploy.prune.surgery.kept_entries import kept_entries

@@ -28,12 +28,13 @@ from tables_page import MODELS, SLACK, STEPS, TARGETS, page, read
 from pydeploy.backends.base import Backend, Feeds, Session, open_backend
 from pydeploy.errors import DeployError, Infeasible
 from pydeploy.files import write_json, write_text
-from pydeploy.graph import Graph, Plan
+from pydeploy.graph import Graph
 from pydeploy.latency.check.verify import Pair, judged, verify
 from pydeploy.latency.probes.design import grid
 from pydeploy.latency.probes.measure import Lab, Probe, build, layer_timings, measure, opened, sessions, timed
 from pydeploy.latency.table import store
 from pydeploy.latency.table.table import Table
+from pydeploy.plan import Plan
 from pydeploy.planning.baselines import fit_budget, global_threshold, halp, uniform
 from pydeploy.planning.next_plans import Built, Tried, next_plans
 from pydeploy.planning.solve import pareto_front, solve

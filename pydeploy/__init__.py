@@ -12,9 +12,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pydeploy.graph import Graph, Plan
+    from pydeploy.graph import Graph
     from pydeploy.latency.probes.measure import measure
     from pydeploy.latency.table.table import Table
+    from pydeploy.plan import Plan
     from pydeploy.planning.baselines import uniform
     from pydeploy.planning.solve import pareto_front, solve
     from pydeploy.prune.criteria.score import score
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Graph": "pydeploy.graph",
-    "Plan": "pydeploy.graph",
+    "Plan": "pydeploy.plan",
     "Table": "pydeploy.latency.table.table",
     "__version__": "pydeploy.version",
     "apply": "pydeploy.prune.surgery.apply",

@@ -13,7 +13,8 @@ from pydeploy.cli.arguments import INPUT_HELP, MODEL_HELP, OPTION_HELP
 if TYPE_CHECKING:
     from torch import nn
 
-    from pydeploy.graph import Graph, Plan
+    from pydeploy.graph import Graph
+    from pydeploy.plan import Plan
 
 Model = Annotated[str, typer.Argument(help=MODEL_HELP)]
 Inputs = Annotated[Optional[list[str]], typer.Option("--input", help=INPUT_HELP)]

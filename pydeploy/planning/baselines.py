@@ -16,7 +16,8 @@ import numpy as np
 
 from pydeploy import _core
 from pydeploy.errors import ConfigError, Infeasible, MissingTiming
-from pydeploy.graph import Extent, Graph, Group, Op, Plan, Scores, Widths, plan_from_widths
+from pydeploy.graph import Extent, Graph, Group, Op, Widths
+from pydeploy.plan import Plan, Scores, plan_from_widths
 from pydeploy.planning.solve import Timings, candidates, check_scores, predict_us
 
 STEPS = 30

@@ -16,7 +16,8 @@ from itertools import groupby
 from typing import Protocol, TypeVar
 
 from pydeploy.errors import Infeasible
-from pydeploy.graph import Graph, Plan, Widths
+from pydeploy.graph import Graph, Widths
+from pydeploy.plan import Plan
 from pydeploy.timing.records import Profile
 
 SHARE = 0.5

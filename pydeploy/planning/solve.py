@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from pydeploy import _core
 from pydeploy.errors import ConfigError, DataError, Infeasible, MissingTiming, nearest
-from pydeploy.graph import Extent, Graph, Group, Op, OpKey, Plan, Scores, Widths, plan_from_widths
+from pydeploy.graph import Extent, Graph, Group, Op, OpKey, Widths
+from pydeploy.plan import Plan, Scores, plan_from_widths
 
 WIDE = 3
 """Layers that read more groups than this (concatenations) get partial sums as variables of their own: a cost over

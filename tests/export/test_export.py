@@ -13,7 +13,7 @@ from torch import nn
 
 from pydeploy.errors import DataError, Mismatch, TraceError
 from pydeploy.export import export
-from pydeploy.graph import Plan
+from pydeploy.plan import Plan
 from pydeploy.prune.structure.trace import trace
 from pydeploy.prune.surgery.apply import apply
 from zoo import SHAPE, build

@@ -22,13 +22,14 @@ from pydeploy.backends.base import align_of, open_backend
 from pydeploy.backends.tensorrt.options import Options
 from pydeploy.cli.app import app
 from pydeploy.errors import DataError, Mismatch
-from pydeploy.graph import OpKey, Plan
+from pydeploy.graph import OpKey
 from pydeploy.latency.board import ProbeFolder, target_from
 from pydeploy.latency.probes.design import grid
 from pydeploy.latency.probes.measure import measure, minutes
 from pydeploy.latency.probes.refine import costs
 from pydeploy.latency.table import store
 from pydeploy.latency.table.table import Table
+from pydeploy.plan import Plan
 from pydeploy.quant.lint import lint
 from trt_bench import machine
 from trt_fake import World

@@ -12,8 +12,9 @@ from onnx.reference import ReferenceEvaluator
 
 import zoo
 from pydeploy.export import export
-from pydeploy.graph import Graph, Plan
+from pydeploy.graph import Graph
 from pydeploy.latency.probes.cut_onnx import resize
+from pydeploy.plan import Plan
 from pydeploy.prune.structure.trace import trace
 from pydeploy.prune.surgery.apply import apply
 

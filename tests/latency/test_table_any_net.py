@@ -20,8 +20,9 @@ from torch import Tensor, nn
 import zoo
 from patterns import Net, conv
 from pydeploy.export import export
-from pydeploy.graph import Graph, Plan
+from pydeploy.graph import Graph
 from pydeploy.latency.probes.cut_onnx import resize
+from pydeploy.plan import Plan
 from pydeploy.prune.structure.trace import trace
 from pydeploy.prune.surgery.apply import apply
 

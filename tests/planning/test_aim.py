@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pydeploy.errors import Infeasible
-from pydeploy.graph import Extent, Graph, Group, Op, OpKey, Plan, Widths
+from pydeploy.graph import Extent, Graph, Group, Op, OpKey, Widths
+from pydeploy.plan import Plan
 from pydeploy.planning.next_plans import (
     BRACKET_AFTER,
     FINER,

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pydeploy.graph import Graph, Plan
+from pydeploy.graph import Graph
+from pydeploy.plan import Plan
 
 
 def random_plan(graph: Graph, rng: np.random.Generator, ratio: float | None = None) -> Plan:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pydeploy.errors import DataError, TraceError
-from pydeploy.graph import Plan
+from pydeploy.plan import Plan
 from pydeploy.prune.forward import norms_after
 from pydeploy.prune.structure.trace import trace
 from pydeploy.prune.surgery.absorb import channel_means

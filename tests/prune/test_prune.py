@@ -11,7 +11,8 @@ from torch import nn
 
 from oracle import random_plan, silenced
 from pydeploy.errors import ConfigError, DataError, Mismatch, TraceError
-from pydeploy.graph import Graph, Plan
+from pydeploy.graph import Graph
+from pydeploy.plan import Plan
 from pydeploy.prune.criteria.score import CRITERIA, score
 from pydeploy.prune.structure.trace import trace
 from pydeploy.prune.surgery.apply import apply

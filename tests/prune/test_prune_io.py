@@ -20,8 +20,9 @@ import pydeploy
 from oracle import random_plan
 from patterns import PATTERNS
 from pydeploy.errors import DataError, DeployError, Mismatch
-from pydeploy.graph import Graph, Plan
+from pydeploy.graph import Graph
 from pydeploy.models import MODELS
+from pydeploy.plan import Plan
 from pydeploy.planning.baselines import uniform
 from pydeploy.prune.criteria.score import score
 from pydeploy.prune.structure.trace import trace

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from oracle import random_plan, silenced
 from pydeploy.errors import Mismatch
 from pydeploy.export import export
-from pydeploy.graph import Plan
+from pydeploy.plan import Plan
 from pydeploy.prune.structure.trace import trace
 from pydeploy.prune.surgery.apply import apply
 from pydeploy.prune.surgery.copying import copied

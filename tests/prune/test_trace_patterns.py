@@ -13,7 +13,7 @@ import zoo
 from oracle import random_plan, randomize, silenced_output, tensors_of
 from patterns import PATTERNS, Net, conv
 from pydeploy.errors import ConfigError, Mismatch, TraceError
-from pydeploy.graph import Plan
+from pydeploy.plan import Plan
 from pydeploy.prune.structure.trace import trace
 from pydeploy.prune.surgery.apply import apply
 

@@ -12,8 +12,9 @@ import pytest
 
 from pydeploy.backends.base import Engine
 from pydeploy.errors import Infeasible
-from pydeploy.graph import Graph, Plan
+from pydeploy.graph import Graph
 from pydeploy.latency.table.table import Table
+from pydeploy.plan import Plan
 from pydeploy.report import Report
 from pydeploy.run.artefacts import Artefacts
 from pydeploy.run.job import Job, open_job

@@ -18,10 +18,11 @@ import pytest
 from pydeploy.backends.base import Engine, reopen
 from pydeploy.backends.null import Null
 from pydeploy.errors import BackendUnavailable, ConfigError, DataError, Infeasible, Mismatch
-from pydeploy.graph import Graph, OpKey, Plan
+from pydeploy.graph import Graph, OpKey
 from pydeploy.latency.probes.measure import measure
 from pydeploy.latency.table.by_precision import other_target
 from pydeploy.latency.table.table import Table
+from pydeploy.plan import Plan
 from pydeploy.profiling import engines
 from pydeploy.report import Report
 from pydeploy.run.artefacts import Artefacts

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pydeploy.errors import ConfigError, TraceError
-from pydeploy.graph import Graph, Group, Plan
+from pydeploy.graph import Graph, Group
+from pydeploy.plan import Plan
 from pydeploy.prune.structure.decisions import FREE, Decisions
 from pydeploy.prune.structure.groups import Assembly, Limits, assemble
 from pydeploy.prune.structure.propagate import Tracer, follow

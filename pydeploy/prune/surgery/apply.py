@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from pydeploy import _core
 from pydeploy.errors import Mismatch
-from pydeploy.graph import Graph, Plan
+from pydeploy.graph import Graph
+from pydeploy.plan import Plan
 from pydeploy.prune.structure.width_numbers import set_numbers
 from pydeploy.prune.surgery.absorb import Means, shifted
 from pydeploy.prune.surgery.copying import Memo, copied

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from pydeploy import _core
 from pydeploy.errors import Mismatch
-from pydeploy.graph import Graph, Plan
+from pydeploy.graph import Graph
+from pydeploy.plan import Plan
 
 Kept = Mapping[str, list[NDArray[np.int64] | None]]
 """Kept entries along each dim of every tensor that is cut, by ``state_dict`` name; None = all."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pydeploy.errors import DataError, Mismatch
 from pydeploy.files import replacing
-from pydeploy.graph import Plan
+from pydeploy.plan import Plan
 from pydeploy.prune.structure.width_numbers import has_number, kept_numbers, put
 from pydeploy.prune.surgery.apply import replaced
 from pydeploy.prune.surgery.tensors import check_dense, packed, unpacked

@@ -14,8 +14,9 @@ import onnx
 from pydeploy.backends.base import Engine
 from pydeploy.errors import Infeasible
 from pydeploy.files import write_json
-from pydeploy.graph import Graph, Plan
+from pydeploy.graph import Graph
 from pydeploy.latency.probes.cut_onnx import resize
+from pydeploy.plan import Plan
 from pydeploy.planning.baselines import fit_budget, global_threshold, halp, uniform
 from pydeploy.planning.solve import solve
 from pydeploy.profiling.engines import measure_at_level

@@ -9,8 +9,9 @@ from typing import Any
 
 from pydeploy.backends.base import Backend, Engine, reopen
 from pydeploy.files import read_json, write_json
-from pydeploy.graph import Graph, Plan
+from pydeploy.graph import Graph
 from pydeploy.latency.table.table import Table
+from pydeploy.plan import Plan
 from pydeploy.profiling.engines import measure_at_level
 from pydeploy.report import (
     Candidate,

@@ -17,9 +17,10 @@ from typing import Any
 from pydeploy.backends.base import Backend, Engine, Feeds, reopen
 from pydeploy.errors import BackendUnavailable, MissingTiming
 from pydeploy.files import read_json, write_json
-from pydeploy.graph import Graph, Plan
+from pydeploy.graph import Graph
 from pydeploy.latency.table.by_precision import BESIDE_INT8, layer_times, other_table
 from pydeploy.latency.table.table import Table
+from pydeploy.plan import Plan
 from pydeploy.profiling.engines import measure_engines
 from pydeploy.profiling.profile import profile
 from pydeploy.quant.mixed import Choice, LayerOption, choose, conversion_us, neighbours, sensitivity

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydeploy.errors import DataError
 from pydeploy.files import read_json, write_json
-from pydeploy.graph import Plan
+from pydeploy.plan import Plan
 from pydeploy.planning.next_plans import Tried
 from pydeploy.timing.ratio import Ratio, of_limit, ratio
 from pydeploy.timing.records import Profile, Timing

@@ -14,8 +14,9 @@ from typing import Protocol
 from pydeploy.backends.base import Engine
 from pydeploy.errors import ConfigError, Infeasible
 from pydeploy.files import read_json, write_json
-from pydeploy.graph import Graph, Plan, Scores
+from pydeploy.graph import Graph
 from pydeploy.latency.table.table import Table
+from pydeploy.plan import Plan, Scores
 from pydeploy.planning.next_plans import Built, next_plans
 from pydeploy.planning.solve import pareto_front, solve
 from pydeploy.profiling.engines import comes_to_rest, measure_at_level, prevailing_us

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydeploy.files import write_json
-from pydeploy.graph import Graph, Plan
+from pydeploy.graph import Graph
+from pydeploy.plan import Plan
 from pydeploy.run.artefacts import Artefacts
 from pydeploy.run.job import Job, fresh_model, model_of
 
