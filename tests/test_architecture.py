@@ -13,7 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
     ("_core", "errors", "version"),
-    ("files", "threads", "guests", "resolve", "factories", "settings"),
+    ("files", "threads", "guests", "settings"),
     ("graph",),
     ("plan",),
     ("timing.records",),

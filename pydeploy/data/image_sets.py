@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydeploy.data.idx import read_idx
 from pydeploy.data.preprocessing import Preprocessing
 from pydeploy.errors import ConfigError, DataError, nearest
-from pydeploy.factories import make
+from pydeploy.guests.arguments import make
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 REMEDY = "install it (apt-get install dataset-fashion-mnist) or set PYDEPLOY_DATA to the folder with the four files"

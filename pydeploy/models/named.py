@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from pydeploy import resolve
 from pydeploy.errors import BackendUnavailable, ConfigError, nearest
+from pydeploy.guests import resolve
 from pydeploy.models import build
 
 SOURCES = ("pydeploy", "torchvision", "timm")

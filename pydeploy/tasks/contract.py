@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pydeploy.data.preprocessing import Preprocessing
 from pydeploy.errors import ConfigError, nearest
-from pydeploy.factories import make
+from pydeploy.guests.arguments import make
 from pydeploy.prune.forward import evaluating
 
 Predict = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]

@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from pydeploy.errors import ConfigError, DataError, DeployError, nearest
-from pydeploy.guests import PREFIX, Folder, folder_of
+from pydeploy.guests.folders import PREFIX, Folder, folder_of
 
 _FOLDERS: dict[Path, Folder] = {}
 

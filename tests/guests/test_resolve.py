@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pydeploy import resolve
 from pydeploy.errors import ConfigError, DataError
-from pydeploy.guests import PREFIX
+from pydeploy.guests import resolve
+from pydeploy.guests.folders import PREFIX
 
 Tree = dict[str, str]
 
