@@ -98,8 +98,9 @@ def _facts(model: Path, batch: int, precision: str) -> tuple[bool, str]:
     """
     import onnx
 
-    from pydeploy.backends.tensorrt.backend import dynamic_inputs, is_typed_file
+    from pydeploy.backends.tensorrt.backend import dynamic_inputs
     from pydeploy.errors import DataError
+    from pydeploy.onnxfile.half import is_typed
     from pydeploy.onnxfile.read import check_precision, input_specs, with_batch
 
     try:
@@ -111,7 +112,7 @@ def _facts(model: Path, batch: int, precision: str) -> tuple[bool, str]:
     check_precision(loaded, model, precision)
     input_specs(with_batch(loaded, batch), model)
     shapes = {name: "x".join(map(str, shape)) for name, shape in dynamic_inputs(loaded, batch).items()}
-    return is_typed_file(loaded), ",".join(f"{name}:{shape}" for name, shape in shapes.items())
+    return is_typed(loaded), ",".join(f"{name}:{shape}" for name, shape in shapes.items())
 
 
 def precision_and_options(target: str) -> tuple[str, Options]:
@@ -140,8 +141,8 @@ def converter(
     import onnx
 
     from pydeploy.backends.tensorrt import compat
-    from pydeploy.backends.tensorrt.backend import typed_copy
     from pydeploy.latency.probes.quantized import int8_transform
+    from pydeploy.onnxfile.half import typed_copy
 
     quantized = int8_transform(dense, "tensorrt", folder) if precision == "int8" else None
     if precision not in ("fp16", "bf16", "int8") or not compat.is_typed(version, typed_file=False):

@@ -22,7 +22,6 @@ import numpy as np
 import onnx
 
 from pydeploy.backends.tensorrt import compat, trtexec
-from pydeploy.backends.tensorrt.backend import is_typed_file
 from pydeploy.backends.tensorrt.condition import UNSTABLE
 from pydeploy.backends.tensorrt.options import Options
 from pydeploy.errors import DataError, Mismatch
@@ -32,6 +31,7 @@ from pydeploy.latency.probes.cut_onnx import resize
 from pydeploy.latency.probes.design import Grid, probe_plans
 from pydeploy.latency.probes.measure import Transform, load_model, probe_name
 from pydeploy.latency.table.table import Table, origin
+from pydeploy.onnxfile.half import is_typed
 from pydeploy.profiling.profile import attribute, paddings
 from pydeploy.timing.records import Profile, Target, Timing
 
@@ -112,7 +112,7 @@ class ProbeFolder:
             model = model if convert is None else convert(model)
             onnx.save(model, self.path / f"{name}.onnx")
             arguments = trtexec.command(Path(f"{name}.onnx"), version, precision, program=program, options=options,
-                                        typed_file=is_typed_file(model))  # fmt: skip
+                                        typed_file=is_typed(model))  # fmt: skip
             lines += [f"if ! test -e {name}.done; then",
                       f"  echo 'network {number} of {len(plans)}: {name}'",
                       f"  {shlex.join(arguments)} > {name}.log 2>&1 || {{ tail -n 5 {name}.log; exit 1; }}",

@@ -16,11 +16,11 @@ from onnx.reference import ReferenceEvaluator
 
 import quant_nets as nets
 from pydeploy.errors import ConfigError, DataError
+from pydeploy.onnxfile.retype import half_tensor
 from pydeploy.quant.calibrate import calibrate
 from pydeploy.quant.half import to_half
 from pydeploy.quant.lint import lint
 from pydeploy.quant.qdq import quantize
-from pydeploy.quant.retype import half_tensor
 
 HALF = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,11 +25,9 @@ from pydeploy.backends.tensorrt.options import Options
 from pydeploy.backends.tensorrt.session import TensorRtSession
 from pydeploy.errors import BackendUnavailable, ConfigError
 from pydeploy.files import replacing, sha256, write_json
+from pydeploy.onnxfile.half import is_typed, typed_copy
 from pydeploy.onnxfile.read import input_specs, read_source, with_batch
-from pydeploy.quant.half import to_half
 from pydeploy.timing.records import Target
-
-_HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
 class TensorRt:
@@ -101,7 +98,7 @@ class TensorRt:
         precision = "implicit int8" if implicit else self.precision  # of a float file
         model = read_source(path, precision=precision, batch=self.batch, dynamic_batch=True)
         shapes = dynamic_inputs(model, self.batch)
-        typed = is_typed_file(model)
+        typed = is_typed(model)
         source = Source(path, model, typed, shapes)
         wants_half = self.precision in ("fp16", "bf16", "int8") and not typed and not implicit
         if wants_half and compat.is_typed(compat.version(self._trt), typed_file=False):
@@ -120,19 +117,6 @@ class TensorRt:
                 session.close()
         finally:
             stream.close()
-
-
-def typed_copy(path: Path, precision: str) -> onnx.ModelProto:
-    """The model in `path` with fp16 (or bf16) tensors, but float inputs and outputs; Q/DQ nodes stay."""
-    with tempfile.TemporaryDirectory(prefix="pydeploy-") as folder:
-        out = Path(folder) / path.name
-        to_half(path, out, dtype="bfloat16" if precision == "bf16" else "float16")
-        return onnx.load(out)
-
-
-def is_typed_file(model: onnx.ModelProto) -> bool:
-    """Whether the file states half precision itself: some weight is stored in fp16 or bf16."""
-    return any(tensor.data_type in _HALF for tensor in model.graph.initializer)
 
 
 def dynamic_inputs(model: onnx.ModelProto, batch: int) -> dict[str, tuple[int, ...]]:
