@@ -49,8 +49,6 @@ FLOORS = (
 in `TYPE_CHECKING` blocks and functions too; on one floor there are no circles."""
 
 OPEN = {
-    ("pydeploy.prune.surgery.apply", "pydeploy.prune.structure.width_numbers"),
-    ("pydeploy.prune.surgery.save", "pydeploy.prune.structure.width_numbers"),
     ("pydeploy.prune.structure.rules.elementwise", "pydeploy.prune.structure.propagate"),
     ("pydeploy.prune.structure.rules.layers", "pydeploy.prune.structure.propagate"),
     ("pydeploy.prune.structure.rules.rearrange", "pydeploy.prune.structure.propagate"),

@@ -31,9 +31,10 @@ from pydeploy.prune.structure.running import Example, to_meta
 from pydeploy.prune.structure.tape import Call, Tape
 from pydeploy.prune.structure.trial_cut import Failure, attempt
 from pydeploy.prune.structure.unread_numbers import unread
-from pydeploy.prune.structure.width_numbers import followed, learn, set_numbers
+from pydeploy.prune.structure.width_numbers import followed, learn
 from pydeploy.prune.surgery.apply import replaced
 from pydeploy.prune.surgery.kept_entries import kept_entries
+from pydeploy.prune.surgery.module_numbers import set_numbers
 from pydeploy.prune.surgery.surroundings import Surroundings
 
 

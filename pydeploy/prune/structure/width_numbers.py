@@ -7,19 +7,16 @@ trial shows whether that was the cause; what still fails is frozen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from pydeploy.graph import Extent, Widths
 from pydeploy.prune.structure.layout import FIXED, UNUSED, Labels
 from pydeploy.prune.structure.propagate import Tracer
 from pydeploy.prune.structure.tape import Call, Tape, Value
+from pydeploy.prune.surgery.module_numbers import listed
 
-FOLLOWING = "_pydeploy_numbers"
-"""Attribute of a cut module that names its numbers, so that files can hold them."""
 _PARTS = -1
 """Instead of the number of one count: the sizes of all parts of a split, or of all axes."""
 _ROUNDS = 2
@@ -53,44 +50,9 @@ def followed(tracer: Tracer, model: nn.Module, tape: Tape) -> dict[str, list[Lab
             counted = _parts(tracer, call) if which == _PARTS else _counts(tracer, call)[which : which + 1]
             owner = _owner(model, call.path)
             value = vars(model.get_submodule(owner)).get(name)
-            if counted and [len(labels) for labels in counted] == (
-                value if isinstance(value, list) else _listed(value)
-            ):
+            if counted and [len(labels) for labels in counted] == (value if isinstance(value, list) else listed(value)):
                 found.setdefault(f"{owner}.{name}".lstrip("."), counted)
     return found
-
-
-def set_numbers(small: nn.Module, numbers: Mapping[str, Sequence[Extent]], widths: Widths) -> None:
-    """Set the numbers that modules of the cut model keep of their widths to what these are."""
-    for place, extents in numbers.items():
-        put(small, place, [extent.at(widths) for extent in extents])
-
-
-def put(model: nn.Module, place: str, values: Sequence[int]) -> None:
-    """Set ``module.attribute``, an integer or a list or tuple of them."""
-    path, _, name = place.rpartition(".")
-    module = model.get_submodule(path)
-    before = getattr(module, name)
-    setattr(module, name, values[0] if isinstance(before, int) else type(before)(values))
-    setattr(module, FOLLOWING, tuple(dict.fromkeys((*getattr(module, FOLLOWING, ()), name))))
-
-
-def has_number(model: nn.Module, place: str, count: int) -> bool:
-    """Whether ``module.attribute`` is an integer, or a list or tuple of `count` of them."""
-    path, _, name = place.rpartition(".")
-    module = dict(model.named_modules()).get(path)
-    return module is not None and len(_listed(vars(module).get(name))) == count
-
-
-def kept_numbers(model: nn.Module) -> dict[str, list[int]]:
-    """What `put` set in a cut model: ``{module.attribute: values}``."""
-    return {f"{path}.{name}".lstrip("."): _listed(getattr(module, name))
-            for path, module in model.named_modules() for name in getattr(module, FOLLOWING, ())}  # fmt: skip
-
-
-def _listed(value: Any) -> list[int]:
-    items = [value] if type(value) is int else list(value) if type(value) in (tuple, list) else []
-    return items if all(type(item) is int for item in items) else []
 
 
 def _options(tracer: Tracer, module: nn.Module, call: Call) -> dict[str, list[int]]:

@@ -11,11 +11,11 @@ from pydeploy import _core
 from pydeploy.errors import Mismatch
 from pydeploy.graph import Graph
 from pydeploy.plan import Plan
-from pydeploy.prune.structure.width_numbers import set_numbers
 from pydeploy.prune.surgery.absorb import Means, shifted
 from pydeploy.prune.surgery.copying import Memo, copied
 from pydeploy.prune.surgery.kept_entries import Kept, kept_entries
 from pydeploy.prune.surgery.module_attributes import update_attributes
+from pydeploy.prune.surgery.module_numbers import set_numbers
 from pydeploy.prune.surgery.surroundings import Surroundings
 from pydeploy.prune.surgery.tensors import check_dense, packed, unpacked
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from pydeploy.errors import DataError, Mismatch
 from pydeploy.files import replacing
 from pydeploy.plan import Plan
-from pydeploy.prune.structure.width_numbers import has_number, kept_numbers, put
 from pydeploy.prune.surgery.apply import replaced
+from pydeploy.prune.surgery.module_numbers import has_number, kept_numbers, put
 from pydeploy.prune.surgery.tensors import check_dense, packed, unpacked
 from pydeploy.version import __version__
 
