@@ -121,6 +121,20 @@ def test_modules_stay_small() -> None:
     assert not long
 
 
+def test_the_top_stays_short() -> None:
+    """Rooms, and the few files that belong to all of them; a stranger reads the list in one glance."""
+    files = {path.stem for path in PACKAGE.glob("*.py")}
+    rooms = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert len(files) <= 8, sorted(files)
+    assert len(files - {"__init__", "__main__"} | rooms) <= 23, sorted(files | rooms)
+
+
+def test_modules_are_short_in_the_middle() -> None:
+    """The median module is read in one go."""
+    lengths = sorted(len(path.read_text().splitlines()) for path in MODULES)
+    assert lengths[len(lengths) // 2] <= 130
+
+
 def test_no_cycles_between_modules() -> None:
     graph = {own: {other for other in found if (own, other) not in OPEN} for own, found in arrows().items()}
     done: set[str] = set()
