@@ -44,89 +44,89 @@ struct Halves {
     auto rank() const { return std::tuple(larger_bound, smaller_bound, unevenness, variable, place); }
 };
 
-// One call of settle().
-class Settling {
+// One call of solve_node().
+class NodeSolver {
   public:
-    Settling(const Question& question, double bound, double price, double known, Effort effort)
-        : question_(question), bound_(bound), price_(price), known_(known), effort_(effort) {}
+    NodeSolver(const Instance& instance, double bound, double price, double incumbent, Effort effort)
+        : instance_(instance), bound_(bound), price_(price), incumbent_(incumbent), effort_(effort) {}
 
-    void part(const Part& part);
-    void part_with_hull(const Part& part, const Hull& hull);
-    Answer answer() { return std::move(answer_); }
+    void run(const Subproblem& subproblem);
+    void run_with_hull(const Subproblem& subproblem, const Hull& hull);
+    NodeResult take_result() { return std::move(result_); }
 
   private:
-    bool closed() const { return bound_ <= question_.accepted(known_); }
-    void offer(const Part& part, const std::vector<std::int64_t>& choice, double value);
-    void bound_options(const Part& part);
-    std::optional<Domains> hopeful(const Domains& domains) const;
-    void search(const Part& part);
-    void split(const Part& part, const Domains& left);
-    Halves best_halves(const Part& part) const;
+    bool closed() const { return bound_ <= instance_.cutoff(incumbent_); }
+    void offer(const Subproblem& subproblem, const std::vector<std::int64_t>& choice, double value);
+    void bound_options(const Subproblem& subproblem);
+    std::optional<Domains> reduced(const Domains& domains) const;
+    void search(const Subproblem& subproblem);
+    void split(const Subproblem& subproblem, const Domains& left);
+    Halves best_halves(const Subproblem& subproblem) const;
 
-    const Question& question_;
+    const Instance& instance_;
     double bound_;
     double price_;
-    double known_;
+    double incumbent_;
     Effort effort_;
     Marginals option_bounds_;
     std::vector<Relaxed> relaxed_;  // at price_ and around it
-    Answer answer_;
+    NodeResult result_;
 };
 
-void Settling::offer(const Part& part, const std::vector<std::int64_t>& choice, double value) {
-    if (value <= known_) {
+void NodeSolver::offer(const Subproblem& subproblem, const std::vector<std::int64_t>& choice, double value) {
+    if (value <= incumbent_) {
         return;
     }
-    known_ = answer_.value = value;
-    answer_.choice = choice;
+    incumbent_ = result_.value = value;
+    result_.choice = choice;
     for (std::size_t v = 0; v < choice.size(); ++v) {
-        answer_.choice[v] = part.domains[v][static_cast<std::size_t>(choice[v])];
+        result_.choice[v] = subproblem.domains[v][static_cast<std::size_t>(choice[v])];
     }
 }
 
-void Settling::part(const Part& part) {
-    if (part.possible(question_.budget)) {
-        Hull hull(part.tree, part.cheapest, question_.slack);
-        price_ = hull.refine(question_.budget, price_);
-        part_with_hull(part, hull);
+void NodeSolver::run(const Subproblem& subproblem) {
+    if (subproblem.possible(instance_.budget)) {
+        Hull hull(subproblem.tree, subproblem.cheapest, instance_.slack);
+        price_ = hull.refine(instance_.budget, price_);
+        run_with_hull(subproblem, hull);
     }
 }
 
-void Settling::part_with_hull(const Part& part, const Hull& hull) {
+void NodeSolver::run_with_hull(const Subproblem& subproblem, const Hull& hull) {
     for (const Point& point : hull.points()) {
-        if (point.cost <= question_.budget) {
-            offer(part, point.choice, point.value);
+        if (point.cost <= instance_.budget) {
+            offer(subproblem, point.choice, point.value);
         }
     }
-    bound_ = std::min(bound_, hull.bound(question_.budget));
+    bound_ = std::min(bound_, hull.bound(instance_.budget));
     if (!closed()) {
-        bound_options(part);
+        bound_options(subproblem);
     }
     if (!closed()) {
-        const std::optional<Domains> left = hopeful(part.domains);
-        const auto before = static_cast<double>(alternatives(part.domains));
+        const std::optional<Domains> left = reduced(subproblem.domains);
+        const auto before = static_cast<double>(alternatives(subproblem.domains));
         if (left && static_cast<double>(alternatives(*left)) < worth_restarting * before) {
-            return this->part(Part(question_.whole, question_.order, *left));
+            return run(Subproblem(instance_.whole, instance_.order, *left));
         }
-        search(part);
+        search(subproblem);
     }
-    const std::optional<Domains> left = closed() ? std::nullopt : hopeful(part.domains);
+    const std::optional<Domains> left = closed() ? std::nullopt : reduced(subproblem.domains);
     if (left) {
-        split(part, *left);
+        split(subproblem, *left);
     } else {
-        answer_.settled = std::max(answer_.settled, std::min(bound_, question_.accepted(known_)));
+        result_.closed_bound = std::max(result_.closed_bound, std::min(bound_, instance_.cutoff(incumbent_)));
     }
 }
 
 // Bound what each option allows, at the price where that is smallest.
-void Settling::bound_options(const Part& part) {
+void NodeSolver::bound_options(const Subproblem& subproblem) {
     option_bounds_.clear();
     relaxed_.clear();
     for (const double step : price_steps) {
         const Gain gain{1.0, price_ * step};
-        const double at_budget = gain.price * question_.budget;
-        Messages messages = relax(part.tree, gain);
-        const Marginals marginals = add_outside(messages, part.tree, gain, part.sizes);
+        const double at_budget = gain.price * instance_.budget;
+        Messages messages = relax(subproblem.tree, gain);
+        const Marginals marginals = add_outside(messages, subproblem.tree, gain, subproblem.sizes);
         if (relaxed_.size() < search_prices) {
             relaxed_.push_back({gain.price, std::move(messages)});
         }
@@ -146,13 +146,13 @@ void Settling::bound_options(const Part& part) {
     }
 }
 
-// The options that may lead to something better; nothing where a variable has none.
-std::optional<Domains> Settling::hopeful(const Domains& domains) const {
-    const double accepted = question_.accepted(known_);
+// The options whose bounds exceed the cutoff; nothing where a variable has none.
+std::optional<Domains> NodeSolver::reduced(const Domains& domains) const {
+    const double cutoff = instance_.cutoff(incumbent_);
     Domains result(domains.size());
     for (std::size_t v = 0; v < domains.size(); ++v) {
         for (std::size_t x = 0; x < domains[v].size(); ++x) {
-            if (option_bounds_[v][x] > accepted) {
+            if (option_bounds_[v][x] > cutoff) {
                 result[v].push_back(domains[v][x]);
             }
         }
@@ -163,49 +163,49 @@ std::optional<Domains> Settling::hopeful(const Domains& domains) const {
     return result;
 }
 
-void Settling::search(const Part& part) {
-    Messages cheapest = part.cheapest;
-    add_outside(cheapest, part.tree, {0.0, 1.0}, part.sizes);
+void NodeSolver::search(const Subproblem& subproblem) {
+    Messages cheapest = subproblem.cheapest;
+    add_outside(cheapest, subproblem.tree, {0.0, 1.0}, subproblem.sizes);
     for (const Beam beam : beams) {
-        const double accepted = question_.accepted(known_);
+        const double cutoff = instance_.cutoff(incumbent_);
         const std::optional<SearchResult> found =
-            search_fronts({part.problem, part.tree, question_.budget, relaxed_, cheapest, accepted, effort_.steps,
-                           question_.deadline, effort_.threads},
+            search_fronts({subproblem.problem, subproblem.tree, instance_.budget, relaxed_, cheapest, cutoff,
+                           effort_.steps, instance_.deadline, effort_.threads},
                           beam);
         if (!found) {
             return;
         }
         effort_.steps -= std::min(effort_.steps, found->steps);
         if (found->choice) {
-            offer(part, *found->choice, found->value);
+            offer(subproblem, *found->choice, found->value);
         }
-        bound_ = std::min(bound_, std::max(accepted, found->bound));
+        bound_ = std::min(bound_, std::max(cutoff, found->bound));
         if (closed()) {
             return;
         }
     }
 }
 
-void Settling::split(const Part& part, const Domains& left) {
-    const Halves cut = best_halves(part);
-    if (cut.larger_bound == infinity || Clock::now() > question_.deadline) {
-        answer_.open.push_back({left, bound_, price_});
+void NodeSolver::split(const Subproblem& subproblem, const Domains& left) {
+    const Halves cut = best_halves(subproblem);
+    if (cut.larger_bound == infinity || Clock::now() > instance_.deadline) {
+        result_.open.push_back({left, bound_, price_});
         return;
     }
-    const std::uint32_t first = part.domains[cut.variable][cut.place];
+    const std::uint32_t first = subproblem.domains[cut.variable][cut.place];
     for (const bool upper : {false, true}) {
         Node node{left, upper == cut.upper_is_larger ? cut.larger_bound : cut.smaller_bound, price_};
         node.bound = std::min(node.bound, bound_);
         std::erase_if(node.domains[cut.variable], [&](std::uint32_t option) { return (option >= first) != upper; });
-        answer_.open.push_back(std::move(node));
+        result_.open.push_back(std::move(node));
     }
 }
 
-// The cut whose halves have the smallest bounds; both halves are hopeful.
-Halves Settling::best_halves(const Part& part) const {
-    const double accepted = question_.accepted(known_);
+// The cut whose halves have the smallest bounds; both halves stay open.
+Halves NodeSolver::best_halves(const Subproblem& subproblem) const {
+    const double cutoff = instance_.cutoff(incumbent_);
     Halves best;
-    for (std::size_t v = 0; v < part.sizes.size(); ++v) {
+    for (std::size_t v = 0; v < subproblem.sizes.size(); ++v) {
         const std::vector<double>& bounds = option_bounds_[v];
         std::vector<double> above = bounds;  // the largest from here on
         for (std::size_t x = above.size() - 1; x-- > 0;) {
@@ -217,7 +217,7 @@ Halves Settling::best_halves(const Part& part) const {
             const auto [smaller, larger] = std::minmax(below, above[x]);
             const std::size_t unevenness = std::max(x, bounds.size() - x) - std::min(x, bounds.size() - x);
             const Halves cut{larger, smaller, unevenness, v, x, above[x] >= below};
-            if (smaller > accepted && cut.rank() < best.rank()) {
+            if (smaller > cutoff && cut.rank() < best.rank()) {
                 best = cut;
             }
         }
@@ -227,27 +227,28 @@ Halves Settling::best_halves(const Part& part) const {
 
 }  // namespace
 
-Part::Part(const Problem& whole, const Order& order, Domains left)
+Subproblem::Subproblem(const Problem& whole, const Order& order, Domains left)
     : domains(std::move(left)),
       problem(restricted(whole, domains)),
       sizes(problem.sizes()),
       tree(eliminate(problem, order)),
       cheapest(relax(tree, {0.0, 1.0})) {}
 
-double Question::accepted(double value) const {
+double Instance::cutoff(double value) const {
     return value + std::max(slack, tolerance * below_one * std::abs(value));
 }
 
-Answer settle(const Question& question, const Node& node, double known, Effort effort) {
-    Settling settling(question, node.bound, node.price, known, effort);
-    settling.part(Part(question.whole, question.order, node.domains));
-    return settling.answer();
+NodeResult solve_node(const Instance& instance, const Node& node, double incumbent, Effort effort) {
+    NodeSolver solver(instance, node.bound, node.price, incumbent, effort);
+    solver.run(Subproblem(instance.whole, instance.order, node.domains));
+    return solver.take_result();
 }
 
-Answer settle(const Question& question, const Part& part, const Hull& hull, double price, Effort effort) {
-    Settling settling(question, infinity, price, impossible, effort);
-    settling.part_with_hull(part, hull);
-    return settling.answer();
+NodeResult solve_node(const Instance& instance, const Subproblem& subproblem, const Hull& hull, double price,
+                      Effort effort) {
+    NodeSolver solver(instance, infinity, price, impossible, effort);
+    solver.run_with_hull(subproblem, hull);
+    return solver.take_result();
 }
 
 }  // namespace deploy

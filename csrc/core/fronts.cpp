@@ -5,6 +5,8 @@
 #include <functional>
 #include <utility>
 
+#include "core/links.hpp"
+#include "core/screen.hpp"
 #include "core/states.hpp"
 #include "core/threads.hpp"
 
@@ -14,10 +16,7 @@ namespace {
 constexpr std::size_t max_links = std::size_t{1} << 26;   // 8 bytes each
 constexpr std::size_t max_states = std::size_t{1} << 24;  // 24 bytes each, of all fronts still needed
 constexpr std::size_t steps_per_clock = 4096;
-constexpr std::size_t block = 16;            // states that are passed over together where none of them is hopeful
 constexpr std::size_t worth_threads = 4096;  // states that a bucket's children hold
-constexpr int index_bits = 27;               // of a link; the other bits tell the worker
-constexpr int max_workers = 1 << (32 - index_bits);
 
 struct Stopped {};  // thrown where time or memory runs out; never leaves this file
 
@@ -29,10 +28,8 @@ struct Remainder {
 
 // One thread's share of a search.
 struct Worker {
-    std::uint32_t number = 0;
-    std::vector<Link> links;
-    std::vector<double> gains;    // of a front's states at each price
-    std::vector<double> largest;  // of each block of those
+    std::size_t number = 0;
+    Screen screen;
     double left_out = impossible;
     std::size_t uncounted_steps = 0;
     std::size_t uncounted_links = 0;
@@ -40,7 +37,7 @@ struct Worker {
 
 class Search {
   public:
-    Search(const SearchSpace& space, Beam beam) : space_(space), beam_(beam) {}
+    Search(const SearchSpace& space, Beam beam);
 
     SearchResult run();
 
@@ -53,27 +50,36 @@ class Search {
     Front extend(Worker& worker, std::size_t bucket, std::size_t assignment);
     Front join(Worker& worker, const Front& mine, const Front& theirs, const Remainder& remainder);
     void cut(Worker& worker, Front& front, const Remainder& remainder) const;
-    void keep_best(Worker& worker, Front& front, const Remainder& remainder) const;
+    void shorten(Worker& worker, Front& front, const Remainder& remainder) const;
     template <typename Rest>
     Remainder needed(const Rest& rest) const;
     Remainder remainder(std::size_t bucket, std::size_t assignment, std::size_t joined) const;
     double above(Cost cost, double value, const Remainder& remainder) const;
-    static std::uint32_t save(Worker& worker, const Link& link);
-    std::vector<std::int64_t> trace(std::uint32_t link) const;
+    std::uint32_t save(Worker& worker, const Link& link);
     SearchResult best_of(const Front& complete) const;
     void tick(Worker& worker, std::size_t steps);
     void count(Worker& worker);
 
     const SearchSpace& space_;
     Beam beam_;
-    std::vector<std::size_t> first_link_;  // of each variable's options
     std::vector<Worker> workers_;
+    Links links_;
     std::vector<std::vector<Front>> fronts_;  // per bucket and separator assignment
     std::size_t states_ = 0;                  // of the finished buckets' fronts
     std::atomic<std::size_t> stored_ = 0;     // since then
     std::atomic<std::size_t> steps_ = 0;
     std::atomic<std::size_t> saved_ = 0;
 };
+
+Search::Search(const SearchSpace& space, Beam beam)
+    : space_(space),
+      beam_(beam),
+      workers_(std::clamp(static_cast<std::size_t>(std::max(space.threads, 1)), std::size_t{1}, Links::max_workers)),
+      links_(space.problem.sizes(), workers_.size()) {
+    for (std::size_t w = 0; w < workers_.size(); ++w) {
+        workers_[w].number = w;
+    }
+}
 
 void Search::tick(Worker& worker, std::size_t steps) {
     worker.uncounted_steps += steps;
@@ -110,9 +116,8 @@ std::uint32_t Search::save(Worker& worker, const Link& link) {
     if (link.right == no_link) {
         return link.left;
     }
-    worker.links.push_back(link);
     ++worker.uncounted_links;
-    return (worker.number << index_bits) + static_cast<std::uint32_t>(worker.links.size() - 1);
+    return links_.save(worker.number, link);
 }
 
 // `rest` adds up messages of what is not decided yet.
@@ -120,7 +125,7 @@ template <typename Rest>
 Remainder Search::needed(const Rest& rest) const {
     Remainder result{{}, space_.budget + rest(space_.cheapest)};
     for (const Relaxed& relaxed : space_.relaxed) {
-        result.least.push_back(space_.accepted - rest(relaxed.messages) - relaxed.price * space_.budget);
+        result.least.push_back(space_.cutoff - rest(relaxed.messages) - relaxed.price * space_.budget);
     }
     return result;
 }
@@ -137,7 +142,7 @@ Remainder Search::remainder(std::size_t bucket, std::size_t assignment, std::siz
     });
 }
 
-// By how much what a state may lead to exceeds the accepted value; impossible where the cost is too large.
+// By how much what a state may lead to exceeds the cutoff; impossible where the cost is too large.
 double Search::above(Cost cost, double value, const Remainder& remainder) const {
     double result = cost <= remainder.room ? std::numeric_limits<double>::infinity() : impossible;
     for (std::size_t k = 0; k < remainder.least.size(); ++k) {
@@ -153,52 +158,26 @@ void Search::cut(Worker& worker, Front& front, const Remainder& remainder) const
     } else {
         drop_dominated(front);
         if (front.size() > beam_.size) {
-            keep_best(worker, front, remainder);
+            shorten(worker, front, remainder);
         }
     }
 }
 
-void Search::keep_best(Worker& worker, Front& front, const Remainder& remainder) const {
-    std::vector<std::pair<double, std::size_t>> ranking;
-    for (std::size_t i = 0; i < front.size(); ++i) {
-        ranking.emplace_back(-above(front[i].cost, front[i].value, remainder), i);
+void Search::shorten(Worker& worker, Front& front, const Remainder& remainder) const {
+    std::vector<double> excess;
+    for (const State& state : front) {
+        excess.push_back(above(state.cost, state.value, remainder));
     }
-    const auto cut = ranking.begin() + static_cast<std::ptrdiff_t>(beam_.size);
-    std::ranges::nth_element(ranking, cut);
-    worker.left_out = std::max(worker.left_out, space_.accepted - cut->first);
-    std::vector<std::size_t> kept;
-    std::transform(ranking.begin(), cut, std::back_inserter(kept), [](const auto& entry) { return entry.second; });
-    std::ranges::sort(kept);
-    for (std::size_t i = 0; i < kept.size(); ++i) {
-        front[i] = front[kept[i]];
-    }
-    front.resize(beam_.size);
+    worker.left_out = std::max(worker.left_out, space_.cutoff + keep_best(front, excess, beam_.size));
 }
 
-// All hopeful sums of a state of `mine` and one of `theirs`, both ascending in cost.
+// The sums that may exceed the cutoff, of a state of `mine` and one of `theirs`, both ascending in cost.
 Front Search::join(Worker& worker, const Front& mine, const Front& theirs, const Remainder& remainder) {
-    const std::size_t prices = space_.relaxed.size(), size = theirs.size(), blocks = (size + block - 1) / block;
-    worker.gains.resize(prices * size);
-    worker.largest.assign(prices * blocks, impossible);
-    for (std::size_t k = 0; k < prices; ++k) {
-        for (std::size_t b = 0; b < size; ++b) {
-            const double gain = theirs[b].value - space_.relaxed[k].price * theirs[b].cost;
-            worker.gains[b * prices + k] = gain;
-            double& most = worker.largest[b / block * prices + k];
-            most = std::max(most, gain);
-        }
-    }
+    const std::size_t prices = space_.relaxed.size();
+    worker.screen.prepare(theirs, space_.relaxed);
     Front result;
     std::vector<double> least(prices);
-    const auto enough = [&](const double* gains) {
-        for (std::size_t k = 0; k < prices; ++k) {
-            if (!(gains[k] > least[k])) {
-                return false;
-            }
-        }
-        return true;
-    };
-    std::size_t end = size;
+    std::size_t end = theirs.size();
     for (const State& a : mine) {
         while (end > 0 && a.cost + theirs[end - 1].cost > remainder.room) {
             --end;
@@ -207,15 +186,15 @@ Front Search::join(Worker& worker, const Front& mine, const Front& theirs, const
             least[k] = remainder.least[k] - (a.value - space_.relaxed[k].price * a.cost);
         }
         std::uint32_t left = no_link;
-        std::size_t steps = blocks;
-        for (std::size_t start = 0; start < end; start += block) {
-            if (!enough(&worker.largest[start / block * prices])) {
+        std::size_t steps = worker.screen.blocks();
+        for (std::size_t start = 0; start < end; start += Screen::block) {
+            if (!worker.screen.block_passes(start, least)) {
                 continue;
             }
-            const std::size_t stop = std::min(end, start + block);
+            const std::size_t stop = std::min(end, start + Screen::block);
             steps += stop - start;
             for (std::size_t b = start; b < stop; ++b) {
-                if (enough(&worker.gains[b * prices])) {
+                if (worker.screen.passes(b, least)) {
                     left = left == no_link ? save(worker, a.link) : left;
                     result.push_back({a.cost + theirs[b].cost, a.value + theirs[b].value, {left, theirs[b].link.left}});
                 }
@@ -281,8 +260,8 @@ void Search::store(Worker& worker, Front& place, Front front) {
 Front Search::extend(Worker& worker, std::size_t bucket, std::size_t assignment) {
     const Bucket& here = space_.tree.buckets[bucket];
     const bool root = bucket == space_.tree.root();
-    const std::size_t link = root ? 0 : first_link_[here.variable] + here.option(assignment);
-    Front front{{here.cost[assignment], here.value_at(assignment), {static_cast<std::uint32_t>(link), no_link}}};
+    const std::uint32_t link = root ? 0 : links_.option(here.variable, here.option(assignment));
+    Front front{{here.cost[assignment], here.value_at(assignment), {link, no_link}}};
     if (!(above(front.front().cost, front.front().value, remainder(bucket, assignment, 0)) > 0.0)) {
         return {};
     }
@@ -308,36 +287,8 @@ void Search::finish(std::size_t bucket, std::size_t s, Worker& worker) {
     store(worker, fronts_[bucket][s], std::move(front));
 }
 
-std::vector<std::int64_t> Search::trace(std::uint32_t link) const {
-    std::vector<std::int64_t> choice(space_.problem.values.size(), 0);
-    std::vector<std::uint32_t> open{link};
-    while (!open.empty()) {
-        const std::uint32_t id = open.back();
-        open.pop_back();
-        if (id >= first_link_.back()) {
-            const Link& pair = workers_[id >> index_bits].links[id & ((std::uint32_t{1} << index_bits) - 1)];
-            open.push_back(pair.left);
-            open.push_back(pair.right);
-        } else if (id > 0) {
-            const auto after = std::ranges::upper_bound(first_link_, id);
-            choice[static_cast<std::size_t>(after - first_link_.begin()) - 1] = id - *(after - 1);
-        }
-    }
-    return choice;
-}
-
 SearchResult Search::run() {
     const Tree& tree = space_.tree;
-    // Link 0 stands for the root, which decides nothing.
-    first_link_.push_back(1);
-    for (const std::size_t size : space_.problem.sizes()) {
-        first_link_.push_back(first_link_.back() + size);
-    }
-    workers_.resize(static_cast<std::size_t>(std::clamp(space_.threads, 1, max_workers)));
-    for (std::size_t w = 0; w < workers_.size(); ++w) {
-        workers_[w].number = static_cast<std::uint32_t>(w);
-    }
-    workers_.front().links.resize(first_link_.back());
     fronts_.resize(tree.buckets.size());
     for (std::size_t i = 0; i < tree.buckets.size(); ++i) {
         join_twins(i);
@@ -365,10 +316,10 @@ SearchResult Search::best_of(const Front& complete) const {
     }
     result.steps = steps_;
     for (const State& state : complete) {
-        std::vector<std::int64_t> choice = trace(state.link.left);
+        std::vector<std::int64_t> choice = links_.choice(state.link.left);
         const double value = space_.problem.value_of(choice);
         result.bound = std::max(result.bound, state.value);
-        if (value > std::max(result.value, space_.accepted)) {
+        if (value > std::max(result.value, space_.cutoff)) {
             result.value = value;
             result.choice = std::move(choice);
         }

@@ -26,7 +26,7 @@ struct SearchSpace {
     Cost budget;
     std::span<const Relaxed> relaxed;  // at least one
     const Messages& cheapest;          // gains {0, 1}, with outside messages
-    double accepted;                   // states that cannot exceed this value are left out
+    double cutoff;                     // states that cannot exceed this value are left out
     std::size_t max_steps;             // states looked at
     std::chrono::steady_clock::time_point deadline;
     int threads;
@@ -43,9 +43,9 @@ struct Beam {
 };
 
 struct SearchResult {
-    std::optional<std::vector<std::int64_t>> choice;  // the best found with a value above `accepted`
+    std::optional<std::vector<std::int64_t>> choice;  // the best found with a value above `cutoff`
     double value = impossible;                        // of `choice`
-    double bound = impossible;                        // no other assignment above `accepted` has a larger value
+    double bound = impossible;                        // no other assignment above `cutoff` has a larger value
     std::size_t steps = 0;
 };
 

@@ -18,7 +18,7 @@ constexpr double value_slack = 1e-12;         // relative to the total of all va
 constexpr std::size_t root_steps = 50000000;  // about half a second
 constexpr std::size_t node_steps = 2000000;
 constexpr std::size_t patience = 64;  // nodes after which as many steps more are allowed for each
-constexpr std::size_t batch = 4;      // nodes settled side by side, whatever the number of threads
+constexpr std::size_t batch = 4;      // nodes solved side by side, whatever the number of threads
 
 // Sum in the given order, so that a caller who adds the same entries gets the same number.
 double cost_of(std::span<const CostTable> tables, std::span<const std::int64_t> choice) {
@@ -43,17 +43,17 @@ void check(std::span<const double> budgets, const Limits& limits) {
 }
 
 // Branch and bound for one budget.
-class Branching {
+class BranchAndBound {
   public:
-    Branching(const Question& question, int threads) : question_(question), threads_(threads) {}
+    BranchAndBound(const Instance& instance, int threads) : instance_(instance), threads_(threads) {}
 
-    void add(Answer answer) {
-        if (!answer.choice.empty() && answer.value > value_) {
-            value_ = answer.value;
-            choice_ = std::move(answer.choice);
+    void add(NodeResult result) {
+        if (!result.choice.empty() && result.value > value_) {
+            value_ = result.value;
+            choice_ = std::move(result.choice);
         }
-        settled_ = std::max(settled_, answer.settled);
-        for (Node& node : answer.open) {
+        closed_bound_ = std::max(closed_bound_, result.closed_bound);
+        for (Node& node : result.open) {
             open_.push_back(std::move(node));
             std::ranges::push_heap(open_, {}, &Node::bound);
         }
@@ -61,24 +61,24 @@ class Branching {
 
     void run() {
         std::size_t count = 0;
-        while (Clock::now() < question_.deadline) {
+        while (Clock::now() < instance_.deadline) {
             const std::vector<Node> nodes = next();
             if (nodes.empty()) {
                 break;
             }
             const std::size_t steps = node_steps * (1 + count / patience);
-            std::vector<Answer> answers(nodes.size());
+            std::vector<NodeResult> results(nodes.size());
             parallel_for(nodes.size(), threads_,
-                         [&](std::size_t i) { answers[i] = settle(question_, nodes[i], value_, {steps, 1}); });
-            for (Answer& answer : answers) {
-                add(std::move(answer));
+                         [&](std::size_t i) { results[i] = solve_node(instance_, nodes[i], value_, {steps, 1}); });
+            for (NodeResult& result : results) {
+                add(std::move(result));
             }
             count += nodes.size();
         }
     }
 
     const std::vector<std::int64_t>& choice() const { return choice_; }
-    double bound() const { return open_.empty() ? settled_ : std::max(settled_, open_.front().bound); }
+    double bound() const { return open_.empty() ? closed_bound_ : std::max(closed_bound_, open_.front().bound); }
 
   private:
     // The open nodes with the highest bounds; drops those that hold nothing better.
@@ -86,21 +86,21 @@ class Branching {
         std::vector<Node> result;
         while (!open_.empty() && result.size() < batch) {
             std::ranges::pop_heap(open_, {}, &Node::bound);
-            if (open_.back().bound > question_.accepted(value_)) {
+            if (open_.back().bound > instance_.cutoff(value_)) {
                 result.push_back(std::move(open_.back()));
             } else {
-                settled_ = std::max(settled_, open_.back().bound);
+                closed_bound_ = std::max(closed_bound_, open_.back().bound);
             }
             open_.pop_back();
         }
         return result;
     }
 
-    const Question& question_;
+    const Instance& instance_;
     int threads_;
     std::vector<std::int64_t> choice_;
     double value_ = impossible;
-    double settled_ = impossible;
+    double closed_bound_ = impossible;
     std::vector<Node> open_;  // a heap
 };
 
@@ -148,15 +148,15 @@ class Solver {
     }
 
     Solution solve(const Hull& hull, double budget, double price, int threads) const {
-        const Question question{scaled_.problem, order_, scaled_.budget(budget), limits_.tolerance, slack_, deadline()};
-        Branching branching(question, threads);
-        branching.add(settle(question, root_, hull, price, {root_steps, threads}));
-        branching.run();
+        const Instance instance{scaled_.problem, order_, scaled_.budget(budget), limits_.tolerance, slack_, deadline()};
+        BranchAndBound search(instance, threads);
+        search.add(solve_node(instance, root_, hull, price, {root_steps, threads}));
+        search.run();
         Solution result;
-        result.choice = branching.choice();
+        result.choice = search.choice();
         result.value = scaled_.problem.value_of(result.choice);
         result.cost = cost_of(tables_, result.choice);
-        result.bound = std::max(branching.bound(), result.value);
+        result.bound = std::max(search.bound(), result.value);
         // Rounding: what is equal within the slack is reported as equal.
         if (result.bound - result.value <= 2 * slack_) {
             result.bound = result.value;
@@ -168,7 +168,7 @@ class Solver {
     Limits limits_;
     Scaled scaled_;
     Order order_;
-    Part root_;
+    Subproblem root_;
     double slack_ = 0.0;
 };
 
@@ -191,12 +191,12 @@ Solution minimum_cost(std::span<const std::size_t> sizes, std::span<const CostTa
         values.emplace_back(size, 0.0);
     }
     const Scaled scaled = scale(values, tables, dependences);
-    const Part part(scaled.problem, elimination_order(scaled.problem), all_options(scaled.problem));
-    if (part.cheapest.total() == impossible) {
+    const Subproblem subproblem(scaled.problem, elimination_order(scaled.problem), all_options(scaled.problem));
+    if (subproblem.cheapest.total() == impossible) {
         throw Infeasible("every combination of options is forbidden");
     }
     Solution result;
-    result.choice = decode(part.cheapest, part.tree);
+    result.choice = decode(subproblem.cheapest, subproblem.tree);
     result.cost = cost_of(tables, result.choice);
     return result;
 }

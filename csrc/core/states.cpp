@@ -68,4 +68,22 @@ void merge(Front& front, std::size_t size) {
     front.resize(groups);
 }
 
+double keep_best(Front& front, std::span<const double> scores, std::size_t size) {
+    std::vector<std::pair<double, std::size_t>> ranking;
+    for (std::size_t i = 0; i < front.size(); ++i) {
+        ranking.emplace_back(-scores[i], i);
+    }
+    const auto cut = ranking.begin() + static_cast<std::ptrdiff_t>(size);
+    std::ranges::nth_element(ranking, cut);
+    const double dropped = -cut->first;
+    std::vector<std::size_t> kept;
+    std::transform(ranking.begin(), cut, std::back_inserter(kept), [](const auto& entry) { return entry.second; });
+    std::ranges::sort(kept);
+    for (std::size_t i = 0; i < kept.size(); ++i) {
+        front[i] = front[kept[i]];
+    }
+    front.resize(size);
+    return dropped;
+}
+
 }  // namespace deploy

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <span>
 #include <vector>
 
 #include "core/relaxation.hpp"
@@ -32,5 +33,8 @@ void drop_dominated(Front& front);
 // Drop dominated states; where more than `size` are left, states of similar values go on as one, with the smallest cost
 // and the largest value of them: no state is lost that would be better than what stands for it.
 void merge(Front& front, std::size_t size);
+
+// Keep the `size` states of the highest scores, in order; returns the highest score of those that go.
+double keep_best(Front& front, std::span<const double> scores, std::size_t size);
 
 }  // namespace deploy
