@@ -27,7 +27,7 @@ from pydeploy.data.manifest import load_manifest
 from pydeploy.run.config import parse
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "howto").glob("*.md"))]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
@@ -133,7 +133,7 @@ def test_blocks_do_what_they_say(document: str, tmp_path: Path, monkeypatch: pyt
     (tmp_path / "calib" / "tiny.yaml").write_text(
         "source: ./images.npy\ncount: 32\npreprocessing: {mean: [0.5], std: [0.3]}\n"
     )
-    for file in (ROOT / "tests" / "trtexec_files" / "10.3").iterdir():
+    for file in (ROOT / "tests" / "backends" / "trtexec_files" / "10.3").iterdir():
         shutil.copy(file, tmp_path / file.name.replace("net.", "model."))
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "block"}

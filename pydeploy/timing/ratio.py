@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pydeploy.errors import DataError
-from pydeploy.timing.records import Timing
+from pydeploy.timing.records import Timing, Turn
 
 LEAST = 6
 """Rounds for an interval: the least and the largest of six hold the median in 31 of 32 cases."""
@@ -66,22 +66,30 @@ class Ratio:
 def ratio(ours: Timing, theirs: Timing) -> Ratio:
     """``ours / theirs`` of two engines that one measurement timed in turns.
 
-    Rounds without other load count alone where there are `LEAST` of them, else all. Raises `DataError` for timings of
-    different measurements.
+    Which rounds count says `pairs`. Raises `DataError` for timings of different measurements.
     """
     disturbed = ours.disturbed or theirs.disturbed
     if not ours.turns or not theirs.turns:
         return Ratio(ours.median_us / theirs.median_us, disturbed=disturbed)
+    used, every = pairs(ours, theirs)
+    found = of_rounds([one.us / other.us for one, other in used])
+    return replace(found, disturbed=disturbed or not every)
+
+
+def pairs(ours: Timing, theirs: Timing) -> tuple[list[tuple[Turn, Turn]], bool]:
+    """The rounds of two engines that count, each round's turns, and whether all of them were without other load.
+
+    Rounds without other load count alone where there are `LEAST` of them, else all.
+    """
     if len(ours.turns) != len(theirs.turns):
         raise DataError(
             f"latencies of {len(ours.turns)} and {len(theirs.turns)} rounds do not belong together; "
             "time both engines in one measurement"
         )
-    pairs = list(zip(ours.turns, theirs.turns, strict=True))
-    calm = [(one, other) for one, other in pairs if one.calm and other.calm]
-    used = calm if len(calm) >= min(LEAST, len(pairs)) else pairs
-    found = of_rounds([one.us / other.us for one, other in used])
-    return replace(found, disturbed=disturbed or len(used) > len(calm))
+    both = list(zip(ours.turns, theirs.turns, strict=True))
+    calm = [(one, other) for one, other in both if one.calm and other.calm]
+    used = calm if len(calm) >= min(LEAST, len(both)) else both
+    return used, len(used) <= len(calm)
 
 
 def of_limit(ours: Timing, limit_us: float) -> Ratio:

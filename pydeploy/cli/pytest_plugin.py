@@ -1,0 +1,175 @@
+"""For pytest: the fixture `engine_benchmark`, which times an engine so that runs of different days can be compared.
+
+It rides on pytest-benchmark, whose options save, compare and fail. What they compare is corrected for the machine's speed:
+
+* every engine is timed in turns with a reference engine; one sample is a round's ratio, as a time at the reference's speed;
+* the reference's time is saved in ``extra_info``. Where a run is compared with a saved one, the saved times are scaled by
+  how much slower or faster the reference is now;
+* a saved run of another device, runtime version, precision, batch, number of threads or reference is refused by name.
+
+Loaded by every pytest where pydeploy is installed, so whatever is heavy is imported by the fixture only.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pydeploy.backends.base import Backend, Engine
+    from pydeploy.timing.ratio import Ratio
+    from pydeploy.timing.records import Target
+
+FIXTURE = "engine_benchmark"
+KEY = "pydeploy"
+"""Where ``extra_info`` holds what a comparison needs."""
+TIMES = ("min", "max", "mean", "stddev", "median", "iqr", "q1", "q3", "ld15iqr", "hd15iqr", "total")
+RATES = ("ops",)
+
+
+class _Clock:
+    """What pytest-benchmark reads instead of a clock: it stands still while engines run, and moves by what was measured."""
+
+    now_s = 0.0
+
+    def pydeploy_in_turns(self) -> float:
+        return self.now_s
+
+
+_clock = _Clock()
+_saved: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
+_references: pytest.StashKey[tuple[ExitStack, dict[str, Engine]]] = pytest.StashKey()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_compare_machine_info(config: pytest.Config, compared_benchmark: dict[str, Any]) -> None:
+    """Keep the saved run that pytest-benchmark is going to compare with."""
+    config.stash.setdefault(_saved, []).append(compared_benchmark)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if FIXTURE in getattr(item, "fixturenames", ()) and item.config.pluginmanager.has_plugin("benchmark"):
+            asked = item.get_closest_marker("benchmark")
+            options = {**(asked.kwargs if asked else {}), "timer": _clock.pydeploy_in_turns}
+            item.add_marker(pytest.mark.benchmark(**options), append=False)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if FIXTURE in getattr(item, "fixturenames", ()) and not item.config.pluginmanager.has_plugin("benchmark"):
+        pytest.fail(
+            "the fixture 'engine_benchmark' needs pytest-benchmark: pip install pytest-benchmark", pytrace=False
+        )
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _references in config.stash:
+        config.stash[_references][0].close()
+
+
+@pytest.fixture
+def engine_benchmark(request: pytest.FixtureRequest, benchmark: Any) -> Callable[..., Ratio]:
+    """``engine_benchmark(ENGINE, reference=None)`` times an engine file in turns with a reference, for pytest-benchmark.
+
+    `reference` is another engine file; without one it is a small network that pydeploy makes, built as the engine is.
+    Returns the `Ratio` of the two latencies. With ``--benchmark-disable`` one round is measured.
+    """
+
+    def measure(engine: str | Path, reference: str | Path | None = None) -> Ratio:
+        __tracebackhide__ = True
+        from pydeploy.errors import DeployError
+
+        try:
+            return _measure(request, benchmark, Path(engine), reference)
+        except DeployError as error:
+            pytest.fail(str(error), pytrace=False)
+
+    return measure
+
+
+def _measure(request: pytest.FixtureRequest, benchmark: Any, path: Path, reference: str | Path | None) -> Ratio:
+    from pydeploy.backends.base import Engine, reopen
+    from pydeploy.profiling.beside import measure_beside
+
+    engine = Engine.load(path)
+    backend = reopen(engine.target)
+    if reference is None:
+        other, yardstick = backend, _yardstick(request.config, backend)
+    else:
+        yardstick = Engine.load(Path(reference))
+        other = reopen(yardstick.target)
+    saved = list(_compared(request))
+    for stored, where in saved:
+        _require(stored, where, backend.target(), yardstick)
+    if benchmark.disabled:
+        return measure_beside((backend, engine), (other, yardstick), rounds=1, patience_s=0).ratio
+    found = measure_beside((backend, engine), (other, yardstick))
+    benchmark.extra_info[KEY] = {
+        "engine": path.name,
+        "target": backend.target().to_json(),
+        "reference": {"name": yardstick.path.name, "onnx_sha256": yardstick.onnx_sha256, "us": found.reference_us},
+        "ratio": found.ratio.to_json(),
+    }
+    rounds_us = iter(found.rounds_us)
+
+    def one_round() -> None:
+        _clock.now_s += next(rounds_us) * 1e-6
+
+    benchmark.pedantic(one_round, rounds=len(found.rounds_us), iterations=1)
+    for stored, _ in saved:
+        then_us = stored["extra_info"][KEY]["reference"]["us"]
+        scale(stored["stats"], found.reference_us / then_us)
+    return found.ratio
+
+
+def _yardstick(config: pytest.Config, backend: Backend) -> Engine:
+    """The small network's engine for this backend; built once a session, in a folder that goes with it."""
+    from pydeploy.latency import yardstick
+
+    if _references not in config.stash:
+        config.stash[_references] = ExitStack(), {}
+    stack, built = config.stash[_references]
+    name = backend.target().fingerprint
+    if name not in built:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pydeploy-"))
+        built[name] = yardstick.build(backend, Path(folder))
+    return built[name]
+
+
+def _compared(request: pytest.FixtureRequest) -> Iterator[tuple[dict[str, Any], str]]:
+    """Saved results of the running test that are going to be compared with it, each with a name for its run."""
+    for run in request.config.stash.get(_saved, []):
+        for stored in run["benchmarks"]:
+            if stored["fullname"] == request.node.nodeid:
+                yield stored, f"the saved run of {run.get('datetime', 'an unknown time')}"
+
+
+def _require(stored: Mapping[str, Any], where: str, target: Target, reference: Engine) -> None:
+    """Raise `Mismatch` unless a saved result can be compared with one of `target` beside `reference`."""
+    from pydeploy.errors import Mismatch
+    from pydeploy.timing.records import Target
+
+    again = "save a new one with --benchmark-autosave"
+    try:
+        facts = stored["extra_info"][KEY]
+        then, used = Target.from_json(facts["target"]), facts["reference"]
+        name, made_from, _ = used["name"], used["onnx_sha256"], float(used["us"])
+    except (KeyError, TypeError, ValueError):
+        raise Mismatch(f"{where} holds no engine's latency for this test; {again}") from None
+    then.require(target, where)
+    if made_from != reference.onnx_sha256:
+        raise Mismatch(f"{where} was timed beside another reference ({name}, now {reference.path.name}); {again}")
+
+
+def scale(stats: dict[str, Any], factor: float) -> None:
+    """Make every time of pytest-benchmark's `stats` `factor` times as long, in place."""
+    for names, by in ((TIMES, factor), (RATES, 1 / factor)):
+        stats.update({name: stats[name] * by for name in names if isinstance(stats.get(name), int | float)})
+    if isinstance(stats.get("data"), list):
+        stats["data"] = [value * factor for value in stats["data"]]

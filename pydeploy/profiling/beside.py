@@ -1,0 +1,89 @@
+"""One engine's latency beside a reference engine's, until the ratio is known: what stays the same from day to day."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pydeploy.backends.base import Backend, Engine
+from pydeploy.profiling.profile import random_feeds
+from pydeploy.timing.ratio import Ratio, pairs, ratio
+from pydeploy.timing.records import Timing, Turn
+from pydeploy.timing.rounds import TURN_US, Samples, Watch, interleave, unwatched
+
+RUNS = 3
+"""Runs in a turn at least; engines that are quick run for `TURN_US`."""
+ROUNDS = 12
+"""Rounds before the ratio's interval is looked at, and again after it was found too wide."""
+PRECISION = 0.01
+"""Half the width of the interval, relative to the ratio, that ends the rounds."""
+PATIENCE_S = 20.0
+"""No further rounds are begun after this."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What was measured of an engine and of its reference, in turns."""
+
+    ours: Timing
+    reference: Timing
+
+    @property
+    def ratio(self) -> Ratio:
+        """How many times as long the engine takes as the reference."""
+        return ratio(self.ours, self.reference)
+
+    @property
+    def reference_us(self) -> float:
+        """What the reference took: the median over the rounds that count."""
+        return float(np.median([other.us for _, other in self._pairs]))
+
+    @property
+    def rounds_us(self) -> list[float]:
+        """The engine's time in every round that counts, as it would be had the reference taken `reference_us` in all."""
+        return [one.us / other.us * self.reference_us for one, other in self._pairs]
+
+    @property
+    def _pairs(self) -> Sequence[tuple[Turn, Turn]]:
+        return pairs(self.ours, self.reference)[0]
+
+
+def measure_beside(
+    ours: tuple[Backend, Engine],
+    reference: tuple[Backend, Engine],
+    *,
+    rounds: int = ROUNDS,
+    patience_s: float = PATIENCE_S,
+) -> Beside:
+    """Time both engines in turns until their ratio is known to `PRECISION`, or the patience ends.
+
+    The rounds end by the width of the ratio's interval, never by its value, so stopping does not move it.
+    """
+    (backend, engine), (other, second) = ours, reference
+    measured = backend.target().measured
+    watch, until = Watch() if measured else unwatched(), time.monotonic() + patience_s
+    turn_us = TURN_US if measured else 0.0
+    with backend.open(engine) as a, other.open(second) as b:
+        timers = {"ours": partial(a.time, random_feeds(a.inputs)), "reference": partial(b.time, random_feeds(b.inputs))}
+        taken: list[dict[str, Samples]] = []
+        while True:
+            taken.append(interleave(timers, rounds=rounds, runs=RUNS, turn_us=turn_us, retries=0, watch=watch))
+            found = Beside(*(_joined([one[name] for one in taken]) for name in timers))
+            if _known(found.ratio) or time.monotonic() > until:
+                return found
+
+
+def _known(found: Ratio) -> bool:
+    return found.low is not None and found.high is not None and found.high - found.low <= 2 * PRECISION * found.value
+
+
+def _joined(samples: Sequence[Samples]) -> Timing:
+    """All rounds of several measurements as one."""
+    every: list[NDArray[np.float64]] = [us for one in samples for us in one.rounds_us]
+    turns = tuple(turn for one in samples for turn in one.turns)
+    return replace(Timing.of(np.concatenate(every), disturbed=any(one.disturbed for one in samples)), turns=turns)
