@@ -35,7 +35,7 @@ FLOORS = (
     ("latency.table",),
     ("latency.probes",),
     ("latency.check",),
-    ("latency.board",),
+    ("latency.board", "latency.yardstick"),
     ("planning",),
     ("report",),
     ("run.config", "run.artefacts", "run.folder", "run.facts"),
