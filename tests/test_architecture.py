@@ -18,7 +18,7 @@ FLOORS = (
     ("plan",),
     ("timing.records",),
     ("timing",),
-    ("backends.base", "backends.device", "backends.node_origins"),
+    ("backends.base", "backends.device", "backends.fused_nodes"),
     ("onnxfile",),
     ("data",),
     ("backends",),

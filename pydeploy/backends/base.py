@@ -48,12 +48,12 @@ class TensorSpec:
 class LayerTime:
     """Samples of one layer of a running engine.
 
-    `name` is what the runtime calls the layer; `origins` are the ONNX node names it was fused from
+    `name` is what the runtime calls the layer; `nodes` are the ONNX node names it was fused from
     (empty for layers that the runtime inserted, such as layout conversions).
     """
 
     name: str
-    origins: tuple[str, ...]
+    nodes: tuple[str, ...]
     samples_us: NDArray[np.float64]
     padding: Padding = (0, 0)
 

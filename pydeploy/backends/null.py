@@ -18,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 
 from pydeploy.backends.base import Engine, Feeds, LayerTime, TensorSpec, check_feeds
-from pydeploy.backends.node_origins import node_name
+from pydeploy.backends.fused_nodes import node_name
 from pydeploy.errors import BackendUnavailable, DataError
 from pydeploy.files import read_json, sha256, write_json
 from pydeploy.onnxfile.read import input_specs, read_source, tensor_spec

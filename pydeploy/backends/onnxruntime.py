@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from pydeploy.backends import device
 from pydeploy.backends.base import Engine, Feeds, LayerTime, TensorSpec, check_feeds
-from pydeploy.backends.node_origins import trace_origins
+from pydeploy.backends.fused_nodes import source_nodes
 from pydeploy.errors import BackendUnavailable, DataError
 from pydeploy.files import replacing, sha256
 from pydeploy.onnxfile.integer_biases import integer_biases
@@ -32,7 +32,7 @@ from pydeploy.onnxfile.read import read_source
 from pydeploy.timing.records import Target
 
 PRECISIONS = ("fp32", "int8")
-_ORIGINS = "pydeploy.origins"
+_NODES = "pydeploy.origins"
 _PROVIDERS = ["CPUExecutionProvider"]
 _DTYPES = {"float": "float32", "double": "float64"}  # ONNX Runtime's spelling where it differs from NumPy's
 _WARM_UP = 2  # a profiled session is always new, and its first runs allocate memory
@@ -96,7 +96,7 @@ def _reason(error: Exception) -> str:
 
 
 def _write_optimized(path: Path, source: onnx.ModelProto, out: Path, threads: int, *, exact: bool) -> None:
-    """Write the graph that ONNX Runtime makes of `path` for this CPU, with the origin of every node, to `out`.
+    """Write the graph that ONNX Runtime makes of `path` for this CPU, with the source nodes of every node, to `out`.
 
     `exact` is for CPUs on which uint8 x int8 products saturate: weights beyond 7 bits then become uint8, which does not.
     """
@@ -117,8 +117,8 @@ def _write_optimized(path: Path, source: onnx.ModelProto, out: Path, threads: in
         if not node.name or node.name in names:
             node.name = f"{node.name or node.op_type}#{index}"
         names.add(node.name)
-    origins = trace_origins(source.graph, [(node.name, node.op_type) for node in model.graph.node])
-    onnx.helper.set_model_props(model, {_ORIGINS: json.dumps(origins)})
+    nodes = source_nodes(source.graph, [(node.name, node.op_type) for node in model.graph.node])
+    onnx.helper.set_model_props(model, {_NODES: json.dumps(nodes)})
     onnx.save(model, out)
 
 
@@ -132,9 +132,9 @@ class OnnxRuntimeSession:
         self.inputs: Sequence[TensorSpec] = [_spec(value) for value in self._session.get_inputs()]
         self.outputs: Sequence[TensorSpec] = [_spec(value) for value in self._session.get_outputs()]
         metadata = self._session.get_modelmeta().custom_metadata_map
-        if _ORIGINS not in metadata:
+        if _NODES not in metadata:
             raise DataError(f"{path} was not built by pydeploy; build an engine from it")
-        self._origins = {name: tuple(origins) for name, origins in json.loads(metadata[_ORIGINS]).items()}
+        self._nodes = {name: tuple(nodes) for name, nodes in json.loads(metadata[_NODES]).items()}
 
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         check_feeds(feeds, self.inputs)
@@ -168,10 +168,10 @@ class OnnxRuntimeSession:
             for _ in range(_WARM_UP + n):
                 session.run(None, dict(feeds))
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        return _layer_times(events, self._origins, n)
+        return _layer_times(events, self._nodes, n)
 
 
-def _layer_times(events: Sequence[dict[str, Any]], origins: dict[str, tuple[str, ...]], n: int) -> list[LayerTime]:
+def _layer_times(events: Sequence[dict[str, Any]], nodes: dict[str, tuple[str, ...]], n: int) -> list[LayerTime]:
     """One `LayerTime` per node, samples of the last `n` runs, from the profiler's trace events."""
     suffix = "_kernel_time"
     durations: dict[str, list[float]] = {}
@@ -182,7 +182,7 @@ def _layer_times(events: Sequence[dict[str, Any]], origins: dict[str, tuple[str,
         raise DataError(
             f"ONNX Runtime's profile does not hold every layer of all {n} runs; profile fewer runs at a time"
         )
-    return [LayerTime(name, origins.get(name, ()), np.asarray(samples[_WARM_UP:], dtype=np.float64))
+    return [LayerTime(name, nodes.get(name, ()), np.asarray(samples[_WARM_UP:], dtype=np.float64))
             for name, samples in durations.items()]  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from pydeploy.backends import device
 from pydeploy.backends.base import Engine, Feeds, LayerTime, TensorSpec, check_feeds
-from pydeploy.backends.node_origins import node_name
+from pydeploy.backends.fused_nodes import node_name
 from pydeploy.errors import BackendUnavailable, DataError
 from pydeploy.files import replacing, sha256
 from pydeploy.onnxfile.read import read_source
@@ -46,7 +46,7 @@ _CAP = device.onednn_cap()  # oneDNN reads it once, when OpenVINO is loaded
 _BIAS_CUT = "/WithoutBiases"
 """What OpenVINO appends to the name of a layer whose bias it has split off."""
 
-Origins = Mapping[str, Sequence[str]]
+Nodes = Mapping[str, Sequence[str]]
 """ONNX node names of each layer, layers in execution order."""
 
 
@@ -106,7 +106,7 @@ class OpenVino:
             blob = compiled.export_model().getvalue()
         except RuntimeError as error:
             raise DataError(f"OpenVINO cannot build {onnx}: {_reason(error)}") from None
-        header = json.dumps(_origins(compiled, source.graph)).encode() + b"\n"
+        header = json.dumps(_nodes(compiled, source.graph)).encode() + b"\n"
         with replacing(out) as partial:
             partial.write_bytes(header + blob)
         return Engine(out, self.name, self.target(), sha256(onnx)).save()
@@ -130,7 +130,7 @@ def _reason(error: Exception) -> str:
     return ([line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__])[-1][:300]
 
 
-def _origins(compiled: ov.CompiledModel, source: onnx.GraphProto) -> dict[str, list[str]]:
+def _nodes(compiled: ov.CompiledModel, source: onnx.GraphProto) -> dict[str, list[str]]:
     """ONNX node names of each layer of `compiled`, in source order; names of OpenVINO's own making are left out.
 
     OpenVINO names a layer after its ONNX node, or after the output tensor where that is an output of the network.
@@ -173,7 +173,7 @@ class OpenVinoSession:
         self._properties = dict(properties)
         header, _, self._blob = path.read_bytes().partition(b"\n")
         self._compiled = self._load(self._properties)
-        self._origins: Origins = json.loads(header)
+        self._nodes: Nodes = json.loads(header)
         self._request = self._compiled.create_infer_request()
         self.inputs: Sequence[TensorSpec] = [_spec(port) for port in self._compiled.inputs]
         self.outputs: Sequence[TensorSpec] = [_spec(port) for port in self._compiled.outputs]
@@ -208,19 +208,19 @@ class OpenVinoSession:
             request.set_tensor(name, ov.Tensor(array))
         cold = _counters(request, _WARM_UP)
         warm = _counters(request, n)
-        told = _in_place([counter.name for counter in warm], self._origins)
-        return [LayerTime(name, origins, np.array([_mean_us(before, after, n)]))
-                for (name, origins), before, after in zip(told, cold, warm, strict=True)]  # fmt: skip
+        told = _in_place([counter.name for counter in warm], self._nodes)
+        return [LayerTime(name, nodes, np.array([_mean_us(before, after, n)]))
+                for (name, nodes), before, after in zip(told, cold, warm, strict=True)]  # fmt: skip
 
 
-def _in_place(names: Sequence[str], built: Origins) -> list[tuple[str, tuple[str, ...]]]:
-    """Name and origins of each loaded layer as they were when the engine was built.
+def _in_place(names: Sequence[str], built: Nodes) -> list[tuple[str, tuple[str, ...]]]:
+    """Name and nodes of each loaded layer as they were when the engine was built.
 
     By place, where all names that both know stand at the same place; otherwise by name.
     """
     places = {name: place for place, name in enumerate(built)}
     if len(names) == len(built) and all(places.get(name, place) == place for place, name in enumerate(names)):
-        return [(name, tuple(origins)) for name, origins in built.items()]
+        return [(name, tuple(nodes)) for name, nodes in built.items()]
     return [(name, tuple(built.get(name, ()))) for name in names]
 
 

@@ -150,14 +150,14 @@ def import_(
     from pydeploy.errors import ConfigError, DataError
     from pydeploy.files import read_json
     from pydeploy.latency.table.foreign import read_lines
-    from pydeploy.latency.table.table import Table, origin
+    from pydeploy.latency.table.table import Table, provenance
     from pydeploy.timing.records import Target
 
     suffix = file.suffix.lower()
     if suffix not in (".csv", ".json"):
         table = _table_for_list(db, device, trt, target, batch)
         found = read_lines(file, table.target.batch)
-        table.add(found, origin("lines", file.name))
+        table.add(found, provenance("lines", file.name))
         sys.stdout.write(f"{len(found)} layers added to {db}\n")
         return
     if db.exists():

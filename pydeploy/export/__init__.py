@@ -56,8 +56,8 @@ def export(model: nn.Module, example: Any, path: Path | str, *, example_kwargs: 
     own = set(model.state_dict())
     ins = _chosen("input", input_names, given.names(model.forward), own)
     outs = _chosen("output", output_names, found, {*ins, *own})
-    program, origins = exported(call, given.tensors)
-    set_names(program, ins, outs, origins, _own_names(call))
+    program, parameter_of = exported(call, given.tensors)
+    set_names(program, ins, outs, parameter_of, _own_names(call))
 
     def compute(tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         return dict(zip(outs, call(*tensors), strict=True))

@@ -19,11 +19,11 @@ from pydeploy.errors import TraceError
 OPSET = 20
 """Newest operator set that ONNX Runtime 1.20, OpenVINO 2025 and TensorRT 10 all read."""
 
-Origins = Mapping[str, str]
+ParameterOf = Mapping[str, str]
 """``{tensor: the largest parameter that it is computed from}``, of tensors computed from parameters and constants alone."""
 
 
-def exported(model: nn.Module, tensors: Sequence[Tensor]) -> tuple[onnx.ModelProto, Origins]:
+def exported(model: nn.Module, tensors: Sequence[Tensor]) -> tuple[onnx.ModelProto, ParameterOf]:
     """The ONNX form of ``model(*tensors) -> tuple of tensors``. Raises `TraceError` with the cause in one sentence."""
     try:
         with _quiet():
@@ -31,18 +31,18 @@ def exported(model: nn.Module, tensors: Sequence[Tensor]) -> tuple[onnx.ModelPro
                 model, tuple(tensors), dynamo=True, opset_version=OPSET, verbose=False, optimize=False
             )
             assert program is not None
-            origins = _origins(program.model)
-            proto = _simplified(program.model, origins)
+            parameter_of = _parameter_of(program.model)
+            proto = _simplified(program.model, parameter_of)
     except Exception as error:  # the exporter lets errors of any kind through
         raise TraceError(f"torch cannot export the model: {reason(error)}") from error
     # The exporter notes source paths of this machine in every node; they make files differ from place to place.
     for node in proto.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
-    return proto, origins
+    return proto, parameter_of
 
 
-def _origins(model: Any) -> Origins:
+def _parameter_of(model: Any) -> ParameterOf:
     sizes = {
         name: value.const_value.size
         for name, value in model.graph.initializers.items()
@@ -56,10 +56,10 @@ def _origins(model: Any) -> Origins:
             continue
         largest = max((constant[name] for name in names if constant[name]), key=sizes.__getitem__, default="")
         constant |= dict.fromkeys((value.name for value in node.outputs), largest)
-    return {name: origin for name, origin in constant.items() if origin}
+    return {name: parameter for name, parameter in constant.items() if parameter}
 
 
-def _simplified(model: Any, origins: Origins) -> onnx.ModelProto:
+def _simplified(model: Any, parameter_of: ParameterOf) -> onnx.ModelProto:
     """Weights that are computed from parameters are folded, and batch norms go into convolutions, as torch's own exporter does it.
     But tensors that happen to be equal are not merged: an untrained network's norms would be one, and a cut could not tell
     them apart.
@@ -70,7 +70,7 @@ def _simplified(model: Any, origins: Origins) -> onnx.ModelProto:
 
     def of_parameters(node: Any) -> bool | None:
         inputs = [value for value in node.inputs if value is not None]
-        return True if inputs and all(value.name in origins for value in inputs) else None
+        return True if inputs and all(value.name in parameter_of for value in inputs) else None
 
     common.InlinePass()(model)
     for _ in range(2):

@@ -15,13 +15,13 @@ def set_names(
     model: onnx.ModelProto,
     inputs: Sequence[str],
     outputs: Sequence[str],
-    origins: Mapping[str, str],
+    parameter_of: Mapping[str, str],
     own: Mapping[str, str],
 ) -> None:
     """Rename the graph's inputs and outputs in order, parameters to what the model calls them (`own`), and layers' nodes after
     their weights.
 
-    A weight that was computed from a parameter (`origins`) takes its name where it is free. An output that is an input, a
+    A weight that was computed from a parameter (`parameter_of`) takes its name where it is free. An output that is an input, a
     parameter or a second name of another output gets a node of its own.
     """
     graph = model.graph
@@ -30,8 +30,8 @@ def set_names(
     new = dict(zip([value.name for value in graph.input], inputs, strict=True))
     new |= dict(zip([value.name for value in graph.output], outputs, strict=True))
     new |= {name: own[name] for name in weights if name in own}
-    layers = {node.output[0]: own.get(origins[weight], origins[weight])
-              for node in graph.node if (weight := _weight(node)) in origins}  # fmt: skip
+    layers = {node.output[0]: own.get(parameter_of[weight], parameter_of[weight])
+              for node in graph.node if (weight := _weight(node)) in parameter_of}  # fmt: skip
     taken = set(new.values())
     for node in graph.node:
         name, wanted = _weight(node), layers.get(node.output[0], "")

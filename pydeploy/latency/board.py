@@ -30,7 +30,7 @@ from pydeploy.graph import Graph, Widths
 from pydeploy.latency.probes.cut_onnx import resize
 from pydeploy.latency.probes.design import Grid, probe_plans
 from pydeploy.latency.probes.measure import Transform, load_model, probe_name
-from pydeploy.latency.table.table import Table, origin
+from pydeploy.latency.table.table import Table, provenance
 from pydeploy.onnxfile.half import is_typed
 from pydeploy.profiling.profile import attribute, paddings
 from pydeploy.timing.records import Profile, Target, Timing
@@ -135,7 +135,7 @@ class ProbeFolder:
                 found = profile_from(trtexec.read_run(files), table.target, [op.name for op in self.graph.ops])
                 nothing = Timing(1, 0.0, 0.0, 0.0)
                 layers = {op: found.layers.get(op, nothing) for op in ["", *(op.name for op in self.graph.ops)]}
-                made = origin("probe", stored)
+                made = provenance("probe", stored)
                 table.add_network(self.graph, widths, found.whole, layers, made, found.padding)
                 added += 1
         return added, missing
@@ -201,6 +201,6 @@ def profile_from(run: trtexec.Run, target: Target, ops: Sequence[str] | None = N
 def _by_name(run: trtexec.Run) -> dict[str, float]:
     found: dict[str, float] = {}
     for layer in run.layers:
-        name = layer.origins[0] if layer.origins else layer.name
+        name = layer.nodes[0] if layer.nodes else layer.name
         found[name] = found.get(name, 0.0) + float(layer.samples_us[0])
     return found

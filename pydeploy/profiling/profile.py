@@ -98,7 +98,7 @@ def time_engines(
 def attribute(layers: Sequence[LayerTime], ops: Sequence[str]) -> dict[str, NDArray[np.float64]]:
     """Time of each operator of the model, in execution order: ``{op: samples_us}``.
 
-    A layer counts to the first of `ops` among its origins; one without (a layout conversion, a pool, an activation
+    A layer counts to the first of `ops` among its nodes; one without (a layout conversion, a pool, an activation
     that was not fused) to the operator before it, or to '' when there is none. Layers of one operator are summed
     run by run. An operator that the runtime merged into another one is absent.
     """
@@ -106,7 +106,7 @@ def attribute(layers: Sequence[LayerTime], ops: Sequence[str]) -> dict[str, NDAr
     found: dict[str, NDArray[np.float64]] = {}
     current = ""
     for layer in layers:
-        current = next((origin for origin in layer.origins if origin in known), current)
+        current = next((node for node in layer.nodes if node in known), current)
         found[current] = found[current] + layer.samples_us if current in found else layer.samples_us
     return found
 
@@ -116,7 +116,7 @@ def paddings(layers: Sequence[LayerTime], ops: Sequence[str] | None = None) -> d
     known = None if ops is None else frozenset(ops)
     found: dict[str, Padding] = {}
     for layer in layers:
-        names = [origin for origin in layer.origins if known is None or origin in known]
+        names = [node for node in layer.nodes if known is None or node in known]
         if names and any(layer.padding):
             found.setdefault(names[0], layer.padding)
     return found
@@ -126,7 +126,7 @@ def _by_name(layers: Sequence[LayerTime]) -> dict[str, NDArray[np.float64]]:
     """By the first node of the model that a layer came from; what the runtime inserted by the runtime's own name."""
     found: dict[str, NDArray[np.float64]] = {}
     for layer in layers:
-        name = layer.origins[0] if layer.origins else layer.name
+        name = layer.nodes[0] if layer.nodes else layer.name
         found[name] = found[name] + layer.samples_us if name in found else layer.samples_us
     return found
 

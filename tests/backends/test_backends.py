@@ -16,7 +16,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx_nets import DEPTHWISE_OPS, RESIDUAL_OPS, depthwise, residual
 from pydeploy.backends import base, device
 from pydeploy.backends.base import Backend, Engine, Session, open_backend
-from pydeploy.backends.node_origins import trace_origins
+from pydeploy.backends.fused_nodes import source_nodes
 from pydeploy.errors import BackendUnavailable, DataError, Mismatch
 from pydeploy.profiling.profile import attribute, random_feeds
 
@@ -102,7 +102,7 @@ def test_int8_network_with_unsigned_activations(name: str, tmp_path: Path) -> No
         layers = session.layers(feeds, 2)
     (reference,) = ReferenceEvaluator(str(source)).run(None, feeds)
     assert relative_error(outputs, reference) <= 0.03
-    claims = [origin for layer in layers for origin in layer.origins]
+    claims = [node for layer in layers for node in layer.nodes]
     assert sorted(set(claims) & set(RESIDUAL_OPS)) == sorted(RESIDUAL_OPS)
     assert claims.count("layer1.0.add") == 1
 
@@ -135,7 +135,7 @@ def test_session_facts_times_and_layers(case: Setting, tmp_path: Path) -> None:
     assert (samples > 0).all()
     assert len({layer.samples_us.shape for layer in layers}) == 1
     assert all((layer.samples_us >= 0).all() for layer in layers)
-    claims = [origin for layer in layers for origin in layer.origins if origin in RESIDUAL_OPS]
+    claims = [node for layer in layers for node in layer.nodes if node in RESIDUAL_OPS]
     assert sorted(claims) == sorted(RESIDUAL_OPS), "each operator belongs to exactly one layer"
 
 
@@ -144,11 +144,11 @@ def test_layers_come_in_execution_order(case: Setting, tmp_path: Path) -> None:
     backend, engine, source = built(case, tmp_path)
     with backend.open(engine) as session:
         layers = session.layers(random_feeds(session.inputs), 2)
-    place = {op: index for index, layer in enumerate(layers) for op in layer.origins}
+    place = {op: index for index, layer in enumerate(layers) for op in layer.nodes}
     assert place["stem"] < place["layer1.0.conv1"] < place["layer1.0.conv2"] < place["fc"]
     assert place["stem"] < place["layer1.0.downsample.0"]
     known = {node.name for node in onnx.load(source).graph.node}
-    assert {origin for layer in layers for origin in layer.origins} <= known
+    assert {node for layer in layers for node in layer.nodes} <= known
 
 
 def test_onnxruntime_layers_hold_their_operators_weights(tmp_path: Path) -> None:
@@ -158,24 +158,24 @@ def test_onnxruntime_layers_hold_their_operators_weights(tmp_path: Path) -> None
     engine = backend.build(source, tmp_path / "net.engine")
     model = onnx.load(engine.path)
     with backend.open(engine) as session:
-        origins = {layer.name: layer.origins for layer in session.layers(random_feeds(session.inputs), 1)}
+        nodes = {layer.name: layer.nodes for layer in session.layers(random_feeds(session.inputs), 1)}
     held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     given = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(source).graph.initializer}
     checked = set()
     for node in model.graph.node:
-        for op in set(origins[node.name]) & set(RESIDUAL_OPS):
+        for op in set(nodes[node.name]) & set(RESIDUAL_OPS):
             assert np.isclose(held[node.input[1]].sum(), given[f"{op}.weight"].sum(), rtol=1e-4), node.name
             checked.add(op)
     assert checked == set(RESIDUAL_OPS)
 
 
-def test_fused_nodes_are_named_as_origins(tmp_path: Path) -> None:
+def test_fused_nodes_are_named(tmp_path: Path) -> None:
     backend = open_backend("onnxruntime")
     engine = backend.build(residual(tmp_path / "net.onnx"), tmp_path / "net.engine")
     with backend.open(engine) as session:
         layers = session.layers(random_feeds(session.inputs), 1)
-    stem = next(layer for layer in layers if "stem" in layer.origins)
-    assert stem.origins == ("stem", "stem_out.relu")
+    stem = next(layer for layer in layers if "stem" in layer.nodes)
+    assert stem.nodes == ("stem", "stem_out.relu")
 
 
 @pytest.mark.openvino
@@ -420,20 +420,20 @@ def test_cpu_quota_limits_the_cores(text: str, limit: int | None, tmp_path: Path
     assert device.usable_cores(quota) == min(every_core, limit or every_core)
 
 
-def test_origins_tell_two_convolutions_before_one_add_apart(tmp_path: Path) -> None:
+def test_source_nodes_tell_two_convolutions_before_one_add_apart(tmp_path: Path) -> None:
     """Both convolutions are two steps before the node that the second engine layer is named after."""
     graph = onnx.load(residual(tmp_path / "net.onnx")).graph
     engine = [("stem_out_relu_nchwc", "Conv"), ("layer1.0.downsample.0_out_nchwc", "Conv"), ("sum_relu_nchwc", "Conv")]
-    found = trace_origins(graph, engine)
+    found = source_nodes(graph, engine)
     assert "layer1.0.downsample.0" in found["layer1.0.downsample.0_out_nchwc"]
     assert {"layer1.0.conv2", "layer1.0.add", "sum.relu"} <= set(found["sum_relu_nchwc"])
 
 
-def test_origins_of_decorated_and_inserted_nodes(tmp_path: Path) -> None:
+def test_source_nodes_of_decorated_and_inserted_nodes(tmp_path: Path) -> None:
     graph = onnx.load(residual(tmp_path / "net.onnx", qdq=True)).graph
     engine = [("stem_token_3", "QLinearConv"), ("ReorderOutput", "ReorderOutput"), ("image_DQ", "DequantizeLinear"),
               ("image_DQ/duplicated", "DequantizeLinear"), ("fused fc", "FusedGemm")]  # fmt: skip
-    found = trace_origins(graph, engine)
+    found = source_nodes(graph, engine)
     assert "stem" in found["stem_token_3"]
     assert found["ReorderOutput"] == ()
     assert found["image_DQ/duplicated"] == ("image_DQ",)

@@ -107,7 +107,7 @@ class Drawn:
 def read(backend: Backend, engine: Engine, times: int) -> list[list[tuple[str, tuple[str, ...]]]]:
     with backend.open(engine) as session:
         feeds = random_feeds(session.inputs)
-        return [[(one.name, one.origins) for one in session.layers(feeds, 1)] for _ in range(times)]
+        return [[(one.name, one.nodes) for one in session.layers(feeds, 1)] for _ in range(times)]
 
 
 # OpenVINO 2026.4 mixes AVX-512 into what it compiles for two norms in a row when it is held below AVX-512 where the
@@ -132,9 +132,9 @@ def test_layers_are_the_same_at_each_load(drawn: list[tuple[str, int]], named: b
         loads += read(backend, engine, 2)
         found = profile(backend, engine, rounds=3, runs=1)
     assert all(load == loads[0] for load in loads)
-    assert list(found.layers) == list(dict.fromkeys(origins[0] if origins else name for name, origins in loads[0]))
+    assert list(found.layers) == list(dict.fromkeys(nodes[0] if nodes else name for name, nodes in loads[0]))
     assert {timing.n for timing in found.layers.values()} == {3}
-    claims = [origin for _, origins in loads[0] for origin in origins]
+    claims = [node for _, nodes in loads[0] for node in nodes]
     assert set(claims) <= nodes
     assert len(claims) == len(set(claims)), "no node in two layers"
 
@@ -144,7 +144,7 @@ def test_renumbered_names_are_joined_by_place(own: list[bool], step: int) -> Non
     """Layers that OpenVINO names itself have another number after each load."""
     built = {f"Multiply_{i}" if made_up else f"conv{i}": [f"node{i}"] for i, made_up in enumerate(own)}
     names = [f"Multiply_{100 + i * step}" if made_up else f"conv{i}" for i, made_up in enumerate(own)]
-    assert openvino._in_place(names, built) == [(name, tuple(origins)) for name, origins in built.items()]
+    assert openvino._in_place(names, built) == [(name, tuple(nodes)) for name, nodes in built.items()]
 
 
 def test_layers_of_another_compilation_are_joined_by_name() -> None:

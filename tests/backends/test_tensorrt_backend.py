@@ -703,8 +703,8 @@ def test_layers_are_the_operators_without_the_profilers_share(world: World, tmp_
     assert PROFILE_US > 0
     assert {layer.samples_us.shape for layer in layers} == {(4,)}, "warm-up runs are left out"
     np.testing.assert_allclose([np.median(layer.samples_us) for layer in layers], expected, rtol=1e-6)
-    assert [layer.origins[0] for layer in layers] == list(RESIDUAL_OPS)
-    assert layers[0].origins == ("stem", "stem.relu")
+    assert [layer.nodes[0] for layer in layers] == list(RESIDUAL_OPS)
+    assert layers[0].nodes == ("stem", "stem.relu")
     assert set(attribute(layers, RESIDUAL_OPS)) == set(RESIDUAL_OPS)
 
 

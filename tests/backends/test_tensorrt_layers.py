@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pydeploy.backends.tensorrt.inspector import LayerInfo, layout, origins_of, parse_layers
+from pydeploy.backends.tensorrt.inspector import LayerInfo, layout, nodes_of, parse_layers
 from pydeploy.backends.tensorrt.layers import join, layer_times, samples_of
 from pydeploy.errors import DataError
 from pydeploy.timing.overhead import without_overhead
@@ -46,7 +46,7 @@ def test_formats(said: dict[str, str], dtype: str, multiple: int) -> None:
     assert (found.dtype, found.multiple, found.shape) == (dtype, multiple, (1, 18, 4, 4))
 
 
-ORIGINS = [
+NODES = [
     ("conv1 + relu1", "[ONNX Layer: conv1]\x1e[ONNX Layer: relu1]", ("conv1", "relu1")),
     ("__myl_ConvAdd_0", "[ONNX Layer: a]\x1f[ONNX Layer: b]\x1e[ONNX Layer: a]", ("a", "b")),
     ("__myl_Move_1", "", ()),
@@ -58,14 +58,14 @@ ORIGINS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "metadata", "expected"), ORIGINS)
-def test_origins(name: str, metadata: str, expected: tuple[str, ...]) -> None:
-    assert origins_of(name, metadata) == expected
+@pytest.mark.parametrize(("name", "metadata", "expected"), NODES)
+def test_source_nodes(name: str, metadata: str, expected: tuple[str, ...]) -> None:
+    assert nodes_of(name, metadata) == expected
 
 
 def test_names_only_engines_still_list_their_layers() -> None:
     found = parse_layers('{"Layers": ["conv1 + relu1", "fc"], "Bindings": ["x"]}')
-    assert [(info.name, info.origins, info.padding) for info in found] == [
+    assert [(info.name, info.nodes, info.padding) for info in found] == [
         ("conv1 + relu1", ("conv1", "relu1"), (0, 0)), ("fc", ("fc",), (0, 0))]  # fmt: skip
 
 
@@ -79,8 +79,8 @@ def test_what_is_no_inspector_output_is_refused(text: str) -> None:
         parse_layers(text)
 
 
-def info(name: str, *origins: str) -> LayerInfo:
-    return LayerInfo(name, "", origins)
+def info(name: str, *nodes: str) -> LayerInfo:
+    return LayerInfo(name, "", nodes)
 
 
 def one(us: float) -> np.ndarray:
@@ -90,23 +90,23 @@ def one(us: float) -> np.ndarray:
 def test_join_by_order_where_names_repeat() -> None:
     infos = [info("copy", "a"), info("conv", "b"), info("copy", "c")]
     joined = join([("copy", one(1)), ("conv", one(2)), ("copy", one(3))], infos)
-    assert [(i.origins, t[0]) for i, t in joined] == [(("a",), 1), (("b",), 2), (("c",), 3)]
+    assert [(i.nodes, t[0]) for i, t in joined] == [(("a",), 1), (("b",), 2), (("c",), 3)]
     assert [layer.name for layer in layer_times(joined)] == ["copy", "conv", "copy #2"]
 
 
 def test_join_by_name_where_the_lists_differ() -> None:
     joined = join([("b + c", one(1)), ("new", one(2))], [info("a", "a"), info("b + c", "b")])
-    assert [(i.name, i.origins) for i, _ in joined] == [("b + c", ("b",)), ("new", ("new",))]
+    assert [(i.name, i.nodes) for i, _ in joined] == [("b + c", ("b",)), ("new", ("new",))]
 
 
 def test_join_by_name_where_as_many_are_in_another_order() -> None:
     joined = join([("b", one(1)), ("a", one(2))], [info("a", "x"), info("b", "y")])
-    assert [(i.name, i.origins) for i, _ in joined] == [("b", ("y",)), ("a", ("x",))]
+    assert [(i.name, i.nodes) for i, _ in joined] == [("b", ("y",)), ("a", ("x",))]
 
 
 def test_join_by_name_takes_equal_names_in_turn() -> None:
     joined = join([("a", one(1)), ("a", one(2)), ("new", one(3))], [info("a", "x"), info("a", "y")])
-    assert [i.origins for i, _ in joined] == [("x",), ("y",), ("new",)]
+    assert [i.nodes for i, _ in joined] == [("x",), ("y",), ("new",)]
 
 
 def test_padding_is_of_what_is_read_and_of_what_is_written() -> None:
@@ -167,4 +167,4 @@ def test_no_single_factor() -> None:
 
 def test_raw_control_characters_in_the_json() -> None:
     text = json.dumps({"Layers": [{"Name": "a", "Metadata": "[ONNX Layer: x]@[ONNX Layer: y]"}]}).replace("@", "\x1e")
-    assert parse_layers(text)[0].origins == ("x", "y")
+    assert parse_layers(text)[0].nodes == ("x", "y")

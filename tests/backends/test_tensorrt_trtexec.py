@@ -52,15 +52,15 @@ def test_every_versions_files_are_the_same_profile(version: str) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_formats_and_origins_in_every_version(version: str) -> None:
-    infos = {info.origins[0]: info for info in read_layers(files(version).layers) if info.origins}
-    assert infos["layer1.0.conv2"].origins == ("layer1.0.conv2", "layer1.0.add", "sum.relu")
+def test_formats_and_nodes_in_every_version(version: str) -> None:
+    infos = {info.nodes[0]: info for info in read_layers(files(version).layers) if info.nodes}
+    assert infos["layer1.0.conv2"].nodes == ("layer1.0.conv2", "layer1.0.add", "sum.relu")
     assert infos["stem"].padding == (8, 8)
     assert infos["stem"].inputs[0].dtype == "float16"
-    assert infos["flatten"].origins == ("flatten", "fc")
+    assert infos["flatten"].nodes == ("flatten", "fc")
     assert infos["pool"].name == ("pool" if version in ("8.6", "10.3") else "__myl_Mean_myl0_0")
     reformat = read_layers(files(version).layers)[0]
-    assert (reformat.origins, reformat.inputs[0].multiple, reformat.outputs[0].multiple) == ((), 1, 8)
+    assert (reformat.nodes, reformat.inputs[0].multiple, reformat.outputs[0].multiple) == ((), 1, 8)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -94,7 +94,7 @@ def test_layers_of_one_name_are_joined_in_order() -> None:
 
 
 def test_a_myelin_layer_that_names_no_layout_has_no_padding() -> None:
-    (pool,) = [info for info in read_layers(files("10.0").layers) if info.origins == ("pool",)]
+    (pool,) = [info for info in read_layers(files("10.0").layers) if info.nodes == ("pool",)]
     assert (pool.kind, pool.padding, pool.inputs[0].dtype) == ("kgen", (0, 0), "float16")
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 
 from pydeploy.backends import null
-from pydeploy.backends.node_origins import node_name
+from pydeploy.backends.fused_nodes import node_name
 from pydeploy.backends.tensorrt import compat
 from trt_surface import Surface
 

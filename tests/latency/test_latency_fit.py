@@ -9,7 +9,7 @@ import pytest
 
 from pydeploy.graph import Extent, Op
 from pydeploy.latency.table.fit import FEW, Line, factors, lines
-from pydeploy.latency.table.store import Network, Origin, Sample
+from pydeploy.latency.table.store import Network, Provenance, Sample
 from pydeploy.timing.records import Timing
 
 KEY = Op("op", "conv", "op.weight", Extent(8), Extent(8), 4, 4).key({})
@@ -26,12 +26,12 @@ def made(
         chosen = rng.choice(30, 20, replace=False)
         layers_us = true_us[chosen]
         kept = 1 - missed * (3000 - layers_us.sum()) / 3000
-        origin = Origin("probe", f"n{i}", "", "", 0.0)
+        provenance = Provenance("probe", f"n{i}", "", "", 0.0)
         read = layers_us * kept * np.exp(noise * rng.standard_normal(20))
-        samples += [Sample(replace(KEY, cout=int(k)), Timing(9, float(us), us, us), origin)
+        samples += [Sample(replace(KEY, cout=int(k)), Timing(9, float(us), us, us), provenance)
                     for k, us in zip(chosen, read, strict=True)]  # fmt: skip
         whole_us = float(layers_us.sum()) + offset_us
-        networks.append(Network("g", "{}", float(read.sum()), Timing(9, whole_us, whole_us, whole_us), origin))
+        networks.append(Network("g", "{}", float(read.sum()), Timing(9, whole_us, whole_us, whole_us), provenance))
     return samples, networks, dict(enumerate(true_us))
 
 
@@ -43,7 +43,7 @@ def test_offset_is_what_makes_networks_agree(offset_us: float, missed: float) ->
     assert found["g"].offset_us == pytest.approx(offset_us, abs=1e-6)
     scale = factors(networks, found)
     for sample in samples:
-        assert sample.timing.median_us * scale[sample.origin.probe] == pytest.approx(true_us[sample.key.cout])
+        assert sample.timing.median_us * scale[sample.provenance.probe] == pytest.approx(true_us[sample.key.cout])
 
 
 def test_noise_moves_the_offset_little() -> None:

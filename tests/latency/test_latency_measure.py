@@ -106,7 +106,7 @@ def test_nothing_is_measured_twice_unless_asked(tmp_path: Path) -> None:
     again = measure(graph, path, backend, table, widths=GRID["residual"], resume=False, **QUICK)
     assert again.measured == second.measured + 5
     assert len(table.networks(graph)) == 2 * again.measured
-    assert len({network.origin.probe for network in table.networks(graph)}) == 2 * again.measured
+    assert len({network.provenance.probe for network in table.networks(graph)}) == 2 * again.measured
 
 
 def test_default_grid_announces_the_time_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_two_processes_fill_one_table_without_measuring_twice(tmp_path: Path) ->
     both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     table = Table.open(tmp_path / "t.sqlite", open_backend("null").target())
-    found = [network.origin.probe for network in table.networks(graph)]
+    found = [network.provenance.probe for network in table.networks(graph)]
     assert len(found) == len(set(found)) == len(probe_plans(graph, GRID["residual"]))
 
 
@@ -267,7 +267,7 @@ def test_a_real_runtime_fills_the_table(tmp_path: Path, name: str) -> None:
     assert [set(one) >= {"date", "affinity"} for one in Table.open(table.path).conditions] == [True]
     for network in table.networks(graph):
         assert network.whole.n in (4, 6, 8, 10, 12)  # two rounds of two runs, at most three times as many
-        assert network.origin.reference_us > 0
+        assert network.provenance.reference_us > 0
         assert network.whole.median_us > 0
         assert network.layers_us > 0
     assert np.isfinite(table.predict_us(graph, {}))

@@ -19,7 +19,7 @@ from pydeploy.errors import DataError, Mismatch, MissingTiming
 from pydeploy.graph import OpKey
 from pydeploy.latency.probes.design import grid, probe_plans
 from pydeploy.latency.table.store import Sample, append, create
-from pydeploy.latency.table.table import Table, origin
+from pydeploy.latency.table.table import Table, provenance
 from pydeploy.timing.records import Profile, Target, Timing
 
 TARGET = Target("board", "null", "1", "fp32", 1, 2, {"clock": "fixed"}, measured=False)
@@ -40,7 +40,7 @@ def fill(table: Table, plans: list[dict[str, int]], overhead: float = 20.0) -> N
     for index, plan in enumerate(plans):
         layers = {op.name: flat(cost(op.key({**GRAPH.widths, **plan}))) for op in GRAPH.ops}
         whole = flat(sum(timing.median_us for timing in layers.values()) + overhead)
-        table.add_network(GRAPH, plan, whole, layers, origin("probe", f"p{index}"))
+        table.add_network(GRAPH, plan, whole, layers, provenance("probe", f"p{index}"))
 
 
 @pytest.fixture
@@ -66,14 +66,14 @@ def full(filled: Path, tmp_path: Path) -> Table:
 
 def test_median_of_sample_sets_prefers_undisturbed(table: Table) -> None:
     for us in (10.0, 11.0, 30.0):
-        table.add([(KEY, flat(us))], origin("probe", f"{us}"))
-    table.add([(KEY, flat(99.0, disturbed=True))], origin("probe", "busy"))
+        table.add([(KEY, flat(us))], provenance("probe", f"{us}"))
+    table.add([(KEY, flat(99.0, disturbed=True))], provenance("probe", "busy"))
     found = table.lookup(KEY)
     assert (found.latency_us, found.n, found.sets, found.interpolated) == (11.0, 15, 3, False)
 
 
 def test_disturbed_counts_where_there_is_nothing_else(table: Table) -> None:
-    table.add([(KEY, flat(99.0, disturbed=True))], origin("probe", "busy"))
+    table.add([(KEY, flat(99.0, disturbed=True))], provenance("probe", "busy"))
     assert table.latency_us(KEY) == 99.0
 
 
@@ -85,7 +85,7 @@ def test_disturbed_counts_where_there_is_nothing_else(table: Table) -> None:
 def test_interpolation_is_numpys_and_never_leaves_the_measured_range(tmp_path, points, axis, x) -> None:
     path = tmp_path / f"{len(list(tmp_path.iterdir()))}.sqlite"
     table = Table.open(path, TARGET)
-    table.add([(replace(KEY, **{axis: at}), flat(us)) for at, us in points.items()], origin("probe", "p"))
+    table.add([(replace(KEY, **{axis: at}), flat(us)) for at, us in points.items()], provenance("probe", "p"))
     key = replace(KEY, **{axis: x})
     if min(points) <= x <= max(points):
         found = table.lookup(key)
@@ -99,7 +99,7 @@ def test_interpolation_is_numpys_and_never_leaves_the_measured_range(tmp_path, p
 
 def test_interpolation_takes_the_closer_neighbours(table: Table) -> None:
     around = [replace(KEY, cout=8), replace(KEY, cout=64), replace(KEY, cin=8), replace(KEY, cin=24)]
-    table.add(list(zip(around, map(flat, (1.0, 1.0, 5.0, 7.0)), strict=True)), origin("probe", "p"))
+    table.add(list(zip(around, map(flat, (1.0, 1.0, 5.0, 7.0)), strict=True)), provenance("probe", "p"))
     assert table.latency_us(KEY) == 6.0
 
 
@@ -113,7 +113,7 @@ def test_between_widths_that_were_never_measured_together(tmp_path, cin, cout, s
 
     table = Table.open(tmp_path / f"{len(list(tmp_path.iterdir()))}.sqlite", TARGET)
     grid = [replace(KEY, cin=x, cout=y) for x in (8, 17, 32) for y in (16, 40, 64)]
-    table.add([(key, flat(truth(key.cin, key.cout))) for key in grid], origin("probe", "p"))
+    table.add([(key, flat(truth(key.cin, key.cout))) for key in grid], provenance("probe", "p"))
     found = table.lookup(replace(KEY, cin=cin, cout=cout))
     assert found.latency_us == pytest.approx(truth(cin, cout))
     assert found.interpolated == (replace(KEY, cin=cin, cout=cout) not in grid)
@@ -125,14 +125,14 @@ def test_between_widths_that_were_never_measured_together(tmp_path, cin, cout, s
 def test_depthwise_interpolates_along_its_channels(table: Table) -> None:
     wide = OpKey("conv", 32, 32, 8, 8, (3, 3), groups=32)
     thin = replace(wide, cin=8, cout=8, groups=8)
-    table.add([(wide, flat(30.0)), (thin, flat(6.0))], origin("probe", "p"))
+    table.add([(wide, flat(30.0)), (thin, flat(6.0))], provenance("probe", "p"))
     assert table.latency_us(replace(wide, cin=16, cout=16, groups=16)) == pytest.approx(14.0)
     with pytest.raises(MissingTiming):
         table.lookup(replace(wide, cin=16, cout=16, groups=1))
 
 
 def test_a_miss_names_neighbours_and_the_command(table: Table) -> None:
-    table.add([(replace(KEY, cout=8), flat(1.0)), (replace(KEY, cout=16), flat(2.0))], origin("probe", "p"))
+    table.add([(replace(KEY, cout=8), flat(1.0)), (replace(KEY, cout=16), flat(2.0))], provenance("probe", "p"))
     with pytest.raises(MissingTiming) as error:
         table.latency_us(KEY)
     text = str(error.value)
@@ -157,7 +157,7 @@ def test_prediction_is_the_sum_plus_overhead_for_every_plan_of_the_grid(full: Ta
 def test_disturbed_networks_do_not_set_the_overhead(full: Table) -> None:
     layers = {op.name: flat(1.0) for op in GRAPH.ops}
     for index in range(17):  # more than the calm ones
-        full.add_network(GRAPH, {"a": 8}, flat(9e3, disturbed=True), layers, origin("probe", f"busy{index}"))
+        full.add_network(GRAPH, {"a": 8}, flat(9e3, disturbed=True), layers, provenance("probe", f"busy{index}"))
     fresh = Table.open(full.path)
     assert fresh.overhead_us(GRAPH) < 100
 
@@ -244,7 +244,7 @@ def foreign_database(path: Path) -> None:
 
 def truncated(path: Path) -> None:
     table = Table.open(path, TARGET)
-    table.add([(replace(KEY, cout=1 + index), flat(1.0)) for index in range(300)], origin("probe", "p"))
+    table.add([(replace(KEY, cout=1 + index), flat(1.0)) for index in range(300)], provenance("probe", "p"))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
@@ -294,7 +294,7 @@ def test_unwritable_place(tmp_path: Path) -> None:
 def _writer(path: Path, name: str, count: int) -> None:
     table = Table.open(path, TARGET)
     for index in range(count):
-        table.add([(replace(KEY, cout=index + 1), flat(1.0))], origin("probe", f"{name}{index}"))
+        table.add([(replace(KEY, cout=index + 1), flat(1.0))], provenance("probe", f"{name}{index}"))
 
 
 def test_two_processes_start_and_fill_one_table(tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_two_processes_start_and_fill_one_table(tmp_path: Path) -> None:
     for writer in writers:
         writer.join()
     assert [writer.exitcode for writer in writers] == [0, 0]
-    probes = [sample.origin.probe for sample in Table.open(path).rows()]
+    probes = [sample.provenance.probe for sample in Table.open(path).rows()]
     assert sorted(probes) == sorted(f"{name}{index}" for name in "ab" for index in range(25))
 
 
@@ -321,7 +321,7 @@ def test_a_transaction_is_all_or_nothing(table: Table) -> None:
     good = Timing(3, 1.0, 1.0, 1.0)
     bad = replace(good, median_us=None)  # NOT NULL in the file
     with pytest.raises(DataError):
-        append(table.path, [Sample(KEY, timing, origin("probe", "p")) for timing in (good, bad)])
+        append(table.path, [Sample(KEY, timing, provenance("probe", "p")) for timing in (good, bad)])
     assert Table.open(table.path).rows() == ()
 
 
@@ -364,10 +364,10 @@ def test_import_of_something_else(table: Table, tmp_path: Path, name: str) -> No
 
 def test_rows_carry_their_provenance(full: Table) -> None:
     row = full.rows()[0]
-    assert row.origin.source == "probe"
-    assert row.origin.probe == "p0"
-    assert row.origin.date.endswith("+00:00")
-    assert row.origin.version
+    assert row.provenance.source == "probe"
+    assert row.provenance.probe == "p0"
+    assert row.provenance.date.endswith("+00:00")
+    assert row.provenance.version
     network = full.networks(GRAPH)[0]
     assert network.graph == GRAPH.fingerprint
     assert json.loads(network.widths) == {"a": 32, "b": 32}
@@ -381,7 +381,7 @@ def test_counters_that_tell_too_little_are_scaled_by_what_networks_show(table: T
         layers = {op.name: flat(cost(op.key({**GRAPH.widths, **widths}))) for op in GRAPH.ops}
         whole = 30.0 + 1.06 * sum(timing.median_us for timing in layers.values())
         table.add_network(
-            GRAPH, widths, flat(whole * (2.0 if index == 3 else 1.0)), layers, origin("probe", f"p{index}")
+            GRAPH, widths, flat(whole * (2.0 if index == 3 else 1.0)), layers, provenance("probe", f"p{index}")
         )
     assert table.slope(GRAPH) == pytest.approx(1.06, rel=1e-6)
     widths = {"a": grid(GRAPH)["a"][0], "b": grid(GRAPH)["b"][-1]}
@@ -399,7 +399,7 @@ def test_layers_read_at_another_speed_than_their_network_are_scaled_to_it(table:
         truths.append(sum(costs.values()) + 20.0)
         speed = random.uniform(0.8, 1.2)
         layers = {name: flat(us * speed) for name, us in costs.items()}
-        table.add_network(GRAPH, widths, flat(truths[-1]), layers, origin("probe", f"p{index}"))
+        table.add_network(GRAPH, widths, flat(truths[-1]), layers, provenance("probe", f"p{index}"))
     predicted = np.array([table.predict_us(GRAPH, widths) for widths in plans])
     assert np.abs(predicted / truths - 1).max() < 0.03
 
@@ -412,7 +412,7 @@ def test_the_offset_is_right_for_small_networks_where_large_ones_are_noisy(table
         layers = {op.name: flat(8 * cost(op.key({**GRAPH.widths, **widths}))) for op in GRAPH.ops}
         whole = sum(timing.median_us for timing in layers.values()) - 60.0
         whole *= random.normal(1.0, 0.03)
-        table.add_network(GRAPH, widths, flat(whole), layers, origin("probe", f"p{index}"))
+        table.add_network(GRAPH, widths, flat(whole), layers, provenance("probe", f"p{index}"))
     smallest = {name: widths[0] for name, widths in grid(GRAPH).items()}
     truth = 8 * sum(cost(op.key({**GRAPH.widths, **smallest})) for op in GRAPH.ops) - 60.0
     assert table.predict_us(GRAPH, smallest) == pytest.approx(truth, rel=0.05)
@@ -442,5 +442,5 @@ def test_a_table_is_taken_to_another_speed_layer_by_layer(full: Table) -> None:
 def test_a_slope_needs_enough_networks(table: Table) -> None:
     layers = {op.name: flat(1.0) for op in GRAPH.ops}
     for index in range(3):
-        table.add_network(GRAPH, {}, flat(50.0 + index), layers, origin("probe", f"p{index}"))
+        table.add_network(GRAPH, {}, flat(50.0 + index), layers, provenance("probe", f"p{index}"))
     assert table.slope(GRAPH) == 1.0

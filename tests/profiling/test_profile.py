@@ -16,8 +16,8 @@ from pydeploy.timing.overhead import net
 from pydeploy.timing.records import Profile, Target, Timing
 
 
-def layer(name: str, *origins: str, samples: tuple[float, ...] = (1.0, 2.0)) -> LayerTime:
-    return LayerTime(name, origins, np.array(samples))
+def layer(name: str, *nodes: str, samples: tuple[float, ...] = (1.0, 2.0)) -> LayerTime:
+    return LayerTime(name, nodes, np.array(samples))
 
 
 def test_layers_count_to_the_operator_before_them() -> None:
@@ -41,7 +41,7 @@ def test_merged_operators_count_to_the_first_and_split_ones_add_up() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["", "a", "b", "other"]), st.integers(0, 9)), max_size=9))
 def test_attribution_loses_no_time(rows: list[tuple[str, int]]) -> None:
-    layers = [LayerTime(str(index), (origin,) if origin else (), np.full(3, float(us))) for index, (origin, us) in
+    layers = [LayerTime(str(index), (node,) if node else (), np.full(3, float(us))) for index, (node, us) in
               enumerate(rows)]  # fmt: skip
     kept = [entry.samples_us.copy() for entry in layers]
     times = attribute(layers, ["a", "b"])
@@ -90,7 +90,7 @@ def test_profile_without_operators_uses_the_files_node_names(name: str, tmp_path
     backend, engine = built(name, tmp_path)
     with backend.open(engine) as session:
         layers = session.layers(random_feeds(session.inputs), 1)
-    names = list(dict.fromkeys(one.origins[0] if one.origins else one.name for one in layers))
+    names = list(dict.fromkeys(one.nodes[0] if one.nodes else one.name for one in layers))
     assert {"stem"} < set(names)
     assert list(profile(backend, engine, rounds=1, runs=2).layers) == names
 

@@ -93,7 +93,7 @@ class _Session:
         found = self._session.layers(feeds, n)
         cost_us = float(self._session.time(feeds, 1)[0])
         factors = self._device.run(cost_us, n) / cost_us
-        return [LayerTime(layer.name, layer.origins, layer.samples_us * factors) for layer in found]
+        return [LayerTime(layer.name, layer.nodes, layer.samples_us * factors) for layer in found]
 
 
 def install(patch: pytest.MonkeyPatch, device: Device) -> Device:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from pydeploy.graph import Graph
-from pydeploy.latency.table.store import Origin
+from pydeploy.latency.table.store import Provenance
 from pydeploy.latency.table.table import Table
 from pydeploy.run.config import parse
 from pydeploy.run.earlier import Earlier
@@ -63,7 +63,7 @@ def _table(root: Path, graph: Graph, target: Target) -> None:
     table, took = Table.open(root / "05_table" / "table.sqlite", target), Timing.of([100.0, 100.0, 100.0])
     for name in ("least", "full"):
         widths = {group.name: 16 if name == "least" else group.width for group in graph.prunable}
-        made = Origin("probe", name, "2026-01-01", "0.1.0")
+        made = Provenance("probe", name, "2026-01-01", "0.1.0")
         table.add_network(graph, widths, took, {op.name: took for op in graph.ops}, made)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import onnx
 
-from pydeploy.backends.node_origins import node_name
+from pydeploy.backends.fused_nodes import node_name
 from pydeploy.backends.tensorrt import compat, timing_cache
 from pydeploy.backends.tensorrt.logger import make_logger
 from pydeploy.backends.tensorrt.options import Options

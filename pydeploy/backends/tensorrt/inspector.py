@@ -52,11 +52,11 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class LayerInfo:
-    """One layer of an engine. `origins` are ONNX node names; empty for what TensorRT inserted."""
+    """One layer of an engine. `nodes` are ONNX node names; empty for what TensorRT inserted."""
 
     name: str
     kind: str
-    origins: tuple[str, ...]
+    nodes: tuple[str, ...]
     inputs: tuple[Layout, ...] = ()
     outputs: tuple[Layout, ...] = ()
     tactic: str = ""
@@ -82,12 +82,12 @@ def parse_layers(text: str) -> list[LayerInfo]:
 
 def _layer(item: Any) -> LayerInfo:
     if isinstance(item, str):  # built with LAYER_NAMES_ONLY
-        return LayerInfo(item, "", origins_of(item, ""))
+        return LayerInfo(item, "", nodes_of(item, ""))
     if not isinstance(item, Mapping) or "Name" not in item:
         raise DataError("not the engine inspector's JSON: a layer is a name or an object with 'Name'")
     name = str(item["Name"])
     tactic = str(item.get("TacticName") or item.get("Tactic") or "")
-    return LayerInfo(name, str(item.get("LayerType", "")), origins_of(name, str(item.get("Metadata") or "")),
+    return LayerInfo(name, str(item.get("LayerType", "")), nodes_of(name, str(item.get("Metadata") or "")),
                      _layouts(item.get("Inputs")), _layouts(item.get("Outputs")), tactic)  # fmt: skip
 
 
@@ -126,7 +126,7 @@ def _multiple(text: str) -> int:
     return 1 if _LINEAR.search(text) else 0
 
 
-def origins_of(name: str, metadata: str) -> tuple[str, ...]:
+def nodes_of(name: str, metadata: str) -> tuple[str, ...]:
     """ONNX nodes of a layer: from its metadata, else from its name, where fused nodes are joined by `` + ``."""
     found = _ONNX_NAME.findall(metadata)
     if not found and not metadata and not _REFORMAT.match(name) and not name.startswith("__my"):

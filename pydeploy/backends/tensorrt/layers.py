@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pydeploy.backends.base import LayerTime
-from pydeploy.backends.tensorrt.inspector import LayerInfo, origins_of
+from pydeploy.backends.tensorrt.inspector import LayerInfo, nodes_of
 from pydeploy.errors import DataError
 
 Row = tuple[str, float]
@@ -61,7 +61,7 @@ def join(
     found = []
     for name, times in samples:
         same = waiting.get(name, [])
-        found.append((same.pop(0) if same else LayerInfo(name, "", origins_of(name, "")), times))
+        found.append((same.pop(0) if same else LayerInfo(name, "", nodes_of(name, "")), times))
     return found
 
 
@@ -72,5 +72,5 @@ def layer_times(joined: Sequence[tuple[LayerInfo, NDArray[np.float64]]]) -> list
     for info, times in joined:
         count = seen[info.name] = seen.get(info.name, 0) + 1
         name = info.name if count == 1 else f"{info.name} #{count}"
-        found.append(LayerTime(name, info.origins, times, info.padding))
+        found.append(LayerTime(name, info.nodes, times, info.padding))
     return found

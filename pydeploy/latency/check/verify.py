@@ -115,7 +115,7 @@ def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def random_plans(graph: Graph, table: Table, count: int, seed: int) -> list[dict[str, int]]:
     """`count` different plans of the table's candidate widths that the table was not made from."""
     widths = table.widths(graph)
-    known = {network.origin.probe.rpartition("-")[0] for network in table.networks(graph)}
+    known = {network.provenance.probe.rpartition("-")[0] for network in table.networks(graph)}
     rng = random.Random(seed)  # noqa: S311 (a sample, not a secret)
     found: dict[str, dict[str, int]] = {}
     for _ in range(TRIES * count):
@@ -206,7 +206,7 @@ def _anchors(graph: Graph, table: Table, seed: int) -> list[tuple[dict[str, int]
     """Some of the networks that the table was made from, and what they took; the dense one is timed all the time."""
     level_us = table.reference_us(graph)
     known: dict[str, float] = {network.widths: network.whole.median_us for network in table.networks(graph)
-                               if not network.whole.disturbed and network.origin.reference_us == level_us}  # fmt: skip
+                               if not network.whole.disturbed and network.provenance.reference_us == level_us}  # fmt: skip
     plans = [widths for widths in sorted(known) if {**graph.widths, **json.loads(widths)} != dict(graph.widths)]
     chosen = random.Random(seed).sample(plans, min(ANCHORS, len(plans)))  # noqa: S311 (a sample, not a secret)
     return [(json.loads(widths), known[widths]) for widths in chosen]

@@ -32,7 +32,7 @@ from pydeploy.latency.probes.cut_onnx import resize
 from pydeploy.latency.probes.design import Grid, grid, op_keys, probe_plans
 from pydeploy.latency.probes.quantized import int8_transform, needs_pairs
 from pydeploy.latency.table import store
-from pydeploy.latency.table.table import Table, origin
+from pydeploy.latency.table.table import Table, provenance
 from pydeploy.profiling import agreement
 from pydeploy.profiling.profile import attribute, paddings, random_feeds
 from pydeploy.timing.records import Padding, Timing
@@ -294,7 +294,7 @@ def _run(lab: Lab, table: Table, chunk: Sequence[Probe]) -> None:
         told: dict[str, Mapping[str, Padding]] = {}
         layers = layer_timings(lab, running, told)
     for probe in chunk:
-        made = origin("probe", probe.name, lab.pace.level_us)
+        made = provenance("probe", probe.name, lab.pace.level_us)
         inside = within(wholes[probe.name], layers[probe.name])
         table.add_network(lab.graph, probe.widths, wholes[probe.name], inside, made, told[probe.name])
 
@@ -361,8 +361,8 @@ def _newest(table: Table, graph: Graph) -> dict[str, store.Network]:
 def _flag_other_level(lab: Lab, table: Table) -> list[Widths]:
     """Flag probes that were measured at another level than the last one; returns their widths."""
     other = [network for network in _newest(table, lab.graph).values()
-             if network.origin.reference_us and not lab.pace.near(network.origin.reference_us)]  # fmt: skip
-    store.flag(table.path, [network.origin.probe for network in other])
+             if network.provenance.reference_us and not lab.pace.near(network.provenance.reference_us)]  # fmt: skip
+    store.flag(table.path, [network.provenance.probe for network in other])
     return [json.loads(network.widths) for network in other]
 
 

@@ -46,7 +46,7 @@ def lines(samples: Sequence[Sample], networks: Sequence[Network]) -> dict[str, L
 
 def factors(networks: Sequence[Network], found: Mapping[str, Line]) -> dict[str, float]:
     """By probe: what scales its layers."""
-    return {n.origin.probe: found[n.graph].factor(n.layers_us, n.whole.median_us) for n in networks}
+    return {n.provenance.probe: found[n.graph].factor(n.layers_us, n.whole.median_us) for n in networks}
 
 
 def offset(points: Iterable[tuple[float, float]], slope: float) -> float:
@@ -95,11 +95,11 @@ def _agreed(samples: Sequence[Sample], networks: Sequence[Network]) -> float | N
     differences out is a slope, and found as one: the median over pairs of networks, far ones counting more.
     None where no two networks share a layer, or all alike.
     """
-    index = {network.origin.probe: i for i, network in enumerate(networks)}
+    index = {network.provenance.probe: i for i, network in enumerate(networks)}
     whole = np.array([network.whole.median_us for network in networks])
     layers = np.array([network.layers_us for network in networks])
-    mine = [sample for sample in samples if sample.origin.probe in index]
-    where = np.array([index[sample.origin.probe] for sample in mine], dtype=np.intp)
+    mine = [sample for sample in samples if sample.provenance.probe in index]
+    where = np.array([index[sample.provenance.probe] for sample in mine], dtype=np.intp)
     numbers = {key: i for i, key in enumerate({sample.key for sample in mine})}
     key = np.array([numbers[sample.key] for sample in mine], dtype=np.intp)
     share = np.array([sample.timing.median_us for sample in mine]) / layers[where]

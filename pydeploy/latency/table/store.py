@@ -30,12 +30,12 @@ _BUSY_S = 30.0
 
 _TIMING = """n INTEGER NOT NULL, median_us REAL NOT NULL, p10_us REAL NOT NULL, p90_us REAL NOT NULL,
   disturbed INTEGER NOT NULL, interval REAL NOT NULL, outliers INTEGER NOT NULL"""
-_ORIGIN = """source TEXT NOT NULL, probe TEXT NOT NULL, date TEXT NOT NULL, version TEXT NOT NULL,
+_PROVENANCE = """source TEXT NOT NULL, probe TEXT NOT NULL, date TEXT NOT NULL, version TEXT NOT NULL,
   reference_us REAL NOT NULL"""
 _CREATE = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE samples (key TEXT NOT NULL, {_TIMING}, {_ORIGIN});
-CREATE TABLE networks (graph TEXT NOT NULL, widths TEXT NOT NULL, layers_us REAL NOT NULL, {_TIMING}, {_ORIGIN});
+CREATE TABLE samples (key TEXT NOT NULL, {_TIMING}, {_PROVENANCE});
+CREATE TABLE networks (graph TEXT NOT NULL, widths TEXT NOT NULL, layers_us REAL NOT NULL, {_TIMING}, {_PROVENANCE});
 CREATE INDEX samples_key ON samples (key);
 CREATE INDEX networks_graph ON networks (graph);
 """
@@ -44,7 +44,7 @@ _CREATE_PADDING = """CREATE TABLE IF NOT EXISTS padding (key TEXT NOT NULL, cin 
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class Provenance:
     """Where a measurement comes from: 'probe', 'engine' or a foreign file, the probe's id, UTC date, pydeploy version."""
 
     source: str
@@ -61,7 +61,7 @@ class Sample:
 
     key: OpKey
     timing: Timing
-    origin: Origin
+    provenance: Provenance
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Network:
     """JSON object, keys sorted."""
     layers_us: float
     whole: Timing
-    origin: Origin
+    provenance: Provenance
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +162,8 @@ def append(
 ) -> None:
     """Add all rows in one transaction."""
     formats = [padded_row(one) for one in padded]
-    rows = [(_text(s.key), *_timing(s.timing), *_origin(s.origin)) for s in samples]
-    wholes = [(n.graph, n.widths, n.layers_us, *_timing(n.whole), *_origin(n.origin)) for n in networks]
+    rows = [(_text(s.key), *_timing(s.timing), *_provenance(s.provenance)) for s in samples]
+    wholes = [(n.graph, n.widths, n.layers_us, *_timing(n.whole), *_provenance(n.provenance)) for n in networks]
     with _connection(path) as connection:
         connection.execute("BEGIN IMMEDIATE")
         connection.executemany("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
@@ -232,12 +232,12 @@ def probes(path: Path) -> set[str]:
 
 def sample_from(row: tuple[Any, ...]) -> Sample:
     key, *rest = row
-    return Sample(OpKey.from_list(json.loads(key)), _as_timing(*rest[:7]), _as_origin(*rest[7:]))
+    return Sample(OpKey.from_list(json.loads(key)), _as_timing(*rest[:7]), _as_provenance(*rest[7:]))
 
 
 def network_from(row: tuple[Any, ...]) -> Network:
     graph, widths, layers, *rest = row
-    return Network(str(graph), str(widths), float(layers), _as_timing(*rest[:7]), _as_origin(*rest[7:]))
+    return Network(str(graph), str(widths), float(layers), _as_timing(*rest[:7]), _as_provenance(*rest[7:]))
 
 
 def padded_from(row: Iterable[Any]) -> Padded:
@@ -254,8 +254,8 @@ def _as_timing(n: Any, median: Any, p10: Any, p90: Any, disturbed: Any, interval
     return Timing(int(n), float(median), float(p10), float(p90), bool(int(disturbed)), float(interval), int(outliers))
 
 
-def _as_origin(source: Any, probe: Any, date: Any, version: Any, reference_us: Any) -> Origin:
-    return Origin(str(source), str(probe), str(date), str(version), float(reference_us))
+def _as_provenance(source: Any, probe: Any, date: Any, version: Any, reference_us: Any) -> Provenance:
+    return Provenance(str(source), str(probe), str(date), str(version), float(reference_us))
 
 
 def _timing(timing: Timing) -> tuple[int, float, float, float, int, float, int]:
@@ -263,8 +263,8 @@ def _timing(timing: Timing) -> tuple[int, float, float, float, int, float, int]:
             timing.outliers)  # fmt: skip
 
 
-def _origin(origin: Origin) -> tuple[str, str, str, str, float]:
-    return origin.source, origin.probe, origin.date, origin.version, origin.reference_us
+def _provenance(provenance: Provenance) -> tuple[str, str, str, str, float]:
+    return provenance.source, provenance.probe, provenance.date, provenance.version, provenance.reference_us
 
 
 def _text(key: OpKey) -> str:
@@ -278,11 +278,17 @@ NETWORK_COLUMNS = ("graph", "widths", "layers_us", *SAMPLE_COLUMNS[1:])
 
 def sample_row(sample: Sample) -> dict[str, Any]:
     """A flat, JSON-ready form, columns in the file's order."""
-    values = (_text(sample.key), *_timing(sample.timing), *_origin(sample.origin))
+    values = (_text(sample.key), *_timing(sample.timing), *_provenance(sample.provenance))
     return dict(zip(SAMPLE_COLUMNS, values, strict=True))
 
 
 def network_row(network: Network) -> dict[str, Any]:
     """A flat, JSON-ready form, columns in the file's order."""
-    values = (network.graph, network.widths, network.layers_us, *_timing(network.whole), *_origin(network.origin))
+    values = (
+        network.graph,
+        network.widths,
+        network.layers_us,
+        *_timing(network.whole),
+        *_provenance(network.provenance),
+    )
     return dict(zip(NETWORK_COLUMNS, values, strict=True))

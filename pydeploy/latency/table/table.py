@@ -24,14 +24,16 @@ from pydeploy.graph import Graph, OpKey, Widths
 from pydeploy.latency.table import exchange, fit, store
 from pydeploy.latency.table.fit import Line
 from pydeploy.latency.table.interpolation import Known, Lookup
-from pydeploy.latency.table.store import Network, Origin, Padded, Sample
+from pydeploy.latency.table.store import Network, Padded, Provenance, Sample
 from pydeploy.timing.records import Padding, Profile, Target, Timing, median_interval
 from pydeploy.version import __version__
 
 
-def origin(source: str, probe: str, reference_us: float = 0.0) -> Origin:
-    """The origin of something measured now by this version: 'probe' or 'engine', and an id of the network."""
-    return Origin(source, probe, datetime.now(timezone.utc).isoformat(timespec="seconds"), __version__, reference_us)
+def provenance(source: str, probe: str, reference_us: float = 0.0) -> Provenance:
+    """The provenance of something measured now by this version: 'probe' or 'engine', and an id of the network."""
+    return Provenance(
+        source, probe, datetime.now(timezone.utc).isoformat(timespec="seconds"), __version__, reference_us
+    )
 
 
 class Table:
@@ -81,12 +83,12 @@ class Table:
 
     # What was measured
 
-    def add(self, timings: Iterable[tuple[OpKey, Timing]], made: Origin) -> None:
+    def add(self, timings: Iterable[tuple[OpKey, Timing]], made: Provenance) -> None:
         """Append sample sets in one transaction."""
         self._append([Sample(key, timing, made) for key, timing in timings])
 
     def add_network(
-        self, graph: Graph, widths: Widths, whole: Timing, layers: Mapping[str, Timing], made: Origin,
+        self, graph: Graph, widths: Widths, whole: Timing, layers: Mapping[str, Timing], made: Provenance,
         padding: Mapping[str, Padding] | None = None,
     ) -> None:  # fmt: skip
         """Append one network and all its layers (by operator name, per run) in one transaction."""
@@ -121,7 +123,9 @@ class Table:
     def reference_us(self, graph: Graph) -> float | None:
         """The dense network's time that the rows of `graph` are scaled to, if any were; the newest where it changed."""
         levels = [
-            n.origin.reference_us for n in self.networks(graph) if n.origin.reference_us and not n.whole.disturbed
+            n.provenance.reference_us
+            for n in self.networks(graph)
+            if n.provenance.reference_us and not n.whole.disturbed
         ]
         return levels[-1] if levels else None
 
@@ -317,7 +321,7 @@ def _read(path: Path, corrections: dict[OpKey, Lookup]) -> _Read:
     lines = fit.lines(samples, networks)
     factors = fit.factors(networks, lines)
     for sample in samples:
-        sets[sample.key].append(sample.timing.scaled(factors.get(sample.origin.probe, 1.0)))
+        sets[sample.key].append(sample.timing.scaled(factors.get(sample.provenance.probe, 1.0)))
     known = {key: _summary(timings) for key, timings in sets.items()} | corrections
     return _Read(samples, networks, Known(known), lines)
 

@@ -30,11 +30,11 @@ def node_name(node: onnx.NodeProto) -> str:
     return str(node.name or next(iter(node.output), ""))
 
 
-def trace_origins(source: onnx.GraphProto, engine: Sequence[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
+def source_nodes(source: onnx.GraphProto, engine: Sequence[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
     """Source node names of each engine node, in source order.
 
     `engine` lists (name, operation) in execution order, names unique. Nodes that the runtime inserted
-    (layout conversions) have no origin.
+    (layout conversions) come from none.
     """
     nodes = {node_name(node): node for node in source.node}
     producer = {output: node_name(node) for node in source.node for output in node.output}
@@ -44,12 +44,12 @@ def trace_origins(source: onnx.GraphProto, engine: Sequence[tuple[str, str]]) ->
     _claim_fused(source, producer, owner, {name: index for index, (name, _) in enumerate(engine)})
     order = {name: index for index, name in enumerate(nodes)}
     found: dict[str, list[str]] = {name: [] for name, _ in engine}
-    for origin in sorted(owner, key=order.__getitem__):
-        found[owner[origin]].append(origin)
-    for name, origins in found.items():
-        if not origins and name.endswith(_COPY) and name.removesuffix(_COPY) in nodes:
-            origins.append(name.removesuffix(_COPY))
-    return {name: tuple(origins) for name, origins in found.items()}
+    for node in sorted(owner, key=order.__getitem__):
+        found[owner[node]].append(node)
+    for name, fused in found.items():
+        if not fused and name.endswith(_COPY) and name.removesuffix(_COPY) in nodes:
+            fused.append(name.removesuffix(_COPY))
+    return {name: tuple(fused) for name, fused in found.items()}
 
 
 def _spellings(name: str) -> Iterator[str]:
@@ -66,9 +66,9 @@ def _claim_by_name(engine: Sequence[str], nodes: Mapping[str, onnx.NodeProto]) -
     for name in engine:
         # Blocked-layout nodes are named after a tensor, and a tensor may be called like some other node.
         if name not in nodes and _BLOCKED not in name:
-            origin = next((spelling for spelling in _spellings(name) if spelling in nodes), None)
-            if origin is not None:
-                owner.setdefault(origin, name)
+            node = next((spelling for spelling in _spellings(name) if spelling in nodes), None)
+            if node is not None:
+                owner.setdefault(node, name)
     return owner
 
 
@@ -81,9 +81,9 @@ def _claim_by_tensor(
     for _ in range(_SEARCH_DEPTH):
         further = []
         for name, operation, front in left:
-            origin = next((o for o in front if o not in owner and _same(nodes[o].op_type, operation)), None)
-            if origin is not None:
-                owner[origin] = name
+            node = next((o for o in front if o not in owner and _same(nodes[o].op_type, operation)), None)
+            if node is not None:
+                owner[node] = name
             else:
                 before = [producer[value] for node in front for value in nodes[node].input if value in producer]
                 further.append((name, operation, list(dict.fromkeys(before))))
