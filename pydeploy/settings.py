@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from pydeploy.errors import ConfigError, nearest
+from pydeploy.errors import ConfigError, DeployError, nearest
 
 
 def _no_truth_value(value: object) -> object:
@@ -32,6 +32,20 @@ def name_in(kind: str, registry: str) -> AfterValidator:
         known: Mapping[str, Any] = getattr(importlib.import_module(module), attribute)
         if name not in known:
             raise ValueError(f"unknown {kind} '{name}'{nearest(name, known)}")
+        return name
+
+    return AfterValidator(check)
+
+
+def found_by(function: str) -> AfterValidator:
+    """Refuses a name for which ``module:function``, imported when the first name is checked, raises a `DeployError`."""
+
+    def check(name: str) -> str:
+        module, _, attribute = function.partition(":")
+        try:
+            getattr(importlib.import_module(module), attribute)(name)
+        except DeployError as error:
+            raise ValueError(str(error)) from None
         return name
 
     return AfterValidator(check)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MODEL_HELP = "pydeploy:NAME, torchvision:NAME, timm:NAME, or your own FILE.py:FACTORY or PACKAGE.MODULE:FACTORY."
 INPUT_HELP = "Shape of one input, e.g. 1x3x224x224; repeat for several."
+CRITERION_HELP = "A name that 'pydeploy criteria' lists, or your own FILE.py:FUNCTION."
 OPTION_HELP = "Argument of the model's factory as key=value; repeat for several."
 TARGET_HELP = (
     "BACKEND:PRECISION, e.g. onnxruntime:fp32, openvino:bf16, tensorrt:int8; options follow: tensorrt:fp16,sparse."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from pydeploy.cli.arguments import INPUT_HELP, MODEL_HELP, OPTION_HELP
+from pydeploy.cli.arguments import CRITERION_HELP, INPUT_HELP, MODEL_HELP, OPTION_HELP
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,7 +67,7 @@ def prune(
     input: Inputs = None,
     option: Options = None,
     weights: Weights = None,
-    criterion: Annotated[str, typer.Option(help="random, l1, l2, bn_scale or taylor.")] = "l1",
+    criterion: Annotated[str, typer.Option(help=CRITERION_HELP)] = "l1",
     config: Annotated[
         Optional[Path], typer.Option(help="Config whose task gives batches and loss (taylor needs them).")
     ] = None,
@@ -116,12 +116,13 @@ def prune(
 
 def _scores(net: nn.Module, graph: Graph, criterion: str, config: Path | None) -> Any:
     from pydeploy.errors import ConfigError
+    from pydeploy.prune.criteria import find
     from pydeploy.prune.criteria.score import score
 
     if config is None:
-        if criterion == "taylor":
+        if find(criterion).labelled:
             raise ConfigError(
-                "criterion 'taylor' needs labelled batches: pass --config with the task, or use l1, l2, bn_scale"
+                f"criterion '{criterion}' needs labelled batches: pass --config with the task, or use one of weights (l1)"
             )
         return score(net, graph, criterion)
     from pydeploy.run.config import load
@@ -129,7 +130,7 @@ def _scores(net: nn.Module, graph: Graph, criterion: str, config: Path | None) -
     from pydeploy.run.stages import scoring
 
     settings = load(config)
-    return scoring.scores_of(settings, open_task(settings), net, graph, criterion)
+    return scoring.scores_of(settings, open_task(settings), net, graph, criterion, {})
 
 
 def _plan(graph: Graph, scores: Any, budget_us: float | None, table: Path | None, ratio: float | None, align: int,

@@ -20,7 +20,7 @@ def make(factory: Callable[..., Made], settings: Mapping[str, Any], what: str) -
     Raises `ConfigError` that names `what` ("data set 'digits'") and the setting that `factory` does not have, that lacks or
     whose type is another than the annotated one. Lists may stand for tuples, whole numbers for floats.
     """
-    parameters, hints = inspect.signature(factory).parameters, get_type_hints(factory)
+    parameters = inspect.signature(factory).parameters
     kinds = {parameter.kind for parameter in parameters.values()}
     for key in settings:
         if key not in parameters and inspect.Parameter.VAR_KEYWORD not in kinds:
@@ -29,7 +29,16 @@ def make(factory: Callable[..., Made], settings: Mapping[str, Any], what: str) -
         variable = parameter.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
         if key not in settings and parameter.default is inspect.Parameter.empty and not variable:
             raise ConfigError(f"{what}: setting '{key}' is required")
-    return factory(**{key: _typed(value, hints.get(key, Any), f"'{key}' of {what}") for key, value in settings.items()})
+    return factory(**typed(what, factory, settings))
+
+
+def typed(what: str, function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` in the types that the function's annotations name, strictly: text is no number, and neither is yes or no.
+
+    Lists may stand for tuples, whole numbers for floats. Raises `ConfigError` that names the setting whose value does not fit.
+    """
+    hints = get_type_hints(function)
+    return {key: _typed(value, hints.get(key, Any), f"'{key}' of {what}") for key, value in given.items()}
 
 
 def _typed(value: Any, hint: Any, what: str) -> Any:

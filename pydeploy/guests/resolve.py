@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,6 +40,28 @@ def find(spec: str, what: str) -> Callable[..., Any]:
             names = [n for n in vars(owner) if not n.startswith("_") and callable(getattr(owner, n))]
             raise ConfigError(f"{home} has no function '{name}'{nearest(part, names)}; expected {what}")
     return found  # type: ignore[no-any-return]
+
+
+def choose(name: str, known: Mapping[str, Any], kind: str, entry_points: str) -> Any:
+    """``known[name]``, what an installed package registers as `name` in the group `entry_points`, or what ``FILE.py:NAME`` names.
+
+    `kind` says what is chosen in errors, which are as those of `find`, with the nearest known name for an unknown one.
+    """
+    if name in known:
+        return known[name]
+    if ":" in name:
+        return find(name, f"a {kind}")
+    points = metadata.entry_points(group=entry_points)
+    if name in points.names:
+        with _guest(None, f"{kind} '{name}' of an installed package cannot be loaded"):
+            return points[name].load()
+    raise ConfigError(f"unknown {kind} '{name}'{nearest(name, [*known, *points.names])}; or your own, as FILE.py:NAME")
+
+
+def file_of(name: str) -> Path | None:
+    """The file that a name ``FILE.py:NAME`` names."""
+    home = name.rpartition(":")[0]
+    return Path(home) if home.endswith(".py") else None
 
 
 def call(spec: str, function: Callable[..., Any], given: Mapping[str, Any]) -> Any:

@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from pydeploy.errors import ConfigError
+from pydeploy.errors import ConfigError, DeployError
 from pydeploy.files import read_yaml
-from pydeploy.settings import Number, Positive, Settings, Share, Whole, name_in, sentences
+from pydeploy.settings import Number, Positive, Settings, Share, Whole, found_by, name_in, sentences
 from pydeploy.train.settings import FinetuneSettings, TrainSettings
 
-Criterion = Annotated[str, name_in("criterion", "pydeploy.prune.criteria.score:CRITERIA")]
+Criterion = Annotated[str, found_by("pydeploy.prune.criteria:find")]
 Observer = Annotated[str, name_in("observer", "pydeploy.quant.observe:OBSERVERS")]
 TaskName = Annotated[str, name_in("task", "pydeploy.tasks.contract:TASKS")]
 
@@ -66,6 +66,9 @@ class PruneSection(Settings):
     """Which channels go. `budget` is a share of the dense engine's latency, `budget_us` an absolute one."""
 
     criterion: Criterion = "taylor"
+    """A name (``pydeploy criteria`` lists them), your own as ``FILE.py:FUNCTION``, or one of an installed package."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """The criterion's own, and ``fallback``, the criterion of groups that it cannot judge."""
     batches: Positive = 20
     batch_size: Positive = 256
     budget: Share | None = None
@@ -79,6 +82,16 @@ class PruneSection(Settings):
     def _one_budget(self) -> PruneSection:
         if (self.budget is None) == (self.budget_us is None):
             raise ValueError("give exactly one of 'budget' (share of dense) and 'budget_us'")
+        return self
+
+    @model_validator(mode="after")
+    def _known_options(self) -> PruneSection:
+        from pydeploy.prune.criteria.score import chosen
+
+        try:
+            chosen(self.criterion, self.options)
+        except DeployError as error:
+            raise ValueError(f"options: {error}") from None
         return self
 
 

@@ -12,6 +12,7 @@ from pydeploy.backends.base import Backend, open_backend, reopen
 from pydeploy.data.manifest import Manifest, load_manifest
 from pydeploy.errors import ConfigError
 from pydeploy.files import sha256
+from pydeploy.guests import resolve
 from pydeploy.latency.table.by_precision import other_table, other_target
 from pydeploy.run.config import Config
 from pydeploy.run.folder import Console
@@ -65,6 +66,8 @@ class Job:
                           "quantize.table": config.quantize.table if config.quantize else None}.items():  # fmt: skip
             if path is not None:
                 values[key] = {"sha256": sha256(path)}
+        if (file := resolve.file_of(config.prune.criterion)) is not None:
+            values["prune.criterion"] = {"name": config.prune.criterion.rpartition(":")[2], "sha256": sha256(file)}
         if config.quantize is not None:
             values["quantize.calibration"] = {"sha256": sha256(config.quantize.calibration), "samples": self.samples}
         return values

@@ -61,7 +61,7 @@ def stages_of(job: Job) -> tuple[Stage, ...]:
     common = (
         Stage("01_train", (*NETWORK, *learned), (), training.train),
         Stage("02_graph", NETWORK, ("01_train",), scoring.trace),
-        Stage("03_scores", (*NETWORK, "seed", "prune.criterion", "prune.batches", "prune.batch_size"),
+        Stage("03_scores", (*NETWORK, "seed", "prune.criterion", "prune.options", "prune.batches", "prune.batch_size"),
               ("01_train", "02_graph"), scoring.score),
         Stage("04_dense", engine, ("01_train",), engine_stages.build_dense),
         Stage("05_table", ("target", "table", "prune.min_width", *narrow), ("02_graph", "04_dense"), table.measure_table),

@@ -13,7 +13,8 @@ from oracle import random_plan, silenced
 from pydeploy.errors import ConfigError, DataError, Mismatch, TraceError
 from pydeploy.graph import Graph
 from pydeploy.plan import Plan
-from pydeploy.prune.criteria.score import CRITERIA, score
+from pydeploy.prune.criteria import CRITERIA
+from pydeploy.prune.criteria.score import score
 from pydeploy.prune.structure.trace import trace
 from pydeploy.prune.surgery.apply import apply
 from pydeploy.prune.surgery.save import load, load_plan, save

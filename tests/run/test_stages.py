@@ -101,6 +101,7 @@ OTHER: dict[str, Any] = {
     "table.rounds": 2,
     "table.runs": 4,
     "prune.criterion": "l2",
+    "prune.options": {"fallback": "l2"},
     "prune.batches": 3,
     "prune.batch_size": 16,
     "prune.budget": 0.6,

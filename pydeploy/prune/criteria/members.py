@@ -7,7 +7,7 @@ computes with, not what it is stored as.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,10 +45,12 @@ class Member:
 
     def products(self) -> Rows:
         """Sum of value * gradient over each channel's entries, shape ``(width,)``; 0 where there is no gradient."""
+        return self.contributions().sum(axis=1)
+
+    def contributions(self) -> Rows:
+        """Value * gradient of each entry, shape as `rows`; 0 where there is no gradient."""
         tensor = self.tensor
-        if tensor.grad is None:
-            return np.zeros(self.width)
-        return np.asarray((self._rows(tensor) * self._rows(tensor.grad)).sum(axis=1))
+        return self._rows(tensor) * (0.0 if tensor.grad is None else self._rows(tensor.grad))
 
     def _rows(self, tensor: Tensor) -> Rows:
         entries = torch.from_numpy(self.piece.entries(np.arange(self.width, dtype=np.int64)))
@@ -60,6 +62,9 @@ class Member:
 class Members:
     """What makes and what reads one group's channels. `filters` is never empty."""
 
+    name: str
+    width: int
+    """Number of channels."""
     filters: Sequence[Member]
     """Outputs of weights of layers. A weight that holds them in several runs (fused, grouped) has several members."""
     biases: Sequence[Member]
@@ -70,8 +75,15 @@ class Members:
     """Of batch norms over the channels."""
     shifts: Sequence[Member]
 
+    def __iter__(self) -> Iterator[Member]:
+        return iter((*self.filters, *self.biases, *self.inputs, *self.scales, *self.shifts))
 
-def members(model: nn.Module, graph: Graph) -> Mapping[str, Members]:
+
+Groups = Mapping[str, Members]
+"""Of every prunable group, by name."""
+
+
+def members(model: nn.Module, graph: Graph) -> Groups:
     """Of every prunable group of `graph`, a trace of `model`. Raises `Mismatch` for another model, `DataError` for a graph
     without roles.
     """
@@ -92,7 +104,11 @@ def _members(model: nn.Module, graph: Graph, group: Group) -> Members:
             # Parts of one parametrized weight (direction and length) are one member.
             key = id(owner), name, Slice("", piece.dim, piece.offset, piece.repeat, piece.step)
             by_role[role].setdefault(key, Member(piece, owner, name, group.width))
-    return Members(*(list(by_role[role].values()) for role in ("filter", "bias", "input", "scale", "shift")))
+    return Members(
+        group.name,
+        group.width,
+        *(list(by_role[role].values()) for role in ("filter", "bias", "input", "scale", "shift")),
+    )
 
 
 def _place(model: nn.Module, piece: Slice, shape: Sequence[int]) -> tuple[nn.Module, str]:

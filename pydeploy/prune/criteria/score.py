@@ -1,63 +1,141 @@
-"""Channel importance: one function per criterion, in the literal table `CRITERIA`. Higher = keep.
-
-A criterion is ``f(members, graph, context) -> {group: (width,) array}``. `members` are what makes each group's channels and
-what reads them; criteria average or add over them, so a residual stream is judged by all its producers.
-"""
+"""Importance of every channel by a criterion: finds it, checks what it needs, gives it that, and checks what it returns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import nn
 
-from pydeploy.errors import ConfigError, DataError, nearest
+from pydeploy.errors import ConfigError, DataError, DeployError, nearest
 from pydeploy.graph import Graph
-from pydeploy.prune.criteria.members import Member, Members, members
+from pydeploy.guests import resolve
+from pydeploy.guests.folders import folder_of
+from pydeploy.prune.criteria import CRITERIA, find
+from pydeploy.prune.criteria.contract import Criterion
+from pydeploy.prune.criteria.members import Groups, members
+from pydeploy.prune.criteria.passes import Batch, Batches, Gradients, Loss
 from pydeploy.prune.forward import evaluating
 
-Score = NDArray[np.float64]
-Loss = Callable[[Any, Any], Tensor]
-Batches = Iterable[tuple[Tensor | tuple[Tensor, ...], Any]]
-"""``(the forward's arguments, target)``; a single tensor may stand for itself."""
+Found = Mapping[str, NDArray[np.float64]]
 
 
-@dataclass(frozen=True)
-class Context:
-    """What criteria may use besides weights: a seed, batches and the loss."""
-
-    model: nn.Module
-    seed: int
-    data: Batches | None
-    loss: Loss | None
-
-
-def score(model: nn.Module, graph: Graph, criterion: str, *, data: Batches | None = None, loss: Loss | None = None,
-          seed: int = 0) -> dict[str, NDArray[np.float32]]:  # fmt: skip
+def score(model: nn.Module, graph: Graph, criterion: str, *, data: Iterable[Batch] | None = None, loss: Loss | None = None,
+          seed: int = 0, options: Mapping[str, Any] | None = None) -> dict[str, NDArray[np.float32]]:  # fmt: skip
     """Importance of every channel of every prunable group, ``{group: (width,) float32}``, higher = keep.
 
-    Criteria: ``random l1 l2 bn_scale taylor``. `taylor` needs `data`, batches of ``(inputs, target)`` with `inputs` a
-    tensor or the tuple of the forward's arguments, and ``loss(outputs, target) -> scalar``. `model` is left as it was.
+    `criterion` is a name (``pydeploy criteria`` lists them), ``FILE.py:FUNCTION``, or what an installed package registers.
+    `options` are its own, and ``fallback``, the criterion of those groups that it cannot judge. Criteria of gradients need
+    `data`, batches of ``(inputs, target)`` with `inputs` a tensor or the tuple of the forward's arguments, and
+    ``loss(outputs, target) -> scalar``. `model` is left as it was.
     """
-    if criterion not in CRITERIA:
-        raise ConfigError(f"unknown criterion '{criterion}'{nearest(criterion, CRITERIA)}")
+    first, second, settings = chosen(criterion, options or {})
+    for one in (first, second):
+        if one is not None and one.labelled and (data is None or loss is None):
+            raise ConfigError(f"criterion '{one.name}' needs labelled batches: pass data= and loss=")
     with _no_side_effects(model):
-        scores = CRITERIA[criterion](members(model, graph), graph, Context(model, seed, data, loss))
-    for name, values in scores.items():
-        if not np.isfinite(values).all():
-            raise DataError(
-                f"criterion '{criterion}' gives NaN or infinity for group '{name}': the weights or batches hold such values"
+        groups = members(model, graph)
+        batches = None if data is None else Batches(data)
+        scores = _run(first, settings, model, graph, groups, batches, loss, seed)
+        if missing := {name: group for name, group in groups.items() if name not in scores}:
+            if second is None:
+                raise _not_judged(first, next(iter(missing)))
+            others = _run(second, {}, model, graph, missing, batches, loss, seed)
+            scores |= _rescaled(others, scores)
+            for name in missing:
+                if name not in scores:
+                    raise _not_judged(second, name)
+    return {group.name: scores[group.name].astype(np.float32) for group in graph.prunable}
+
+
+def chosen(criterion: str, options: Mapping[str, Any]) -> tuple[Criterion, Criterion | None, dict[str, Any]]:
+    """A criterion, the one to fall back to, and the checked options. Raises `ConfigError`, and `DataError` for a missing file."""
+    found = find(criterion)
+    own = {key: value for key, value in options.items() if key != "fallback"}
+    if "fallback" not in options:
+        return found, None, found.settings(own)
+    fallback = options["fallback"]
+    if not isinstance(fallback, str):
+        raise ConfigError(f"option 'fallback' of criterion '{criterion}' names a criterion, got {fallback!r}")
+    return found, find(fallback), found.settings(own)
+
+
+def _run(criterion: Criterion, settings: Mapping[str, Any], model: nn.Module, graph: Graph, groups: Groups,
+         batches: Batches | None, loss: Loss | None, seed: int) -> dict[str, NDArray[np.float64]]:  # fmt: skip
+    """Checked scores of those of `groups` that the criterion judges."""
+    needs: dict[str, Any] = {"groups": groups, "graph": graph, "generator": np.random.default_rng(seed)}
+    if criterion.labelled:
+        assert batches is not None
+        assert loss is not None
+        needs["gradients"] = Gradients(model, groups, batches, loss)
+    given = {name: needs[name] for name in criterion.needs if name != "group"}
+    try:
+        if "group" in criterion.needs:
+            found: Any = {name: criterion.function(**given, group=group, **settings) for name, group in groups.items()}
+        else:
+            found = criterion.function(**given, **settings)
+    except DeployError:
+        raise
+    except Exception as error:
+        if criterion.name in CRITERIA:
+            raise
+        told = resolve.told(error, folder_of(criterion.function))
+        raise ConfigError(f"criterion '{criterion.name}' fails: {told}") from error
+    return _checked(criterion, found, groups)
+
+
+def _checked(criterion: Criterion, found: Any, groups: Groups) -> dict[str, NDArray[np.float64]]:
+    if not isinstance(found, Mapping):
+        raise ConfigError(
+            f"criterion '{criterion.name}' returns {type(found).__name__}; expected {{group: scores}} as it takes 'groups'"
+        )
+    for name in found:
+        if name not in groups:
+            raise ConfigError(
+                f"criterion '{criterion.name}' scores '{name}', no such group{nearest(str(name), groups)}"
             )
-    return {name: values.astype(np.float32) for name, values in scores.items()}
+    return {
+        name: _array(criterion, values, groups[name].width, name)
+        for name, values in found.items()
+        if values is not None
+    }
 
 
-Criterion = Callable[[Mapping[str, Members], Graph, Context], dict[str, Score]]
+def _array(criterion: Criterion, values: Any, width: int, group: str) -> NDArray[np.float64]:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().numpy()
+    try:
+        scores = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ConfigError(f"criterion '{criterion.name}' gives no numbers for group '{group}': {values!r}") from None
+    if scores.shape != (width,):
+        raise ConfigError(
+            f"criterion '{criterion.name}' gives shape {list(scores.shape)} for group '{group}', expected [{width}]"
+        )
+    if not np.isfinite(scores).all():
+        raise DataError(f"criterion '{criterion.name}' gives NaN or infinity for group '{group}': "
+                        "the weights or batches hold such values")  # fmt: skip
+    return scores
+
+
+def _not_judged(criterion: Criterion, group: str) -> DataError:
+    what = (
+        f"needs {criterion.judges} on every group; '{group}' has none"
+        if criterion.judges
+        else f"cannot judge group '{group}'"
+    )
+    return DataError(f"criterion '{criterion.name}' {what}: set its option 'fallback' to another criterion, such as l1")
+
+
+def _rescaled(others: Found, judged: Found) -> dict[str, NDArray[np.float64]]:
+    """Scores of another criterion, their mean as of those that were judged, so that both compare."""
+    means = [float(np.mean(np.concatenate(list(scores.values())))) for scores in (judged, others) if scores]
+    factor = means[0] / means[1] if len(means) == 2 and means[1] > 0 and means[0] > 0 else 1.0
+    return {name: values * factor for name, values in others.items()}
 
 
 @contextmanager
@@ -75,102 +153,3 @@ def _no_side_effects(model: nn.Module) -> Iterator[None]:
         for tensor, flag, grad in before:
             tensor.requires_grad_(flag)
             tensor.grad = grad
-
-
-def _random(groups: Mapping[str, Members], graph: Graph, context: Context) -> dict[str, Score]:
-    """U(0, 1), one draw per channel of a group."""
-    generator = np.random.default_rng(context.seed)
-    return {name: generator.random(graph.by_name[name].width) for name in groups}
-
-
-def _norm(power: int) -> Criterion:
-    """Lp norm of each filter (Li et al. 2017), divided by its layer's mean so that layers compare, mean over producers."""
-
-    def criterion(groups: Mapping[str, Members], _graph: Graph, _context: Context) -> dict[str, Score]:
-        result = {}
-        for name, group in groups.items():
-            norms = [np.linalg.norm(member.rows(), ord=power, axis=1) for member in group.filters]
-            result[name] = np.mean([n / max(n.mean(), 1e-30) for n in norms], axis=0)
-        return result
-
-    return criterion
-
-
-def _bn_scale(groups: Mapping[str, Members], _graph: Graph, _context: Context) -> dict[str, Score]:
-    """abs(gamma) of the batch norms on the group's channels, mean over them (Network Slimming, Liu et al. 2017)."""
-    result = {}
-    for name, group in groups.items():
-        if not group.scales:
-            raise DataError(
-                f"criterion 'bn_scale' needs a batch norm on every group; '{name}' has none: use l1, l2 or taylor"
-            )
-        result[name] = np.mean([np.abs(member.rows()).sum(axis=1) for member in group.scales], axis=0)
-    return result
-
-
-def _taylor(groups: Mapping[str, Members], graph: Graph, context: Context) -> dict[str, Score]:
-    """Squared first-order change of the loss when the channel is gated off, mean over batches (Molchanov et al. 2019)."""
-    if context.data is None or context.loss is None:
-        raise ConfigError("criterion 'taylor' needs labelled batches: pass data= and loss=")
-    totals: dict[str, Score] = {name: np.zeros(graph.by_name[name].width) for name in groups}
-    count = 0
-    for inputs, target in context.data:
-        with parametrize.cached():
-            _watch([member.tensor for group in groups.values() for member in _gate(group)])
-            _loss(context, inputs, target, count).backward()  # type: ignore[no-untyped-call]
-            for name, group in groups.items():
-                totals[name] += np.sum([member.products() for member in _gate(group)], axis=0) ** 2
-        count += 1
-    if count == 0:
-        raise DataError("criterion 'taylor' got no batches; pass at least one")
-    return {name: total / count for name, total in totals.items()}
-
-
-def _loss(context: Context, inputs: Tensor | tuple[Tensor, ...], target: Any, batch: int) -> Tensor:
-    """The loss of one batch, or a `DataError` that says what is wrong with it."""
-    assert context.loss is not None
-    given: tuple[Any, ...] = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    try:
-        value: Any = context.loss(context.model(*given), target)
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-        shapes = [list(t.shape) for t in given if isinstance(t, Tensor)]
-        raise DataError(
-            f"the model or the loss fails on batch {batch} with inputs {shapes}: {type(error).__name__}: {error}"
-        ) from error
-    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-        found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise DataError(f"the loss must be one number that depends on the model's outputs; it gave {found}")
-    if not bool(torch.isfinite(value)):
-        raise DataError(
-            f"the loss is {float(value.detach())} on batch {batch} while scoring: NaN in the weights or the data"
-        )
-    return value
-
-
-def _watch(tensors: Iterable[Tensor]) -> None:
-    """Gradients of these from zero: of parameters, of buffers that layers use as weights, and of computed weights."""
-    for tensor in tensors:
-        if tensor.is_leaf:
-            tensor.grad = None
-            tensor.requires_grad_()
-        else:
-            tensor.retain_grad()
-
-
-def _gate(group: Members) -> Sequence[Member]:
-    """Tensors whose sum of ``value * gradient`` is the derivative of a gate on the channel: what reads it, linearly.
-
-    Between a batch norm and the reader, ReLUs and additions pass a gate through: this is the published gate behind the norm.
-    A channel that no layer reads is gated where it is made.
-    """
-    return group.inputs or [*group.scales, *group.shifts] or [*group.filters, *group.biases]
-
-
-CRITERIA: Mapping[str, Criterion] = {
-    "random": _random,
-    "l1": _norm(1),
-    "l2": _norm(2),
-    "bn_scale": _bn_scale,
-    "taylor": _taylor,
-}
-"""All criteria, by name."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,7 @@ def score(job: Job, at: Artefacts, here: Path) -> None:
 
 
 def scores_of(
-    config: Config, task: Task, model: nn.Module, graph: Graph, criterion: str
+    config: Config, task: Task, model: nn.Module, graph: Graph, criterion: str, options: Mapping[str, Any]
 ) -> dict[str, NDArray[np.float32]]:
     """Importance of every channel by `criterion`, on the first training batches of `task`, of several epochs if need be."""
     from pydeploy.prune.criteria.score import score
@@ -43,12 +44,13 @@ def scores_of(
     settings = config.prune
     batches = (b for epoch in count() for b in task.train_batches(epoch, settings.batch_size, config.seed))
     data = ((batch.inputs, batch) for batch in islice(batches, settings.batches))
-    return score(model, graph, criterion, data=data, loss=task.loss, seed=config.seed)
+    return score(model, graph, criterion, data=data, loss=task.loss, seed=config.seed, options=options)
 
 
 def score_channels(job: Job, model: nn.Module, graph: Graph, path: Path) -> None:
     """Write ``{group: (width,) float32}`` as an npz file."""
-    scores = scores_of(job.config, job.task, model, graph, job.config.prune.criterion)
+    settings = job.config.prune
+    scores = scores_of(job.config, job.task, model, graph, settings.criterion, settings.options)
     with replacing(path) as partial, partial.open("wb") as stream:
         np.savez(stream, allow_pickle=False, **dict(scores))
 

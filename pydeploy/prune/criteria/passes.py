@@ -1,0 +1,87 @@
+"""Batches as criteria see them: replayable, and run through the model once for all groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from pydeploy.errors import DataError
+from pydeploy.prune.criteria.members import Groups
+from pydeploy.prune.forward import arguments
+
+Loss = Callable[[Any, Any], Tensor]
+Batch = tuple[Any, Any]
+"""``(the forward's arguments, target)``; a single tensor may stand for itself."""
+
+
+class Batches:
+    """Batches that can be iterated again; those of an iterator are kept on the way. Raises `DataError` where there are none."""
+
+    def __init__(self, data: Iterable[Batch]) -> None:
+        self._data = data
+        self._once = iter(data) if isinstance(data, Iterator) else None
+        self._seen: list[Batch] = []
+
+    def __iter__(self) -> Iterator[Batch]:
+        some = False
+        for batch in self._data if self._once is None else self._kept():
+            some = True
+            yield batch
+        if not some:
+            raise DataError("scoring got no batches; pass at least one")
+
+    def _kept(self) -> Iterator[Batch]:
+        assert self._once is not None
+        yield from self._seen
+        for batch in self._once:
+            self._seen.append(batch)
+            yield batch
+
+
+class Gradients:
+    """One run forward and backward a batch. Within an iteration each member's tensor has the gradient of that batch alone."""
+
+    def __init__(self, model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -> None:
+        self._model, self._groups, self._batches, self._loss = model, groups, batches, loss
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number, (inputs, target) in enumerate(self._batches):
+            with parametrize.cached():
+                _watch(member.tensor for group in self._groups.values() for member in group)
+                value = loss_of(self._model, self._loss, inputs, target, number)
+                value.backward()  # type: ignore[no-untyped-call]
+                yield inputs, target
+
+
+def loss_of(model: nn.Module, loss: Loss, inputs: Any, target: Any, batch: int) -> Tensor:
+    """The loss of one batch, or a `DataError` that says what is wrong with it."""
+    given = arguments(inputs)
+    try:
+        value: Any = loss(model(*given), target)
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        shapes = [list(t.shape) for t in given if isinstance(t, Tensor)]
+        raise DataError(
+            f"the model or the loss fails on batch {batch} with inputs {shapes}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise DataError(f"the loss must be one number that depends on the model's outputs; it gave {found}")
+    if not bool(torch.isfinite(value)):
+        raise DataError(
+            f"the loss is {float(value.detach())} on batch {batch} while scoring: NaN in the weights or the data"
+        )
+    return value
+
+
+def _watch(tensors: Iterable[Tensor]) -> None:
+    """Gradients of these from zero: of parameters, of buffers that layers use as weights, and of computed weights."""
+    for tensor in tensors:
+        if tensor.is_leaf:
+            tensor.grad = None
+            tensor.requires_grad_()
+        else:
+            tensor.retain_grad()
