@@ -1,8 +1,8 @@
 """Blocks of code in the README and in docs/ do what they say: run in order, one folder and one namespace a document.
 
 Comments that readers do not see say what a block cannot tell: ``<!-- before: CODE -->`` runs first, ``<!-- with: A => B; C => D -->``
-puts small things in the place of what takes hours or hardware, ``<!-- not run: REASON -->`` leaves a block out (its ``pydeploy``
-commands must still be understood by the command line).
+puts small things in the place of what takes hours or hardware, ``<!-- file: NAME -->`` writes a block to a file,
+``<!-- not run: REASON -->`` leaves it out (its ``pydeploy`` commands must still be understood by the command line).
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ class Block:
     replacements: tuple[tuple[str, str], ...] = ()
     reason: str = ""
     """Why it is not run."""
+    file: str = ""
+    """Where its text belongs."""
 
     @property
     def kind(self) -> str:
@@ -64,10 +66,10 @@ class Block:
 
 def blocks(path: Path) -> Iterator[Block]:
     text = path.read_text(encoding="utf-8")
-    pattern = re.compile(r"<!-- (?P<key>before|with|not run): (?P<said>.*?) -->|(?<=\n\n)(?P<block>(?:    [^\n]*\n(?:\n(?=    ))?)+)"
+    pattern = re.compile(r"<!-- (?P<key>before|with|not run|file): (?P<said>.*?) -->|(?<=\n\n)(?P<block>(?:    [^\n]*\n(?:\n(?=    ))?)+)"
                          r"|^```\w*\n(?P<fenced>.*?)^```", re.DOTALL | re.MULTILINE)  # fmt: skip
     replacements: tuple[tuple[str, str], ...] = ()
-    reason = ""
+    reason = file = ""
     for found in pattern.finditer(text):
         line = text.count("\n", 0, found.start()) + 1
         said = found["said"]
@@ -79,10 +81,12 @@ def blocks(path: Path) -> Iterator[Block]:
             )
         elif found["key"] == "not run":
             reason = said
+        elif found["key"] == "file":
+            file = said.strip()
         else:
             body = found["fenced"] or re.sub(r"(?m)^    ", "", found["block"])
-            yield Block(line, body.strip("\n"), replacements, reason)
-            replacements, reason = (), ""
+            yield Block(line, body.strip("\n"), replacements, reason, file)
+            replacements, reason, file = (), "", ""
 
 
 BLOCKS = {path.relative_to(ROOT).as_posix(): list(blocks(path)) for path in DOCUMENTS}
@@ -106,7 +110,9 @@ def call(words: list[str]) -> None:
 
 
 def run_block(block: Block, names: dict[str, Any]) -> None:
-    if block.kind == "shell":
+    if block.file:
+        Path(block.file).write_text(block.code())
+    elif block.kind == "shell":
         for words in commands(block.code()):
             assert words[0] == "pydeploy", (
                 f"'{words[0]}' cannot be tested here: say <!-- not run: REASON --> before the block"

@@ -49,6 +49,7 @@ for _verb in (
     run_verbs.train,
     model_verbs.trace,
     model_verbs.prune,
+    model_verbs.criteria,
     run_verbs.finetune,
     model_verbs.export,
     engine_verbs.calibrate,

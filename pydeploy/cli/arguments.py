@@ -31,19 +31,20 @@ def model_named(spec: str, options: Sequence[str] = ()) -> nn.Module:
         raise ConfigError(f"a model is given as {MODEL_HELP[:-1]}; got '{spec}'")
     from pydeploy.models.named import named
 
-    return named(spec, _options(options))
+    return named(spec, options_of(options, "model"))
 
 
-def _options(texts: Sequence[str]) -> dict[str, Any]:
+def options_of(texts: Sequence[str], what: str) -> dict[str, Any]:
+    """``key=value`` options, values as YAML; `what` says whose they are."""
     import yaml
 
     pairs = [text.partition("=") for text in texts]
     if any(not equals for _, equals, _ in pairs):
-        raise ConfigError(f"model options are key=value, got {list(texts)}")
+        raise ConfigError(f"{what} options are key=value, got {list(texts)}")
     try:
         return {key: yaml.safe_load(value) for key, _, value in pairs}
     except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: 2024-13-45, which looks like a date
-        raise ConfigError(f"a model option's value is not YAML, got {list(texts)}") from None
+        raise ConfigError(f"a {what} option's value is not YAML, got {list(texts)}") from None
 
 
 def shapes(texts: Sequence[str]) -> list[tuple[int, ...]]:

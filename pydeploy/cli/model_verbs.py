@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -68,8 +69,11 @@ def prune(
     option: Options = None,
     weights: Weights = None,
     criterion: Annotated[str, typer.Option(help=CRITERION_HELP)] = "l1",
+    criterion_option: Annotated[
+        Optional[list[str]], typer.Option(help="Option of the criterion as key=value; repeat for several.")
+    ] = None,
     config: Annotated[
-        Optional[Path], typer.Option(help="Config whose task gives batches and loss (taylor needs them).")
+        Optional[Path], typer.Option(help="Config whose task gives batches and loss (criteria of gradients need them).")
     ] = None,
     budget_us: Annotated[Optional[float], typer.Option(help="Latency budget; needs --table.")] = None,
     table: Annotated[
@@ -97,7 +101,8 @@ def prune(
             check_writable(path)
     net, example = arguments.dense_or_cut(model, option or [], weights), arguments.example(input or [])
     graph = find(net, example)
-    scores = _scores(net, graph, criterion, config)
+    given = arguments.options_of(criterion_option or [], "criterion")
+    scores = _scores(net, graph, criterion, given, config)
     chosen = _plan(graph, scores, budget_us, table, ratio, align, min_width)
     small = apply(net, graph, chosen)
     save(out, small, chosen)
@@ -114,23 +119,46 @@ def prune(
     sys.stdout.write("\n")
 
 
-def _scores(net: nn.Module, graph: Graph, criterion: str, config: Path | None) -> Any:
+def criteria(json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False) -> None:
+    """List the criteria: what each needs, its options, whether its scores compare between groups, and where it is from.
+
+    Example: pydeploy criteria
+    """
+    from pydeploy.cli.console import show_json, show_table
+    from pydeploy.prune.criteria import installed
+
+    found = installed()
+    if json:
+        keys = ("name", "needs", "options", "scope", "judges", "source")
+        show_json([{key: getattr(criterion, key) for key in keys} for criterion in found])
+        return
+    show_table(
+        ("criterion", "needs", "options", "scope", "source"),
+        [
+            (c.name, ", ".join([*c.takes, *([c.judges] if c.judges else [])]), ", ".join(c.options), c.scope, c.source)
+            for c in found
+        ],
+    )
+
+
+def _scores(net: nn.Module, graph: Graph, criterion: str, given: Mapping[str, Any], config: Path | None) -> Any:
     from pydeploy.errors import ConfigError
     from pydeploy.prune.criteria import find
-    from pydeploy.prune.criteria.score import score
+    from pydeploy.prune.criteria.score import chosen, score
 
+    chosen(criterion, given)
     if config is None:
         if find(criterion).labelled:
             raise ConfigError(
                 f"criterion '{criterion}' needs labelled batches: pass --config with the task, or use one of weights (l1)"
             )
-        return score(net, graph, criterion)
+        return score(net, graph, criterion, options=given)
     from pydeploy.run.config import load
     from pydeploy.run.job import open_task
     from pydeploy.run.stages import scoring
 
     settings = load(config)
-    return scoring.scores_of(settings, open_task(settings), net, graph, criterion, {})
+    return scoring.scores_of(settings, open_task(settings), net, graph, criterion, given)
 
 
 def _plan(graph: Graph, scores: Any, budget_us: float | None, table: Path | None, ratio: float | None, align: int,

@@ -141,7 +141,7 @@ NAMES = {
     "target": ({"backend": "null", "precision": "fp16"}, "backend 'null' computes .*'fp16' was asked for"),
     "target.options": ("sparse", "backend 'null' has no options"),
     "prune.criterion": ("tailor", "unknown criterion 'tailor' .did you mean 'taylor'"),
-    "prune.options": ({"fallback": "l3"}, "options: unknown criterion 'l3' .did you mean"),
+    "prune.options": ({"fallback": "taylr"}, "options: unknown criterion 'taylr' .did you mean 'taylor'"),
     "prune.options.fallbak": ("l1", "options: criterion 'l1': no option 'fallbak' .did you mean 'fallback'"),
     "prune.batch_size": (65, "prune.batch_size is 65, the data set has 64 training samples"),
     "prune.min_width": (64, "prune.min_width is 64 and the widest group of channels that may be pruned has 32"),

@@ -225,6 +225,17 @@ def test_a_weights_file(data: dict[str, Any], tmp_path: Path, what: str) -> None
     assert again(data, tmp_path / "run") == (every if what in ("replaced", "removed") else set())
 
 
+def test_a_criterion_of_ones_own(data: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("def score(group): return range(group.width)\n")
+    data = changed(changed(data, "prune.criterion", f"{file}:score"), "prune.options", {})
+    job = job_of(data)
+    pretend(job, tmp_path / "run")
+    assert again(data, tmp_path / "run") == set()
+    file.write_text("def score(group): return [1] * group.width\n")
+    assert again(data, tmp_path / "run") == readers(stages_of(job), "prune.criterion")
+
+
 def test_a_second_latency_table(data: dict[str, Any], tmp_path: Path) -> None:
     from pydeploy.backends.base import reopen
     from pydeploy.latency.table.by_precision import other_target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import metadata
 
 from pydeploy.guests import resolve
 from pydeploy.prune.criteria import batchnorm, gradient, magnitude, random
@@ -15,7 +16,15 @@ _KNOWN = (
     Criterion("bn_scale", batchnorm.bn_scale, "global", "a batch norm", "Liu et al., ICCV 2017"),
     Criterion("taylor", gradient.taylor, "global", source="Molchanov et al., CVPR 2019"),
 )
+GROUP = "pydeploy.criteria"
+"""Of entry points."""
 CRITERIA: Mapping[str, Criterion] = {criterion.name: criterion for criterion in _KNOWN}
+
+
+def installed() -> list[Criterion]:
+    """All criteria that have a name: those of `CRITERIA` and the entry points of installed packages."""
+    names = metadata.entry_points(group=GROUP).names
+    return [*CRITERIA.values(), *(find(name) for name in sorted(names) if name not in CRITERIA)]
 
 
 def find(name: str) -> Criterion:
@@ -24,5 +33,5 @@ def find(name: str) -> Criterion:
     Raises `ConfigError` for a name that is not known and for a function whose signature asks for what there is not,
     `DataError` for a file that does not exist.
     """
-    found = resolve.choose(name, CRITERIA, "criterion", "pydeploy.criteria")
+    found = resolve.choose(name, CRITERIA, "criterion", GROUP)
     return found if isinstance(found, Criterion) else Criterion(name, found, source="yours")

@@ -23,6 +23,7 @@ NEEDS: Mapping[str, str] = {
     "gradients": "labelled batches: each iteration is one batch, whose gradients the members then have",
 }
 """What a criterion may ask for, by the names of its parameters."""
+WORDS = {"group": "weights", "groups": "weights", "gradients": "labelled batches"}
 LABELLED = ("gradients",)
 """Needs that take batches and a loss."""
 
@@ -55,6 +56,11 @@ class Criterion:
     @property
     def needs(self) -> tuple[str, ...]:
         return tuple(p.name for p in _parameters(self.function) if p.kind != p.KEYWORD_ONLY)
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """What it is given, in words."""
+        return tuple(dict.fromkeys(WORDS[need] for need in self.needs if need in WORDS))
 
     @property
     def options(self) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ class Member:
 
     def products(self) -> Rows:
         """Sum of value * gradient over each channel's entries, shape ``(width,)``; 0 where there is no gradient."""
-        return self.contributions().sum(axis=1)
+        return np.asarray(self.contributions().sum(axis=1))
 
     def contributions(self) -> Rows:
         """Value * gradient of each entry, shape as `rows`; 0 where there is no gradient."""

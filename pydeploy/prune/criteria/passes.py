@@ -59,7 +59,7 @@ class Gradients:
 
 def loss_of(model: nn.Module, loss: Loss, inputs: Any, target: Any, batch: int) -> Tensor:
     """The loss of one batch, or a `DataError` that says what is wrong with it."""
-    given = arguments(inputs)
+    given: tuple[Any, ...] = arguments(inputs)
     try:
         value: Any = loss(model(*given), target)
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
