@@ -137,7 +137,7 @@ class Engine:
         if not self.path.is_file() or (self.sha256 and sha256(self.path) != self.sha256):
             raise DataError(f"{self.path} is missing or differs from what its record says; build the engine again")
 
-    def require_source(self, onnx: Path) -> None:
+    def require_onnx(self, onnx: Path) -> None:
         """Raise `Mismatch` unless this engine was built from exactly this ONNX file."""
         if sha256(onnx) != self.onnx_sha256:
             raise Mismatch(f"engine {self.path} was not built from {onnx} (other contents); build it from this file")

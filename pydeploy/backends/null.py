@@ -21,7 +21,7 @@ from pydeploy.backends.base import Engine, Feeds, LayerTime, TensorSpec, check_f
 from pydeploy.backends.fused_nodes import node_name
 from pydeploy.errors import BackendUnavailable, DataError
 from pydeploy.files import read_json, sha256, write_json
-from pydeploy.onnxfile.read import input_specs, read_source, tensor_spec
+from pydeploy.onnxfile.read import input_specs, read_onnx, tensor_spec
 from pydeploy.timing.records import Target
 
 BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
@@ -51,7 +51,7 @@ class Null:
 
     def build(self, onnx: Path, out: Path) -> Engine:
         onnx, out = Path(onnx), Path(out)
-        graph = read_source(onnx, precision=self.precision, batch=self.batch).graph
+        graph = read_onnx(onnx, precision=self.precision, batch=self.batch).graph
         shapes = _shapes(onnx)
         restored = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
         layers = []

@@ -28,7 +28,7 @@ from pydeploy.backends.fused_nodes import source_nodes
 from pydeploy.errors import BackendUnavailable, DataError
 from pydeploy.files import replacing, sha256
 from pydeploy.onnxfile.integer_biases import integer_biases
-from pydeploy.onnxfile.read import read_source
+from pydeploy.onnxfile.read import read_onnx
 from pydeploy.timing.records import Target
 
 PRECISIONS = ("fp32", "int8")
@@ -57,7 +57,7 @@ class OnnxRuntime:
 
     def build(self, onnx: Path, out: Path) -> Engine:
         onnx, out = Path(onnx), Path(out)
-        source = read_source(onnx, precision=self.precision, batch=self.batch)
+        source = read_onnx(onnx, precision=self.precision, batch=self.batch)
         with replacing(out) as partial:
             _write_optimized(onnx, source, partial, self.threads, exact=self.target().saturates)
         return Engine(out, self.name, self.target(), sha256(onnx)).save()

@@ -32,7 +32,7 @@ from pydeploy.backends.base import Engine, Feeds, LayerTime, TensorSpec, check_f
 from pydeploy.backends.fused_nodes import node_name
 from pydeploy.errors import BackendUnavailable, DataError
 from pydeploy.files import replacing, sha256
-from pydeploy.onnxfile.read import read_source
+from pydeploy.onnxfile.read import read_onnx
 from pydeploy.onnxfile.unsigned import unsigned
 from pydeploy.timing.records import Target
 
@@ -100,7 +100,7 @@ class OpenVino:
 
     def build(self, onnx: Path, out: Path) -> Engine:
         onnx, out = Path(onnx), Path(out)
-        source = read_source(onnx, precision=self.precision, batch=self.batch)
+        source = read_onnx(onnx, precision=self.precision, batch=self.batch)
         try:
             compiled = self._core.compile_model(self._read(onnx, source), "CPU", self._properties())
             blob = compiled.export_model().getvalue()

@@ -136,19 +136,19 @@ def build(
     fixed = named_shapes(shape or [])
     size = batch or next((first for first, *_ in fixed.values()), 1)
     backend = backend_named(target, batch=size, threads=threads)
-    model = _settled(model, out, fixed, backend)
+    model = _with_fixed_shapes(model, out, fixed, backend)
     engine = checked_build(backend, model, out) if data is None else _calibrated(backend, model, out, data, config)
     sys.stdout.write(f"{engine.path}: {engine.path.stat().st_size:,} bytes for {engine.target}\n")
 
 
-def _settled(model: Path, out: Path, shapes: dict[str, tuple[int, ...]], backend: Backend) -> Path:
+def _with_fixed_shapes(model: Path, out: Path, shapes: dict[str, tuple[int, ...]], backend: Backend) -> Path:
     """`model`, or where its weights lie elsewhere or its shapes are open, a file beside `out` that is whole and fixed."""
     import onnx
 
     from pydeploy.files import replacing
-    from pydeploy.onnxfile.settled import settled
+    from pydeploy.onnxfile.fixed_shapes import with_fixed_shapes
 
-    made = settled(model, shapes, backend.batch, dynamic_batch=backend.name == "tensorrt")
+    made = with_fixed_shapes(model, shapes, backend.batch, dynamic_batch=backend.name == "tensorrt")
     if made is None:
         return model
     whole = out.with_name(f"{out.name}.onnx")
@@ -205,7 +205,7 @@ def measure(
 
     backend, record = backend_of(engine)
     if onnx is not None:
-        record.require_source(onnx)
+        record.require_onnx(onnx)
     found = net(profile(backend, record, rounds=rounds, runs=runs))
     if json:
         show_json(found.to_json())
@@ -319,6 +319,6 @@ def _inside(
         source = onnx[index] if onnx else engine.path.with_suffix(".onnx")
         if not source.is_file():
             raise DataError(f"{source} does not exist; name the ONNX files of both engines with --onnx")
-        engine.require_source(source)
+        engine.require_onnx(source)
         sides.append((backend, source))
     return layer_differences(sides[0], sides[1], samples)

@@ -1,6 +1,6 @@
 """Measuring on a board: a folder of probes that goes there, and what comes back when only trtexec ran on it.
 
-* A probe folder holds ``model.onnx``, ``graph.json`` and ``probes.json`` (candidate widths, batch). With it a board
+* A probe folder holds ``model.onnx``, ``graph.json`` and ``probes.json`` (offered widths, batch). With it a board
   measures a table from files alone, without PyTorch.
 * For a board without Python bindings the folder also gets one ONNX file a probe, ``measure.sh`` with trtexec's commands
   and ``measure.json`` (what they are for); the JSON files that these leave beside the ONNX files make the table on any

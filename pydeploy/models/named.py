@@ -14,19 +14,19 @@ from pydeploy.errors import BackendUnavailable, ConfigError, nearest
 from pydeploy.guests import resolve
 from pydeploy.models import build
 
-SOURCES = ("pydeploy", "torchvision", "timm")
+LIBRARIES = ("pydeploy", "torchvision", "timm")
 
 
 def named(spec: str, options: Mapping[str, Any]) -> nn.Module:
     """The model that `spec` names, built with `options`, in eval mode. Nothing is downloaded unless an option asks for it.
 
     Raises `ConfigError` for a name or an option that does not exist and for code that fails, `DataError` for a missing file,
-    `BackendUnavailable` for a source that is not installed.
+    `BackendUnavailable` for a library that is not installed.
     """
     home, _, name = spec.partition(":")
     if home == "pydeploy":
         return build(name, **options).eval()
-    factory = _from_library(home, name) if home in SOURCES else _from_user(spec)
+    factory = _from_library(home, name) if home in LIBRARIES else _from_user(spec)
     made = factory if isinstance(factory, nn.Module) and not options else resolve.call(spec, factory, options)
     if not isinstance(made, nn.Module):
         raise ConfigError(f"{spec} returns {type(made).__name__}; expected a PyTorch module")
@@ -37,7 +37,7 @@ def _from_user(spec: str) -> Callable[..., Any]:
     home = spec.rpartition(":")[0]
     if not home.endswith(".py") and not resolve.is_module(home):
         raise ConfigError(
-            f"unknown model source '{home}'{nearest(home, SOURCES)}; or FILE.py:FACTORY, or PACKAGE.MODULE:FACTORY"
+            f"unknown model library '{home}'{nearest(home, LIBRARIES)}; or FILE.py:FACTORY, or PACKAGE.MODULE:FACTORY"
         )
     return resolve.find(spec, "a function that returns a model")
 

@@ -14,8 +14,8 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from pydeploy.files import replacing
-from pydeploy.onnxfile.constants import fold_constants
 from pydeploy.onnxfile.control_flow import enclose, release
+from pydeploy.onnxfile.fold_constants import fold_constants
 from pydeploy.onnxfile.load import Loaded
 from pydeploy.onnxfile.nodes import channel_axis, label
 

@@ -20,7 +20,7 @@ from pydeploy.errors import DataError
 QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
-def read_source(path: Path, *, precision: str, batch: int, dynamic_batch: bool = False) -> onnx.ModelProto:
+def read_onnx(path: Path, *, precision: str, batch: int, dynamic_batch: bool = False) -> onnx.ModelProto:
     """The model in `path`; raises `DataError` unless it can be built at `precision` and `batch`.
 
     With `dynamic_batch` the first dimension of an input may be dynamic.

@@ -18,7 +18,7 @@ from pydeploy import _core
 from pydeploy.errors import ConfigError, Infeasible, MissingTiming
 from pydeploy.graph import Extent, Graph, Group, Op, Widths
 from pydeploy.plan import Plan, Scores, plan_from_widths
-from pydeploy.planning.solve import Timings, candidates, check_scores, predict_us
+from pydeploy.planning.solve import Timings, allowed_widths, check_scores, predict_us
 
 STEPS = 30
 """As in HALP's own configurations."""
@@ -106,7 +106,7 @@ def halp(
     """
     if steps < 1:
         raise ConfigError(f"steps is {steps}, expected at least 1")
-    allowed = candidates(graph, scores, table, widths, min_width)
+    allowed = allowed_widths(graph, scores, table, widths, min_width)
     now = {name: options[-1] for name, options in allowed.items()}
     dense_us = predict_us(graph, now, table)
     aim_us = budget_us

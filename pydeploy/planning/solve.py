@@ -40,7 +40,7 @@ class Timings(Protocol):
         ...
 
     def widths(self, graph: Graph) -> dict[str, tuple[int, ...]]:
-        """Candidate widths of each prunable group, ascending, the dense width included."""
+        """Widths offered to each prunable group, ascending, the dense width included."""
         ...
 
 
@@ -81,7 +81,7 @@ def solve(
 ) -> Plan:
     """The plan with the largest kept score whose predicted latency is at most `budget_us`.
 
-    ``scores[g]`` is (width,) float32, higher is kept first. `widths` replaces the table's candidate widths; groups
+    ``scores[g]`` is (width,) float32, higher is kept first. `widths` replaces the widths that the table offers; groups
     that it lacks stay whole. Combinations that the table has no timing for are not considered. The plan's
     `latency_us` is re-read from the table, its `bound` is a proven upper bound on the score: `Plan.gap` is 0 unless
     `tolerance` (relative) or `seconds` ended the search early.
@@ -131,7 +131,7 @@ def _problem(
     graph: Graph, scores: Scores, table: Timings, widths: Mapping[str, Sequence[int]] | None, min_width: int
 ) -> _Problem:
     problem = _Problem()
-    for name, allowed in candidates(graph, scores, table, widths, min_width).items():
+    for name, allowed in allowed_widths(graph, scores, table, widths, min_width).items():
         best_first = np.cumsum(np.sort(scores[name].astype(np.float64))[::-1])
         problem.groups[name] = problem.add_variable(allowed, best_first[np.array(allowed) - 1])
     _add_layers(problem, graph, table)
@@ -172,7 +172,7 @@ def check_scores(graph: Graph, scores: Scores) -> None:
             )
 
 
-def candidates(
+def allowed_widths(
     graph: Graph, scores: Scores, table: Timings, widths: Mapping[str, Sequence[int]] | None, min_width: int
 ) -> dict[str, tuple[int, ...]]:
     """The widths that each prunable group may take, ascending: of `widths`, or of the table's. Checks the scores."""
@@ -214,7 +214,7 @@ def _add_times(
     times = [_time_or_error(key, latency_us) for key in keys]
     errors = [time for time in times if isinstance(time, MissingTiming)]
     if len(errors) == len(times):
-        raise MissingTiming(f"layer '{op.name}' has no timing at any candidate width; the first asked for: {errors[0]}")
+        raise MissingTiming(f"layer '{op.name}' has no timing at any offered width; the first asked for: {errors[0]}")
     cost = np.array([np.inf if isinstance(time, MissingTiming) else time for time in times])
     problem.add_cost(scope, cost.reshape([len(problem.options[v]) for v in scope]))
 
@@ -278,7 +278,7 @@ def _smallest_us(problem: _Problem) -> float:
         cheapest_us, _ = _core.minimum_cost(problem.scopes, problem.costs, sizes, problem.decided)
     except Infeasible:
         raise MissingTiming(
-            "no combination of the candidate widths has timings for all layers; "
+            "no combination of the offered widths has timings for all layers; "
             "measure more widths, or offer only widths that were measured together"
         ) from None
     return cheapest_us + problem.fixed_us

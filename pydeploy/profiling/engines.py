@@ -10,7 +10,7 @@ from pydeploy.backends.base import Backend, Engine
 from pydeploy.profiling.profile import random_feeds, time_engines
 from pydeploy.timing.ratio import ratio
 from pydeploy.timing.records import Timing
-from pydeploy.timing.reference import Limits, Pace, time_in_turns
+from pydeploy.timing.reference import Pace, StopRule, time_in_turns
 from pydeploy.timing.rounds import TURN_US, Timer, Watch
 
 ROUNDS, RUNS = 15, 30
@@ -42,8 +42,8 @@ def measure_at_level(engines: Engines, level_us: float | None) -> dict[str, Timi
     with _timers(engines) as timers:
         while not found or (len(found) < TRIES and _disturbed(found[-1])):
             pace = Pace.survey(timers["dense"], level_us, PATIENCE_S)
-            limits = Limits(ROUNDS, 3 * ROUNDS, PRECISION, PATIENCE_S)
-            found.append(time_in_turns(timers, pace, runs=RUNS, limits=limits, watch=Watch(), turn_us=TURN_US))
+            stop = StopRule(ROUNDS, 3 * ROUNDS, PRECISION, PATIENCE_S)
+            found.append(time_in_turns(timers, pace, runs=RUNS, stop=stop, watch=Watch(), turn_us=TURN_US))
     return min(reversed(found), key=_disturbed)
 
 

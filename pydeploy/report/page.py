@@ -14,9 +14,9 @@ from typing import Any
 from pydeploy.files import write_text
 from pydeploy.report import svg
 from pydeploy.report.charts import all_charts
+from pydeploy.report.listings import Listing, all_listings
 from pydeploy.report.schema import Report
 from pydeploy.report.svg import Drawing
-from pydeploy.report.tables import Grid, all_tables
 from pydeploy.report.verdict import doubtful, headline, milliseconds, ms_places, shown_model, speedup
 
 CHART_FILES = ("pareto.svg", "rounds.svg", "widths.svg", "layers.svg")
@@ -92,7 +92,7 @@ def code_block(words: str) -> str:
     return "\n".join(f"    {line}" for line in words.splitlines())
 
 
-def markdown_grid(grid: Grid) -> str:
+def markdown_grid(grid: Listing) -> str:
     """A table with padded columns."""
     bold = [tuple(f"**{in_line(cell)}**" if cell and row in grid.strong else in_line(cell) for cell in cells)
             for row, cells in enumerate(grid.rows)]  # fmt: skip
@@ -112,7 +112,7 @@ def _context(report: Report) -> dict[str, Any]:
     return {
         "report": report,
         "headline": headline(report),
-        "tables": all_tables(report),
+        "tables": all_listings(report),
         "config": json.dumps(report.config, indent=2, ensure_ascii=False, default=str),
         "verdict": "disturbed" if doubtful(report) else "met" if report.met else "missed",
         "analytic": not report.target.measured,

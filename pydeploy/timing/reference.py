@@ -6,7 +6,7 @@
   reference's level and nobody else had the cores. What it measured is scaled to that level.
 * The level is the speed that prevails, not the best ever seen: a shared processor may run its matrix units at 40 % for
   minutes, and layers suffer unequally then. Away from the level the engines wait; if it does not come back in time,
-  the caller may take what prevails for the new one (`Pace.settle`).
+  the caller may take what prevails for the new one (`Pace.adopt_level`).
 * Turns go on until each engine has enough units that count and the median's confidence interval is narrow, or until
   a limit; what did not get there is flagged, never dropped.
 """
@@ -73,7 +73,7 @@ class Kept(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class StopRule:
     """When to stop: after `rounds` units that count and an interval below `precision`, or `most` units, or `patience_s`."""
 
     rounds: int
@@ -110,7 +110,7 @@ class Pace:
             time.sleep(PAUSE_S)
             pace.read()
         if not found():
-            pace.settle()
+            pace.adopt_level()
         return pace
 
     @classmethod
@@ -124,7 +124,7 @@ class Pace:
         self._recent.append(now)
         return now
 
-    def settle(self) -> None:
+    def adopt_level(self) -> None:
         """What prevails now becomes the level."""
         self.level_us = float(np.median(self._recent))
 
@@ -179,7 +179,7 @@ class Pace:
 def take_turns(
     measures: Mapping[str, Callable[[], T]],
     pace: Pace,
-    limits: Limits,
+    stop: StopRule,
     *,
     watch: Watch,
     narrow: Callable[[Kept[T]], bool] | None = None,
@@ -192,23 +192,23 @@ def take_turns(
     whatever is missing is measured as it is.
     """
     units: dict[str, list[Unit[T]]] = {name: [] for name in measures}
-    until = time.monotonic() + limits.patience_s
+    until = time.monotonic() + stop.patience_s
 
     def finished(name: str) -> bool:
-        if len(units[name]) >= limits.most:
+        if len(units[name]) >= stop.most:
             return True
-        kept = pace.select(units[name], limits.rounds)
-        return not kept.disturbed and len(kept.values) >= limits.rounds and (narrow is None or narrow(kept))
+        kept = pace.select(units[name], stop.rounds)
+        return not kept.disturbed and len(kept.values) >= stop.rounds and (narrow is None or narrow(kept))
 
     backwards = False
     while pending := [name for name in measures if not finished(name)]:
         late = time.monotonic() > until
-        if late and min(len(units[name]) for name in pending) >= limits.rounds:
+        if late and min(len(units[name]) for name in pending) >= stop.rounds:
             break
         running = list(measures) if together else pending
         _pass(running[::-1] if backwards else running, measures, pace, watch, units, until)
         backwards = not backwards
-    return {name: pace.select(found, limits.rounds) for name, found in units.items()}
+    return {name: pace.select(found, stop.rounds) for name, found in units.items()}
 
 
 def _pass(
@@ -231,7 +231,7 @@ def _pass(
 
 
 def time_in_turns(
-    timers: Mapping[str, Timer], pace: Pace, *, runs: int, limits: Limits, watch: Watch, turn_us: float = 0.0
+    timers: Mapping[str, Timer], pace: Pace, *, runs: int, stop: StopRule, watch: Watch, turn_us: float = 0.0
 ) -> dict[str, Timing]:
     """Every engine's latency at the reference's level: the median over its units' medians, and its interval.
 
@@ -244,10 +244,10 @@ def time_in_turns(
         return lambda: timer(runs + 1)[1:]
 
     def narrow(kept: Kept[NDArray[np.float64]]) -> bool:
-        return timing_of(kept).interval <= limits.precision
+        return timing_of(kept).interval <= stop.precision
 
     measures = {name: turn(timer, counts[name]) for name, timer in timers.items()}
-    kept = take_turns(measures, pace, limits, watch=watch, narrow=narrow, together=turn_us > 0)
+    kept = take_turns(measures, pace, stop, watch=watch, narrow=narrow, together=turn_us > 0)
     timings = {name: timing_of(one) for name, one in kept.items()}
     if not turn_us:
         return timings

@@ -197,7 +197,7 @@ def test_engine_record_survives_the_disk(case: Setting, tmp_path: Path) -> None:
     loaded = Engine.load(engine.path)
     assert loaded.target == backend.target()
     assert loaded == engine
-    loaded.require_source(source)
+    loaded.require_onnx(source)
     with backend.open(loaded) as session:
         assert session.run(random_feeds(session.inputs))["logits"].shape == (1, 10)
 
@@ -291,7 +291,7 @@ def test_plain_onnx_is_not_an_engine(tmp_path: Path) -> None:
 def test_other_source_is_told_apart(name: str, tmp_path: Path) -> None:
     _, engine, _ = built(Setting(name, "fp32", 0.0), tmp_path)
     with pytest.raises(Mismatch, match="was not built from"):
-        engine.require_source(residual(tmp_path / "other.onnx", seed=1))
+        engine.require_onnx(residual(tmp_path / "other.onnx", seed=1))
 
 
 def refuse_build(backend: Backend, source: Path, match: str) -> None:

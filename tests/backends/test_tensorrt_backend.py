@@ -876,7 +876,7 @@ def test_a_pycuda_without_metadata_is_there_all_the_same(monkeypatch: pytest.Mon
 
 def test_the_checkup_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "load_driver", lambda: None)
-    driver.probe.cache_clear()
+    driver.find_gpu.cache_clear()
     for name in ("tensorrt", "pycuda", "pynvml"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -33,7 +33,7 @@ def test_builder_and_runtime_need_a_driver(real: Any) -> None:
 
 def test_loggers_profilers_and_monitors_can_be_derived(real: Any) -> None:
     from pydeploy.backends.tensorrt.compat import watch_progress
-    from pydeploy.backends.tensorrt.layers import make_profiler
+    from pydeploy.backends.tensorrt.layer_times import make_profiler
     from pydeploy.backends.tensorrt.logger import make_logger
 
     messages = make_logger(real)

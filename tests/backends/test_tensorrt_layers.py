@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pydeploy.backends.tensorrt.inspector import LayerInfo, layout, nodes_of, parse_layers
-from pydeploy.backends.tensorrt.layers import join, layer_times, samples_of
+from pydeploy.backends.tensorrt.layer_times import join, layer_times, samples_of
 from pydeploy.errors import DataError
 from pydeploy.timing.overhead import without_overhead
 

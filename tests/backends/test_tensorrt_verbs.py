@@ -26,7 +26,7 @@ STATED = ("--device", "Orin", "--trt", "10.3")
 def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "load_driver", lambda: None)
     monkeypatch.setattr(trtexec, "PLACES", ())
-    driver.probe.cache_clear()
+    driver.find_gpu.cache_clear()
 
 
 # ---------------------------------------------------------------- trtexec-command

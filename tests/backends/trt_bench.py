@@ -36,7 +36,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, version: str, folder: Path, *, gpu:
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(driver, "load_driver", lambda: gpu or cuda_fake.Driver())
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    driver.probe.cache_clear()
+    driver.find_gpu.cache_clear()
     monkeypatch.setattr("pydeploy.backends.tensorrt.session.perf_counter_ns", lambda: int(world.host_us * 1e3))
     return world
 
@@ -54,5 +54,5 @@ def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_p
     """A machine with one GPU, once for every version."""
     found = machine(monkeypatch, request.param, tmp_path)
     yield found
-    driver.probe.cache_clear()
+    driver.find_gpu.cache_clear()
     assert found.graphs == 0, "every CUDA graph was destroyed"

@@ -35,16 +35,16 @@ def graphs(draw: st.DrawFn) -> Graph:
 @settings(max_examples=60, deadline=None)
 @given(graph=graphs(), points=st.integers(1, 7))
 def test_every_pair_that_meets_occurs(graph: Graph, points: int) -> None:
-    candidates = grid(graph, points)
-    plans = probe_plans(graph, candidates)
+    offered = grid(graph, points)
+    plans = probe_plans(graph, offered)
     assert plans[0] == graph.widths
     assert len({tuple(plan.items()) for plan in plans}) == len(plans)
     for op in graph.ops:
         for one, other in combinations(op.scope, 2):
             held = {(plan[one], plan[other]) for plan in plans}
-            assert held == set(product(candidates[one], candidates[other]))
+            assert held == set(product(offered[one], offered[other]))
     two = Graph(graph.groups, tuple(op for op in graph.ops if len(op.scope) <= 2))
-    assert not two.ops or not unmeasured(two, candidates, plans)
+    assert not two.ops or not unmeasured(two, offered, plans)
 
 
 @settings(max_examples=60, deadline=None)
@@ -89,9 +89,9 @@ def test_seven_widths_need_the_dense_plan_and_49_in_a_deep_residual_net() -> Non
 
 def test_limit_takes_the_most_informative_plans_and_tells_what_is_left() -> None:
     graph = graph_of({"a": 64, "b": 64, "c": 64}, [("a", "b"), ("b", "c")])
-    candidates = grid(graph)
-    few = probe_plans(graph, candidates, limit=10)
-    left = unmeasured(graph, candidates, few)
+    offered = grid(graph)
+    few = probe_plans(graph, offered, limit=10)
+    left = unmeasured(graph, offered, few)
     assert len(few) == 10
     assert few[0] == graph.widths
     assert len(left) == 49 - (1 + 9 * 2)  # the dense plan holds one key for both layers, any other plan two

@@ -1,4 +1,4 @@
-"""`latency.probe`: the cut file computes what the dense one computes with the dropped channels silenced."""
+"""`latency.probes`: the cut file computes what the dense one computes with the dropped channels silenced."""
 
 from __future__ import annotations
 

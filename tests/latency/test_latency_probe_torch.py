@@ -1,4 +1,4 @@
-"""`latency.probe` against the whole torch path: cutting the ONNX file equals cutting the module."""
+"""`latency.probes` against the whole torch path: cutting the ONNX file equals cutting the module."""
 
 from __future__ import annotations
 

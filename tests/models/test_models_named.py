@@ -98,7 +98,7 @@ def test_users_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unknown_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        ConfigError, match=r"unknown model source 'torchvison' \(did you mean 'torchvision'\?\); or FILE.py:FACTORY"
+        ConfigError, match=r"unknown model library 'torchvison' \(did you mean 'torchvision'\?\); or FILE.py:FACTORY"
     ):
         named("torchvison:resnet18", {})
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -182,7 +182,7 @@ def test_a_layer_without_any_timing_is_named():
     graph = graph_of("chain")
     table = table_of(graph)
     table.missing = {(a, b) for a in range(9) for b in range(9) if a != 3}
-    with pytest.raises(MissingTiming, match=r"layer 'second' has no timing at any candidate width.*no timing for conv"):
+    with pytest.raises(MissingTiming, match=r"layer 'second' has no timing at any offered width.*no timing for conv"):
         solve(graph, scores_of(graph), table, budget_us=1e9)
 
 
@@ -193,7 +193,7 @@ def test_timings_that_never_meet_are_told():
     table.missing = {(a, b) for a in (2, 4, 6, 8) for b in (4, 6)} - {(4, 4)}
     table.missing |= {(2, c) for c in (2, 4, 6, 8)} | {(6, c) for c in (2, 4, 6, 8)} | {(4, 4), (8, 2)}
     table.missing -= {(4, 2), (4, 8)}
-    with pytest.raises(MissingTiming, match="no combination of the candidate widths has timings for all layers"):
+    with pytest.raises(MissingTiming, match="no combination of the offered widths has timings for all layers"):
         solve(graph, scores_of(graph), table, budget_us=1e9)
 
 

@@ -89,10 +89,10 @@ def reports(draw: st.DrawFn) -> Report:
         "seconds": {"01_train": draw(st.floats(0, 1e4))}, "total_seconds": draw(st.floats(0, 1e4)),
         "dense_us": draw(st.floats(100, 1e4)), "target": CPU,
     }  # fmt: skip
-    return _settled(changes)
+    return _consistent(changes)
 
 
-def _settled(changes: dict[str, Any]) -> Report:
+def _consistent(changes: dict[str, Any]) -> Report:
     """The report whose `met` is what its rounds say."""
     for met in (True, False):
         try:

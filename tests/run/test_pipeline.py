@@ -103,7 +103,7 @@ def test_the_shipped_engine_is_the_planned_one(finished: Path) -> None:
     report = Report.load(finished / "report.json")
     assert report.models.pruned.macs == graph.macs(plan.widths)
     engine = Engine.load(finished / "08_pruned" / "model.engine")
-    engine.require_source(finished / "08_pruned" / "model.onnx")
+    engine.require_onnx(finished / "08_pruned" / "model.onnx")
 
 
 def test_resume_redoes_nothing(finished: Path, tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_the_second_table_belongs_to_the_other_precision(finished: Path, tmp_pat
 
 def is_quantized(folder: Path, layer: str) -> bool:
     """Whether the layer's weight in the folder's file comes out of a DequantizeLinear, as its engine was built from it."""
-    Engine.load(folder / "model.engine").require_source(folder / "model.onnx")
+    Engine.load(folder / "model.engine").require_onnx(folder / "model.onnx")
     nodes = onnx.load(folder / "model.onnx").graph.node
     weight = next(node.input[1] for node in nodes if node.name == layer)
     return any(weight in node.output for node in nodes if node.op_type == "DequantizeLinear")

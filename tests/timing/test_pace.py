@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from pydeploy.timing import reference as module
-from pydeploy.timing.reference import LEAST, READINGS, Kept, Limits, Pace, Unit, take_turns, time_in_turns, timing_of
+from pydeploy.timing.reference import LEAST, READINGS, Kept, Pace, StopRule, Unit, take_turns, time_in_turns, timing_of
 from pydeploy.timing.rounds import Load, Watch, unwatched
 
-LIMITS = Limits(rounds=6, most=60, precision=0.02, patience_s=5.0)
+LIMITS = StopRule(rounds=6, most=60, precision=0.02, patience_s=5.0)
 
 
 @dataclass
@@ -50,7 +50,7 @@ def test_drift_reaches_engine_and_reference_alike() -> None:
     computer = Computer(lambda t: 1 + 0.08 * math.sin(t))
     pace = survey(computer)
     timers = {"a": computer.engine(4000.0), "b": computer.engine(900.0)}
-    found = time_in_turns(timers, pace, runs=5, limits=LIMITS, watch=unwatched())
+    found = time_in_turns(timers, pace, runs=5, stop=LIMITS, watch=unwatched())
     for name, cost in (("a", 4000.0), ("b", 900.0)):
         assert found[name].median_us / pace.level_us == pytest.approx(cost / 10_000.0, rel=0.02)
         assert found[name].interval <= 0.02
@@ -62,20 +62,20 @@ def test_slow_phases_do_not_count_even_where_they_change_the_ratio() -> None:
     computer = Computer(lambda t: 2.5 if t % 2 > 1 else 1.0)
     pace = survey(computer)
     engine = computer.engine(3000.0, sensitivity=1 / 3)
-    found = time_in_turns({"a": engine}, pace, runs=5, limits=LIMITS, watch=unwatched())["a"]
+    found = time_in_turns({"a": engine}, pace, runs=5, stop=LIMITS, watch=unwatched())["a"]
     assert pace.level_us == pytest.approx(10_000.0, rel=0.03)
     assert found.median_us == pytest.approx(3000.0, rel=0.02)
     assert not found.disturbed
 
 
-def test_the_level_is_what_prevails_and_settle_takes_what_prevails_now() -> None:
+def test_the_level_is_what_prevails_and_adopt_level_takes_what_prevails_now() -> None:
     computer = Computer(lambda t: 2.0 if t < 1.0 else 1.0)
     pace = survey(computer)
     assert pace.level_us == pytest.approx(20_000.0, rel=0.03)
     while computer.now_s < 2.0:
         pace.read()
     assert not pace.at_level
-    pace.settle()
+    pace.adopt_level()
     assert pace.level_us == pytest.approx(10_000.0, rel=0.03)
 
 
@@ -100,8 +100,8 @@ def test_a_known_level_that_is_there_is_surveyed_by_few_readings(monkeypatch: py
 def test_what_never_comes_to_the_level_is_flagged_not_dropped() -> None:
     computer = Computer(lambda t: 3.0)
     pace = Pace(computer.engine(10_000.0), 10_000.0)
-    limits = Limits(rounds=4, most=8, precision=0.02, patience_s=0.0)
-    found = time_in_turns({"a": computer.engine(3000.0)}, pace, runs=5, limits=limits, watch=unwatched())["a"]
+    stop = StopRule(rounds=4, most=8, precision=0.02, patience_s=0.0)
+    found = time_in_turns({"a": computer.engine(3000.0)}, pace, runs=5, stop=stop, watch=unwatched())["a"]
     assert found.disturbed
     assert found.n == 20
     assert found.median_us == pytest.approx(3000.0, rel=0.02)  # scaled to the level
@@ -124,20 +124,18 @@ def test_contended_passes_are_repeated() -> None:
     calls: list[int] = []
     kept = take_turns({"a": lambda: calls.append(1)}, Pace.still(), LIMITS, watch=Busy(3))["a"]
     assert (len(calls), len(kept.values), kept.rejected, kept.disturbed) == (9, 6, 3, False)
-    kept = take_turns({"a": lambda: None}, Pace.still(), Limits(4, 6, 0.02, 1.0), watch=Busy(99))["a"]
+    kept = take_turns({"a": lambda: None}, Pace.still(), StopRule(4, 6, 0.02, 1.0), watch=Busy(99))["a"]
     assert (len(kept.values), kept.rejected, kept.disturbed) == (4, 6, True)
 
 
 def test_rounds_stop_at_the_precision_or_at_the_most() -> None:
     computer = Computer(lambda t: 1.0, noise=0.0)
-    exact = time_in_turns({"a": computer.engine(3000.0)}, survey(computer), runs=5, limits=LIMITS, watch=unwatched())[
-        "a"
-    ]
+    exact = time_in_turns({"a": computer.engine(3000.0)}, survey(computer), runs=5, stop=LIMITS, watch=unwatched())["a"]
     assert (exact.n, exact.interval) == (30, 0.0)
     noisy = Computer(lambda t: 1.0, noise=0.5)
     pace = Pace(lambda n: np.ones(n), 1.0)
-    limits = Limits(6, 9, 0.001, 5.0)
-    found = time_in_turns({"a": noisy.engine(3000.0)}, pace, runs=5, limits=limits, watch=unwatched())["a"]
+    stop = StopRule(6, 9, 0.001, 5.0)
+    found = time_in_turns({"a": noisy.engine(3000.0)}, pace, runs=5, stop=stop, watch=unwatched())["a"]
     assert found.n == 45
     assert found.interval > 0.001
 

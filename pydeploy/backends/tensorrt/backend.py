@@ -20,13 +20,13 @@ from pydeploy.backends.tensorrt import compat
 from pydeploy.backends.tensorrt.build import Built, Source, build
 from pydeploy.backends.tensorrt.calibration import MakeCalibrator, cache_reader, uploader
 from pydeploy.backends.tensorrt.cuda import Stream
-from pydeploy.backends.tensorrt.driver import probe
+from pydeploy.backends.tensorrt.driver import find_gpu
 from pydeploy.backends.tensorrt.options import Options
 from pydeploy.backends.tensorrt.session import TensorRtSession
 from pydeploy.errors import BackendUnavailable, ConfigError
 from pydeploy.files import replacing, sha256, write_json
 from pydeploy.onnxfile.half import is_typed, typed_copy
-from pydeploy.onnxfile.read import input_specs, read_source, with_batch
+from pydeploy.onnxfile.read import input_specs, read_onnx, with_batch
 from pydeploy.timing.records import Target
 
 
@@ -41,7 +41,7 @@ class TensorRt:
             raise BackendUnavailable(
                 f"backend 'tensorrt' times one stream; {threads} threads were asked for, leave it 0"
             )
-        self._gpu = probe()  # first: without a driver TensorRT itself must not be touched
+        self._gpu = find_gpu()  # first: without a driver TensorRT itself must not be touched
         self._trt = compat.load()
         compat.check_precision(compat.version(self._trt), precision, self._gpu.capability)
         self.precision = precision
@@ -96,7 +96,7 @@ class TensorRt:
 
     def _source(self, path: Path, *, implicit: bool) -> Source:
         precision = "implicit int8" if implicit else self.precision  # of a float file
-        model = read_source(path, precision=precision, batch=self.batch, dynamic_batch=True)
+        model = read_onnx(path, precision=precision, batch=self.batch, dynamic_batch=True)
         shapes = dynamic_inputs(model, self.batch)
         typed = is_typed(model)
         source = Source(path, model, typed, shapes)

@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 
 from pydeploy.backends.tensorrt import compat, trtexec
-from pydeploy.backends.tensorrt.driver import probe
+from pydeploy.backends.tensorrt.driver import find_gpu
 from pydeploy.errors import BackendUnavailable
 
 
@@ -18,7 +18,7 @@ def checkup() -> dict[str, str]:
 
 def _gpu() -> str:
     try:
-        gpu = probe()
+        gpu = find_gpu()
     except BackendUnavailable as error:
         return f"missing: {error}"
     kind = "integrated" if gpu.integrated else f"{gpu.memory_bytes >> 30} GiB"

@@ -22,7 +22,7 @@ Launch = Callable[[], bool]
 
 
 def load_pycuda() -> ModuleType:
-    """The module `pycuda.driver`. Import it only where `driver.probe` has found a GPU."""
+    """The module `pycuda.driver`. Import it only where `driver.find_gpu` has found a GPU."""
     try:
         return importlib.import_module("pycuda.driver")
     except ImportError as error:

@@ -1,7 +1,7 @@
 """Is there a GPU, and which one? Asked of the driver itself, before anything of TensorRT is touched.
 
 Without a driver, TensorRT 11's runtime hands back an object whose first use is a segmentation fault; no ``except``
-clause helps then. So every path to CUDA goes through `probe`.
+clause helps then. So every path to CUDA goes through `find_gpu`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def load_driver() -> Any:
 
 
 @cache
-def probe() -> Gpu:
+def find_gpu() -> Gpu:
     """The GPU that a session would run on; `BackendUnavailable`, in one sentence, where there is none."""
     cuda = load_driver()
     if cuda is None:

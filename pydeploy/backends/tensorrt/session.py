@@ -15,9 +15,9 @@ from pydeploy.backends.base import Feeds, LayerTime, TensorSpec, check_feeds
 from pydeploy.backends.tensorrt import compat
 from pydeploy.backends.tensorrt.condition import Condition, Nvml
 from pydeploy.backends.tensorrt.cuda import Launch, Stream
-from pydeploy.backends.tensorrt.driver import probe
+from pydeploy.backends.tensorrt.driver import find_gpu
 from pydeploy.backends.tensorrt.inspector import LayerInfo, parse_layers
-from pydeploy.backends.tensorrt.layers import join, layer_times, make_profiler, samples_of
+from pydeploy.backends.tensorrt.layer_times import join, layer_times, make_profiler, samples_of
 from pydeploy.backends.tensorrt.logger import make_logger
 from pydeploy.errors import BackendUnavailable, DataError
 from pydeploy.timing.overhead import without_overhead
@@ -50,7 +50,7 @@ class TensorRtSession:
             self._addresses[spec.name] = stream.allocate(nbytes)
         self._bind(self._context)
         self._launch: Launch | None = None
-        self._condition = Condition(Nvml(probe().pci_bus_id))
+        self._condition = Condition(Nvml(find_gpu().pci_bus_id))
 
     def _new_context(self) -> Any:
         context = self._engine.create_execution_context()

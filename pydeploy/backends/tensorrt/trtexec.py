@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pydeploy.backends.base import LayerTime
 from pydeploy.backends.tensorrt import compat
 from pydeploy.backends.tensorrt.inspector import LayerInfo, parse_layers
-from pydeploy.backends.tensorrt.layers import join, layer_times
+from pydeploy.backends.tensorrt.layer_times import join, layer_times
 from pydeploy.backends.tensorrt.options import Options
 from pydeploy.errors import DataError
 from pydeploy.timing.overhead import without_overhead

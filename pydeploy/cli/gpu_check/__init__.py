@@ -15,7 +15,7 @@ from typing import Any
 from pydeploy.backends.base import open_backend
 from pydeploy.backends.tensorrt.backend import TensorRt
 from pydeploy.backends.tensorrt.checkup import checkup
-from pydeploy.cli.gpu_check.bench import Bench
+from pydeploy.cli.gpu_check.checked_run import CheckedRun
 from pydeploy.cli.gpu_check.checks import CHECKS
 from pydeploy.cli.gpu_check.promises import Broken, packages
 from pydeploy.errors import DeployError
@@ -76,10 +76,10 @@ def check_all(
                                options=config.target.options)  # fmt: skip
         assert isinstance(backend, TensorRt)
         facts |= {"target": backend.target().to_json(), "report": made[0].to_json()}
-        bench = Bench(config, Artefacts(out / "run"), made[0], backend, out, facts)
+        run = CheckedRun(config, Artefacts(out / "run"), made[0], backend, out, facts)
         for name, check in CHECKS.items():
             console.say(f"check: {name}")
-            passes(name, partial(check, bench))
+            passes(name, partial(check, run))
     return checks
 
 

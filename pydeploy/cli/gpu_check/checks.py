@@ -14,7 +14,7 @@ from pydeploy.backends.base import Engine, open_backend, reopen
 from pydeploy.backends.tensorrt import compat
 from pydeploy.backends.tensorrt.backend import TensorRt
 from pydeploy.cli.gpu_check import promises
-from pydeploy.cli.gpu_check.bench import Bench, answers, describe, median_us, relative_error
+from pydeploy.cli.gpu_check.checked_run import CheckedRun, answers, describe, median_us, relative_error
 from pydeploy.data.manifest import load_manifest
 from pydeploy.files import read_json
 from pydeploy.graph import Graph
@@ -29,161 +29,157 @@ from pydeploy.tasks import samples
 UNSEEN_PLANS = 8
 
 
-def _budget(bench: Bench) -> str:
-    report = bench.report
+def _budget(run: CheckedRun) -> str:
+    report = run.report
     return promises.budget(report.met, report.models.pruned.latency_us.median, report.budget_us, report.dense_us)
 
 
-def _accuracy(bench: Bench) -> str:
-    models = bench.report.models
+def _accuracy(run: CheckedRun) -> str:
+    models = run.report.models
     return promises.accuracy(models.dense.accuracy, models.pruned.accuracy, 1.0, "dense, pruned")
 
 
-def _int8_accuracy(bench: Bench) -> str | None:
-    models = bench.report.models
+def _int8_accuracy(run: CheckedRun) -> str | None:
+    models = run.report.models
     if models.quantized is None:
         return None
     what = f"pruned, int8 (which takes {models.quantized.latency_us.median:.1f} us)"
     return promises.accuracy(models.pruned.accuracy, models.quantized.accuracy, 0.5, what)
 
 
-def _prediction(bench: Bench) -> str:
-    return promises.prediction(bench.report.rounds[-1].error)
+def _prediction(run: CheckedRun) -> str:
+    return promises.prediction(run.report.rounds[-1].error)
 
 
-def _table_error(bench: Bench) -> str:
+def _table_error(run: CheckedRun) -> str:
     """Random plans that the table was not made from: predicted against measured, in turns."""
-    graph = Graph.load(bench.at.graph)
-    table = Table.open(bench.at.table, bench.backend.target())
-    dense, random = onnx.load(bench.at.dense / "model.onnx"), np.random.default_rng(1)
+    graph = Graph.load(run.at.graph)
+    table = Table.open(run.at.table, run.backend.target())
+    dense, random = onnx.load(run.at.dense / "model.onnx"), np.random.default_rng(1)
     choices = table.widths(graph)
     predicted, measured = [], []
     for number in range(UNSEEN_PLANS):
         plan = {name: int(random.choice(widths)) for name, widths in choices.items()}
-        source = bench.folder / f"unseen{number}.onnx"
+        source = run.folder / f"unseen{number}.onnx"
         onnx.save(resize(dense, graph, plan, random), source)
-        measured.append(median_us(bench.backend, bench.backend.build(source, source.with_suffix(".engine"))))
+        measured.append(median_us(run.backend, run.backend.build(source, source.with_suffix(".engine"))))
         predicted.append(table.predict_us(graph, plan))
     return promises.table(predicted, measured)
 
 
-def _outputs(bench: Bench) -> str:
+def _outputs(run: CheckedRun) -> str:
     """The same file on ONNX Runtime and on TensorRT."""
     errors = {}
     for folder, precision in (("pruned", "fp32"), ("pruned", "fp16"), ("quantized", "int8")):
-        source = getattr(bench.at, folder) / "model.onnx"
+        source = getattr(run.at, folder) / "model.onnx"
         if not source.exists():
             continue
-        backend = reopen(replace(bench.backend.target(), precision=precision))
+        backend = reopen(replace(run.backend.target(), precision=precision))
         other = open_backend("onnxruntime", precision="int8" if precision == "int8" else "fp32", batch=backend.batch)
-        mine = answers(backend, source, bench.folder / f"outputs-{precision}.engine")
-        errors[precision] = relative_error(
-            mine, answers(other, source, bench.folder / f"outputs-{precision}-ort.engine")
-        )
+        mine = answers(backend, source, run.folder / f"outputs-{precision}.engine")
+        errors[precision] = relative_error(mine, answers(other, source, run.folder / f"outputs-{precision}-ort.engine"))
     return promises.outputs(errors)
 
 
-def _formats(bench: Bench) -> str:
+def _formats(run: CheckedRun) -> str:
     """fp16 engines hold fp16 layers, int8 engines int8 ones; and to which multiple channels are padded."""
     there = [(name, dtype) for name, dtype in (("pruned", "float16"), ("quantized", "int8"))
-             if (getattr(bench.at, name) / "model.engine").exists()]  # fmt: skip
-    needed = bench.backend.precision != "fp32"
-    return "; ".join(promises.formats(name, dtype, describe(bench, name), needed=needed) for name, dtype in there)
+             if (getattr(run.at, name) / "model.engine").exists()]  # fmt: skip
+    needed = run.backend.precision != "fp32"
+    return "; ".join(promises.formats(name, dtype, describe(run, name), needed=needed) for name, dtype in there)
 
 
-def _layers(bench: Bench) -> str:
+def _layers(run: CheckedRun) -> str:
     """Every operator of the model that takes time is found in the engine, and layers add up to the network."""
-    ops, (backend, engine) = [op.name for op in Graph.load(bench.at.graph).ops], bench.opened("dense")
+    ops, (backend, engine) = [op.name for op in Graph.load(run.at.graph).ops], run.opened("dense")
     return promises.layers(ops, profile(backend, engine, ops, rounds=5, runs=20))
 
 
-def _steady(bench: Bench) -> str:
-    backend, engine = bench.opened("dense")
+def _steady(run: CheckedRun) -> str:
+    backend, engine = run.opened("dense")
     return promises.steady(profile(backend, engine, rounds=5, runs=40).condition)
 
 
-def _rebuild(bench: Bench) -> str:
+def _rebuild(run: CheckedRun) -> str:
     """Two builds of one file take equally long to run, and the second is built from the timing cache."""
-    source = bench.at.pruned / "model.onnx"
-    engines = [bench.backend.build(source, bench.folder / f"again{index}.engine") for index in range(2)]
+    source = run.at.pruned / "model.onnx"
+    engines = [run.backend.build(source, run.folder / f"again{index}.engine") for index in range(2)]
     seconds = [read_json(Path(f"{engine.path}.build.json"))["seconds"] for engine in engines]
-    found = time_engines({str(index): (bench.backend, engine) for index, engine in enumerate(engines)})
+    found = time_engines({str(index): (run.backend, engine) for index, engine in enumerate(engines)})
     return promises.rebuild(found["0"].timing, found["1"].timing, seconds)
 
 
-def _dynamic(bench: Bench) -> str:
+def _dynamic(run: CheckedRun) -> str:
     """A file with a dynamic batch, run at the target's batch."""
-    model = onnx.load(bench.at.pruned / "model.onnx")
+    model = onnx.load(run.at.pruned / "model.onnx")
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "N"
-    source = bench.folder / "dynamic.onnx"
+    source = run.folder / "dynamic.onnx"
     onnx.save(model, source)
-    outputs = answers(bench.backend, source, bench.folder / "dynamic.engine")
-    return promises.rows({name: list(array.shape) for name, array in outputs.items()}, bench.backend.batch)
+    outputs = answers(run.backend, source, run.folder / "dynamic.engine")
+    return promises.rows({name: list(array.shape) for name, array in outputs.items()}, run.backend.batch)
 
 
-def _sparse(bench: Bench) -> str:
-    backend = open_backend("tensorrt", precision=bench.backend.precision, batch=bench.backend.batch, options="sparse")
-    engine = backend.build(bench.at.pruned / "model.onnx", bench.folder / "sparse.engine")
+def _sparse(run: CheckedRun) -> str:
+    backend = open_backend("tensorrt", precision=run.backend.precision, batch=run.backend.batch, options="sparse")
+    engine = backend.build(run.at.pruned / "model.onnx", run.folder / "sparse.engine")
     return f"builds with 2:4 sparse kernels allowed, {median_us(backend, engine):.1f} us"
 
 
-def _implicit(bench: Bench) -> str | None:
+def _implicit(run: CheckedRun) -> str | None:
     """Int8 by a calibration cache made of the run's ranges, where the version still has calibrators."""
-    ranges = bench.at.quantized / "ranges.json"
-    if not _has_calibrators(bench) or not ranges.exists():
+    ranges = run.at.quantized / "ranges.json"
+    if not _has_calibrators(run) or not ranges.exists():
         return None
-    cache = bench.folder / "calibration.cache"
-    write_cache(Ranges.load(ranges), cache, bench.backend.target().backend_version)
-    backend = _int8_backend(bench, f"calibration={cache}")
-    return _implicit_int8(
-        bench, backend, backend.build(bench.at.pruned / "model.onnx", bench.folder / "implicit.engine")
-    )
+    cache = run.folder / "calibration.cache"
+    write_cache(Ranges.load(ranges), cache, run.backend.target().backend_version)
+    backend = _int8_backend(run, f"calibration={cache}")
+    return _implicit_int8(run, backend, backend.build(run.at.pruned / "model.onnx", run.folder / "implicit.engine"))
 
 
-def _calibrator(bench: Bench) -> str | None:
+def _calibrator(run: CheckedRun) -> str | None:
     """Int8 by TensorRT's own calibrator, fed with the run's calibration samples, where the version still has one."""
-    if not _has_calibrators(bench) or bench.config.quantize is None:
+    if not _has_calibrators(run) or run.config.quantize is None:
         return None
-    manifest = load_manifest(bench.config.quantize.calibration)
-    backend, task = _int8_backend(bench), open_task(bench.config)
+    manifest = load_manifest(run.config.quantize.calibration)
+    backend, task = _int8_backend(run), open_task(run.config)
     feeds = samples.exact_batches(samples.calibration_batches(task, manifest), backend.batch)
     make = partial(entropy_calibrator, batches=feeds, batch=backend.batch)
-    engine = backend.build(bench.at.pruned / "model.onnx", bench.folder / "calibrated.engine", make)
-    return f"{manifest.count} samples, {_implicit_int8(bench, backend, engine)}"
+    engine = backend.build(run.at.pruned / "model.onnx", run.folder / "calibrated.engine", make)
+    return f"{manifest.count} samples, {_implicit_int8(run, backend, engine)}"
 
 
-def _has_calibrators(bench: Bench) -> bool:
-    return compat.has_calibrators(compat.parse_version(bench.backend.target().backend_version))
+def _has_calibrators(run: CheckedRun) -> bool:
+    return compat.has_calibrators(compat.parse_version(run.backend.target().backend_version))
 
 
-def _int8_backend(bench: Bench, options: str = "") -> TensorRt:
-    backend = open_backend("tensorrt", precision="int8", batch=bench.backend.batch, options=options)
+def _int8_backend(run: CheckedRun, options: str = "") -> TensorRt:
+    backend = open_backend("tensorrt", precision="int8", batch=run.backend.batch, options=options)
     assert isinstance(backend, TensorRt)
     return backend
 
 
-def _implicit_int8(bench: Bench, backend: TensorRt, engine: Engine) -> str:
+def _implicit_int8(run: CheckedRun, backend: TensorRt, engine: Engine) -> str:
     """The engine of a float file has int8 layers and answers test images nearly as the float file does."""
-    task = open_task(bench.config)
+    task = open_task(run.config)
     images = next(iter(task.eval_batches(backend.batch))).inputs
     feeds = {name: tensor.numpy() for name, tensor in zip(task.input_names, images, strict=True)}
     with backend.open(engine) as session:
         layers, mine = session.describe(), session.run(feeds)
     other = open_backend("onnxruntime", batch=backend.batch)
-    with other.open(other.build(bench.at.pruned / "model.onnx", bench.folder / "implicit-ort.engine")) as session:
+    with other.open(other.build(run.at.pruned / "model.onnx", run.folder / "implicit-ort.engine")) as session:
         error = relative_error(mine, session.run(feeds))
     return promises.implicit_int8([[tensor.dtype for tensor in info.inputs] for info in layers], error)
 
 
-def _engines(bench: Bench) -> str:
+def _engines(run: CheckedRun) -> str:
     """What TensorRT says of the run's engines, layer by layer, for the bug report."""
-    names = [name for name in ("dense", "pruned", "quantized") if (getattr(bench.at, name) / "model.engine").exists()]
-    bench.facts["engines"] = {name: describe(bench, name) for name in names}
-    return ", ".join(f"{name}: {len(layers)} layers" for name, layers in bench.facts["engines"].items())
+    names = [name for name in ("dense", "pruned", "quantized") if (getattr(run.at, name) / "model.engine").exists()]
+    run.facts["engines"] = {name: describe(run, name) for name in names}
+    return ", ".join(f"{name}: {len(layers)} layers" for name, layers in run.facts["engines"].items())
 
 
-CHECKS: dict[str, Callable[[Bench], str | None]] = {
+CHECKS: dict[str, Callable[[CheckedRun], str | None]] = {
     "the budget is met": _budget,
     "pruned: within 1 point of dense": _accuracy,
     "int8: within 0.5 points of pruned": _int8_accuracy,

@@ -113,7 +113,7 @@ def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def random_plans(graph: Graph, table: Table, count: int, seed: int) -> list[dict[str, int]]:
-    """`count` different plans of the table's candidate widths that the table was not made from."""
+    """`count` different plans of the widths that the table offers that the table was not made from."""
     widths = table.widths(graph)
     known = {network.provenance.probe.rpartition("-")[0] for network in table.networks(graph)}
     rng = random.Random(seed)  # noqa: S311 (a sample, not a secret)

@@ -1,4 +1,4 @@
-"""How constants that follow a channel axis are cut: one small rule per operator, used by `latency.probe`.
+"""How constants that follow a channel axis are cut: one small rule per operator, used by `latency.probes`.
 
 A rule sees one node (`Site`) and returns the constant inputs that must change, ``{input index: new array}``. It keeps
 first entries: latency does not depend on values. An operator without a rule keeps its constants; should that

@@ -23,21 +23,21 @@ from pydeploy.errors import ConfigError
 from pydeploy.graph import Extent, Graph, Group, Op, OpKey, Widths
 
 Grid = Mapping[str, Sequence[int]]
-"""Candidate widths of each prunable group, ascending; the last one is the dense width."""
+"""Widths offered to each prunable group, ascending; the last one is the dense width."""
 
 
 def grid(graph: Graph, points: int = 7, align: int = 8, min_width: int = 1) -> dict[str, tuple[int, ...]]:
-    """Candidate widths of every prunable group, ascending, at most `points` each, the dense width always among them.
+    """Widths offered to every prunable group, ascending, at most `points` each, the dense width always among them.
 
     Widths are multiples of `align`, spread evenly between `min_width` (or the group's own minimum, if that is
     larger) and dense. A group narrower than `align` gets steps of half its width, or of its own alignment.
     """
     if points < 1 or align < 1 or min_width < 1:
         raise ConfigError(f"points ({points}), align ({align}) and min_width ({min_width}) must be at least 1")
-    return {group.name: _candidates(group, points, align, min_width) for group in graph.prunable}
+    return {group.name: _widths(group, points, align, min_width) for group in graph.prunable}
 
 
-def _candidates(group: Group, points: int, align: int, min_width: int) -> tuple[int, ...]:
+def _widths(group: Group, points: int, align: int, min_width: int) -> tuple[int, ...]:
     wanted = align if group.width >= align else max(1, group.width // 2)
     step = int(np.lcm(wanted, group.align))
     lowest = max(min_width, group.min_width)
@@ -48,7 +48,7 @@ def _candidates(group: Group, points: int, align: int, min_width: int) -> tuple[
 
 
 def probe_plans(graph: Graph, grid: Grid, limit: int | None = None) -> list[dict[str, int]]:
-    """Plans (widths of all prunable groups) that hold every pair of candidate widths meeting in an operator.
+    """Plans (widths of all prunable groups) that hold every pair of offered widths meeting in an operator.
 
     The first plan is the dense one; no plan occurs twice. With `limit`, the plans that add most unseen layers
     are taken first; what stays unmeasured is told by `unmeasured`.

@@ -36,7 +36,7 @@ from pydeploy.latency.table.table import Table, provenance
 from pydeploy.profiling import agreement
 from pydeploy.profiling.profile import attribute, paddings, random_feeds
 from pydeploy.timing.records import Padding, Timing
-from pydeploy.timing.reference import Kept, Limits, Pace, take_turns, time_in_turns, timing_of
+from pydeploy.timing.reference import Kept, Pace, StopRule, take_turns, time_in_turns, timing_of
 from pydeploy.timing.rounds import Watch, unwatched
 
 CHUNK = 16
@@ -93,8 +93,8 @@ class Lab:
     pace: Pace
 
     @property
-    def limits(self) -> Limits:
-        return Limits(self.rounds, MOST * self.rounds, PRECISION, PATIENCE_S)
+    def stop(self) -> StopRule:
+        return StopRule(self.rounds, MOST * self.rounds, PRECISION, PATIENCE_S)
 
 
 def measure(
@@ -315,11 +315,11 @@ def timed(lab: Lab, running: Mapping[str, tuple[Session, Feeds]]) -> dict[str, T
     timers = {name: partial(session.time, feeds) for name, (session, feeds) in running.items()}
 
     def turns() -> dict[str, Timing]:
-        return time_in_turns(timers, lab.pace, runs=lab.runs, limits=lab.limits, watch=lab.watch)
+        return time_in_turns(timers, lab.pace, runs=lab.runs, stop=lab.stop, watch=lab.watch)
 
     found = turns()
     if 2 * sum(timing.disturbed for timing in found.values()) > len(found) and not lab.pace.at_level:
-        lab.pace.settle()
+        lab.pace.adopt_level()
         found = turns()
     return found
 
@@ -344,8 +344,8 @@ def layer_timings(
         return once
 
     rounds = min(LAYER_ROUNDS, lab.rounds)
-    limits = Limits(rounds, 2 * rounds, PRECISION, PATIENCE_S)
-    kept = take_turns({name: turn(name, *pair) for name, pair in running.items()}, lab.pace, limits, watch=lab.watch)
+    stop = StopRule(rounds, 2 * rounds, PRECISION, PATIENCE_S)
+    kept = take_turns({name: turn(name, *pair) for name, pair in running.items()}, lab.pace, stop, watch=lab.watch)
     nothing = np.zeros(count)
     return {
         name: {op: timing_of(Kept(tuple(value.get(op, nothing) for value in one.values), one.factors, one.disturbed,

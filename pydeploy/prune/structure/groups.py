@@ -17,7 +17,7 @@ from pydeploy.prune.structure.propagate import RawOp, Tracer
 
 
 @dataclass(frozen=True)
-class Limits:
+class WidthRules:
     """What the user asks of groups."""
 
     exclude: Sequence[str] = ()
@@ -56,12 +56,12 @@ class Assembly:
 
 
 def assemble(tracer: Tracer, params: Mapping[str, tuple[int, ...]], learnable: int, inputs: tuple[tuple[int, ...], ...],
-             limits: Limits) -> Assembly:  # fmt: skip
+             rules: WidthRules) -> Assembly:  # fmt: skip
     """Group atoms that appear in the same places, name the groups and express every layer's widths by them."""
     atoms = tracer.atoms
     makers = _makers(tracer)
     frozen, texts = atoms.why()
-    _exclude(tracer, limits.exclude, frozen, texts)
+    _exclude(tracer, rules.exclude, frozen, texts)
     noted, notes = atoms.remarks()
     paired = np.zeros(atoms.count, dtype=np.bool_)
     for labels in tracer.pairs:
@@ -78,10 +78,10 @@ def assemble(tracer: Tracer, params: Mapping[str, tuple[int, ...]], learnable: i
         reason = reason or ("" if len(roots) > 1 else "its channels only exist together")
         note = notes[noted[first]] if noted[first] >= 0 else ""
         home[roots], rank[roots] = len(groups), np.arange(len(roots))
-        least = min(max(limits.min_width, 2 if paired[roots].any() else 1), len(roots))
-        align = 1 if reason else limits.alignment(name)
+        least = min(max(rules.min_width, 2 if paired[roots].any() else 1), len(roots))
+        align = 1 if reason else rules.alignment(name)
         groups.append(Group(name, len(roots), slices, reason, least, align, note))
-    limits.require([group.name for group in groups])
+    rules.require([group.name for group in groups])
     timed = tracer.ops[: tracer.timed]
     ran = [op for op in timed if op.used]
     layers = tuple(_op(op, name, atoms, home, groups) for op, name in zip(ran, _op_names(ran), strict=True))

@@ -111,7 +111,7 @@ class Tracer:
             # A rule that meets arguments it was not written for must freeze, not fail.
             self._give_up(call, str(error) if isinstance(error, Unknown) else f"unusual arguments ({error!r})")
         self.contents.note(call, self.layouts, self.views)
-        self._settle_writes(index, call)
+        self._account_for_writes(index, call)
         if index in self.decisions.pairs:
             self.pairs += [self.layouts[value].atoms for value in (*call.inputs, *call.outs) if value in self.layouts]
         for value in (*call.inputs, *call.outs) if stop else ():
@@ -185,7 +185,7 @@ class Tracer:
         self.atoms.freeze(atoms, reason)
         self.atoms.place(*origin.place, origin.size, entries, atoms)
 
-    def _settle_writes(self, index: int, call: Call) -> None:
+    def _account_for_writes(self, index: int, call: Call) -> None:
         """Writing channels into a part of another tensor: the whole keeps no account of them, so they must stay. The same for the
         parts of a tensor that is written as a whole, where they are read again.
         """

@@ -54,7 +54,7 @@ def record(model: nn.Module, example: Example, tensors: Mapping[str, Tensor], ar
         raise TraceError(f"the model fails on inputs of shape {shapes}: {type(error).__name__}: {error}") from error
 
 
-def check_settled(model: nn.Module, tensors: Mapping[str, Tensor], tape: Tape, around: Surroundings) -> None:
+def check_repeats(model: nn.Module, tensors: Mapping[str, Tensor], tape: Tape, around: Surroundings) -> None:
     """Raise `TraceError` when the first run, repeated, takes another path."""
     copies = _Copies(model, tensors, around, real=True)
     steps = tape.steps(0)
@@ -205,7 +205,7 @@ def _other_mode(copies: _Copies, example: Example) -> None:
         tape.untrained = f"fails on the example ({failure})"
     elif any(tape.details(-1) == tape.details(number) for number in range(len(tape.runs) - 1)):
         tape.drop()
-    elif not _settled(copies):
+    elif not _repeats(copies):
         tape.drop()
         tape.untrained = "takes another path each time"
 
@@ -222,7 +222,7 @@ def _trained(copies: _Copies, example: Example, *, doubled: bool = False) -> str
     return ""
 
 
-def _settled(copies: _Copies) -> bool:
+def _repeats(copies: _Copies) -> bool:
     """Whether the last run takes the same path again when other random numbers are drawn."""
     twin = copies.fresh()
     torch.manual_seed(1)

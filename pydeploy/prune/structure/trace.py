@@ -24,9 +24,9 @@ from pydeploy.errors import ConfigError, TraceError
 from pydeploy.graph import Graph, Group
 from pydeploy.plan import Plan
 from pydeploy.prune.structure.decisions import FREE, Decisions
-from pydeploy.prune.structure.groups import Assembly, Limits, assemble
+from pydeploy.prune.structure.groups import Assembly, WidthRules, assemble
 from pydeploy.prune.structure.propagate import Tracer, follow
-from pydeploy.prune.structure.recording import check_settled, record
+from pydeploy.prune.structure.recording import check_repeats, record
 from pydeploy.prune.structure.running import Example, to_meta
 from pydeploy.prune.structure.tape import Call, Tape
 from pydeploy.prune.structure.trial_cut import Failure, attempt
@@ -52,14 +52,14 @@ def trace(model: nn.Module, example: Any = (), *, example_kwargs: Mapping[str, A
     uses the model itself (through a global name), or when the model is scripted, wrapped for distributed training, or holds
     meta, sparse or quantized tensors.
     """
-    limits = _checked(exclude, min_width, align)
+    rules = _checked(exclude, min_width, align)
     run = _arguments(example, example_kwargs)
     with torch.inference_mode(mode=False), torch.no_grad():
         around = Surroundings(model)
         try:
             tensors = _own_tensors(model)
             tape = record(model, run, tensors, around)
-            graph = _found(model, tensors, tape, around, limits)
+            graph = _found(model, tensors, tape, around, rules)
         finally:
             changed = around.restore(model=True)
     if changed:
@@ -76,7 +76,9 @@ def _arguments(example: Any, kwargs: Mapping[str, Any] | None) -> Example:
     return Example(args, dict(kwargs or {}))
 
 
-def _found(model: nn.Module, tensors: Mapping[str, Tensor], tape: Tape, around: Surroundings, limits: Limits) -> Graph:
+def _found(
+    model: nn.Module, tensors: Mapping[str, Tensor], tape: Tape, around: Surroundings, rules: WidthRules
+) -> Graph:
     """Follow channels and try cuts until one goes as predicted."""
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
     learnable = sum(p.numel() for p in model.parameters())
@@ -84,7 +86,7 @@ def _found(model: nn.Module, tensors: Mapping[str, Tensor], tape: Tape, around: 
     while True:
         tracer = follow(tape, decisions)
         _separate_memory(tracer, tensors)
-        found = assemble(tracer, shapes, learnable, tape.runs[0].example.shapes, limits)
+        found = assemble(tracer, shapes, learnable, tape.runs[0].example.shapes, rules)
         found = found.with_numbers(tracer.atoms, followed(tracer, model, tape))
         later, doubtful = unread(model, tracer, found)
         later = {place: labels for place, labels in later.items() if not _refused(decisions, place)}
@@ -96,7 +98,7 @@ def _found(model: nn.Module, tensors: Mapping[str, Tensor], tape: Tape, around: 
             _refuse(decisions, tape.calls[failure.index].path, later)
             continue
         if failure.other_operator and tape.real:
-            check_settled(model, tensors, tape, around)
+            check_repeats(model, tensors, tape, around)
         _learn(decisions, failure, model, tape, tracer, found)
 
 
@@ -125,11 +127,11 @@ def _warn(doubtful: Sequence[str], unseen: Sequence[str], tape: Tape) -> None:
                       "trace an example that it can train on, or cut a model without those parts", stacklevel=4)  # fmt: skip
 
 
-def _checked(exclude: Sequence[str], min_width: int, align: int | Mapping[str, int]) -> Limits:
+def _checked(exclude: Sequence[str], min_width: int, align: int | Mapping[str, int]) -> WidthRules:
     steps = [align] if isinstance(align, int) else list(align.values())
     if min_width < 1 or any(step < 1 for step in steps):
         raise ConfigError(f"min_width is {min_width} and align {align}, expected at least 1")
-    return Limits((exclude,) if isinstance(exclude, str) else tuple(exclude), min_width, align)
+    return WidthRules((exclude,) if isinstance(exclude, str) else tuple(exclude), min_width, align)
 
 
 def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -287,9 +289,9 @@ def _learn(
 
 def _follow_zeros(decisions: Decisions, failure: Failure, call: Call) -> bool:
     """Let zeros in a concatenation follow the next channels that fit; False when none are left."""
-    for number, candidates in failure.zeros.items():
+    for number, fitting in failure.zeros.items():
         known = decisions.zeros.get((call.site, number))
-        decisions.zeros[call.site, number] = [*candidates, FREE] if known is None else known[1:] or [FREE]
+        decisions.zeros[call.site, number] = [*fitting, FREE] if known is None else known[1:] or [FREE]
     return bool(failure.zeros)
 
 

@@ -28,9 +28,8 @@ from pydeploy.report import (
 )
 from pydeploy.run.artefacts import Artefacts
 from pydeploy.run.job import Job
-from pydeploy.run.stages import comparison as candidates
+from pydeploy.run.stages import comparison, precisions
 from pydeploy.run.stages import engines as engine_stages
-from pydeploy.run.stages import precisions
 from pydeploy.run.stages.engines import float_metrics
 from pydeploy.run.stages.rounds import Budget, read_rounds
 from pydeploy.run.stages.search import level_us
@@ -46,7 +45,7 @@ def folders(job: Job, at: Artefacts) -> dict[str, Path]:
     if job.config.quantize is not None:
         more = {"unquantized": at.unquantized, "half": at.half, "quantized": at.quantized, "mixed": at.mixed}
         found |= {name: folder for name, folder in more.items() if precisions.has_engine(folder)}
-    return found | {point.slug: at.candidate(point.slug) for point in candidates.wanted(job.config)}
+    return found | {point.slug: at.candidate(point.slug) for point in comparison.wanted(job.config)}
 
 
 def measure_all(job: Job, at: Artefacts, here: Path) -> None:
@@ -118,7 +117,7 @@ def _report(job: Job, at: Artefacts, seconds: dict[str, float], command: str) ->
         met=Budget(config.prune.budget, config.prune.budget_us).used(times["pruned"], times["dense"]).value <= 1.0,
         models=models,
         recommendation=recommend(models, limit_points=max(0.0, round(config.compare.limit - lost, 6)), measured=target.measured),
-        candidates=tuple(_candidate(at, point, results[point.slug]) for point in candidates.wanted(config)),
+        candidates=tuple(_candidate(at, point, results[point.slug]) for point in comparison.wanted(config)),
         rounds=tuple(Round(number=r.number, predicted_us=r.predicted_us, measured_us=r.measured_us, met=r.met,
                            limit_us=r.limit_us, disturbed=r.disturbed,
                            widths=r.plan.widths) for r in read_rounds(at.search)),
@@ -137,7 +136,7 @@ def _result(job: Job, folder: Path, timing: Timing) -> ModelResult:
                        precision=facts["precision"], target=facts["target"])  # fmt: skip
 
 
-def _candidate(at: Artefacts, point: candidates.Wanted, result: ModelResult) -> Candidate:
+def _candidate(at: Artefacts, point: comparison.Wanted, result: ModelResult) -> Candidate:
     note = read_json(at.candidate(point.slug) / "note.json")["note"]
     return Candidate(name=point.label, method=point.method, precision=result.precision, latency_us=result.latency_us,
                      accuracy=result.accuracy, params=result.params, macs=result.macs, note=note)  # fmt: skip

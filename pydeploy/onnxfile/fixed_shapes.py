@@ -14,7 +14,7 @@ Shapes = Mapping[str, Sequence[int]]
 """Shape of each input by name; '' stands for the only input."""
 
 
-def settled(path: Path, shapes: Shapes, batch: int, *, dynamic_batch: bool = False) -> onnx.ModelProto | None:
+def with_fixed_shapes(path: Path, shapes: Shapes, batch: int, *, dynamic_batch: bool = False) -> onnx.ModelProto | None:
     """The model in `path` with its external weights inside and its inputs at `shapes`, or None where nothing is open.
 
     An open first dimension that `shapes` does not give is `batch`, or stays with `dynamic_batch`. Raises `DataError` for

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from pydeploy.backends.base import Engine, reopen
 from pydeploy.cli.app import app
 from pydeploy.errors import ConfigError, DataError
-from pydeploy.onnxfile.settled import settled
+from pydeploy.onnxfile.fixed_shapes import with_fixed_shapes
 
 RNG = np.random.default_rng(0)
 WEIGHTS = {"w": RNG.normal(size=(4, 3, 3, 3)).astype(np.float32), "b": RNG.normal(size=4).astype(np.float32),
@@ -90,7 +90,7 @@ def test_any_form_is_whole_and_fixed(
     path = folder / "m.onnx"
     onnx.save(net(**form), path, save_as_external_data=external != "inside", all_tensors_to_one_file=external == "one file",
               location="weights.bin" if external == "one file" else None, size_threshold=0, convert_attribute=True)  # type: ignore[arg-type]  # fmt: skip
-    made = settled(path, {"x": (2, 3, 8, 8)}, 2)
+    made = with_fixed_shapes(path, {"x": (2, 3, 8, 8)}, 2)
     outside = external != "inside"
     assert (made is None) == (form["shape"] == (2, 3, 8, 8) and not outside)
     whole = folder / "elsewhere" / "whole.onnx"
@@ -103,11 +103,11 @@ def test_any_form_is_whole_and_fixed(
 
 def test_one_symbol_is_one_number(tmp_path: Path) -> None:
     onnx.save(net(("N", 3, "H", "W"), second=("N", 3, "H", "W")), path := tmp_path / "m.onnx")
-    onnx.save(settled(path, {"x": (2, 3, 8, 6)}, 2), whole := tmp_path / "w.onnx")
+    onnx.save(with_fixed_shapes(path, {"x": (2, 3, 8, 6)}, 2), whole := tmp_path / "w.onnx")
     one, two = np.random.default_rng(2).normal(size=(2, 2, 3, 8, 6)).astype(np.float32)
     computes(whole, one, two)
     with pytest.raises(ConfigError, match="'H' cannot be 8 and 9 at once"):
-        settled(path, {"x": (2, 3, 8, 6), "z": (2, 3, 9, 6)}, 2)
+        with_fixed_shapes(path, {"x": (2, 3, 8, 6), "z": (2, 3, 9, 6)}, 2)
 
 
 @pytest.mark.parametrize(
@@ -125,14 +125,14 @@ def test_what_stays_open_or_contradicts(
 ) -> None:
     onnx.save(net(shape), tmp_path / "m.onnx")
     with pytest.raises(error, match=text):
-        settled(tmp_path / "m.onnx", shapes, 2)
+        with_fixed_shapes(tmp_path / "m.onnx", shapes, 2)
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     onnx.save(net(), path := tmp_path / "m.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
     (tmp_path / "weights.bin").unlink()
     with pytest.raises(DataError, match=r"weights.bin"):
-        settled(path, {}, 1)
+        with_fixed_shapes(path, {}, 1)
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
@@ -155,7 +155,7 @@ def test_build_takes_what_torch_writes(tmp_path: Path, target: str) -> None:
     assert "m.engine.onnx: m.onnx with all weights inside and fixed shapes" in made.output
     (tmp_path / "m.data").unlink()
     engine = Engine.load(out)
-    engine.require_source(tmp_path / "m.engine.onnx")
+    engine.require_onnx(tmp_path / "m.engine.onnx")
     x = np.random.default_rng(3).normal(size=(2, 3, 8, 8)).astype(np.float32)
     with reopen(engine.target).open(engine) as session:
         np.testing.assert_allclose(session.run({"x": x})["y"], expected(x), rtol=1e-4, atol=1e-5)

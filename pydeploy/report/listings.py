@@ -16,7 +16,7 @@ NONE = "-"
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class Listing:
     """Column heads, rows of texts, and which columns are numbers (aligned right). `strong` rows stand out."""
 
     heads: tuple[str, ...]
@@ -25,13 +25,13 @@ class Grid:
     strong: tuple[int, ...] = ()
 
 
-def _grid(heads: Sequence[str], rows: Sequence[tuple[str, ...]], strong: Sequence[int] = ()) -> Grid:
-    """A grid; a head that ends in ``>`` is a column of numbers."""
+def _listing(heads: Sequence[str], rows: Sequence[tuple[str, ...]], strong: Sequence[int] = ()) -> Listing:
+    """A listing; a head that ends in ``>`` is a column of numbers."""
     numeric = tuple(head.endswith(">") for head in heads)
-    return Grid(tuple(head.removesuffix(">") for head in heads), tuple(rows), numeric, tuple(strong))
+    return Listing(tuple(head.removesuffix(">") for head in heads), tuple(rows), numeric, tuple(strong))
 
 
-def all_tables(report: Report) -> dict[str, Grid]:
+def all_listings(report: Report) -> dict[str, Listing]:
     """The tables that this report has data for, by name."""
     made = {"engines": engines(report), "points": measured_points(report), "rounds": rounds(report),
             "layers": layers(report), "groups": groups(report), "target": target(report),
@@ -39,7 +39,7 @@ def all_tables(report: Report) -> dict[str, Grid]:
     return {name: grid for name, grid in made.items() if grid.rows}
 
 
-def engines(report: Report) -> Grid:
+def engines(report: Report) -> Listing:
     """The run's own engines side by side, one column each: few columns fit a phone and a terminal."""
     present, dense = report.models.present, report.models.dense
     places = ms_places(*(m.latency_us.median for m in present.values()))
@@ -72,13 +72,13 @@ def engines(report: Report) -> Grid:
     ]
     chosen = report.recommendation.model
     heads = [f"{name}{' (recommended)' if name == chosen else ''}>" for name in present]
-    return _grid(["", *heads], rows, strong=(1, 8))
+    return _listing(["", *heads], rows, strong=(1, 8))
 
 
-def measured_points(report: Report) -> Grid:
+def measured_points(report: Report) -> Listing:
     """All points of the Pareto chart, fastest first; empty when the run has no candidates to compare with."""
     if not report.candidates:
-        return _grid([], [])
+        return _listing([], [])
     shown = points(report)
     front = {id(point) for point in frontier(shown)}
     details = [(m.precision, "this run", m.params, m.macs, 1, "") for m in report.models.present.values()]
@@ -99,10 +99,10 @@ def measured_points(report: Report) -> Grid:
     heads = ["engine", "method", "precision", f"latency, ms{basis}>", f"p10 to p90, ms{basis}>", f"{report.metric}, %>",
              "parameters>", "MACs>", "seeds>", "front", "note"]  # fmt: skip
     strong = [i for i, cells in enumerate(ordered) if cells[1] == "this run"]
-    return _grid(heads, ordered, strong)
+    return _listing(heads, ordered, strong)
 
 
-def rounds(report: Report) -> Grid:
+def rounds(report: Report) -> Listing:
     """Prediction and measurement of every plan of every round."""
     values = [v for r in report.rounds for v in (r.predicted_us, r.measured_us)]
     places = ms_places(*values) if values else 3
@@ -119,10 +119,10 @@ def rounds(report: Report) -> Grid:
     how = "measured" if report.target.measured else "analytic, not measured"
     budgets = ["budget then, ms>", "share of it>"] if limits else []
     heads = ["round>", "predicted, ms>", f"{how}, ms>", *budgets, "error>", "budget met", "channels kept>"]
-    return _grid(heads, rows)
+    return _listing(heads, rows)
 
 
-def layers(report: Report) -> Grid:
+def layers(report: Report) -> Listing:
     """Widths and times of every operator; the last row sums the times."""
     basis = _basis(report)
     rows = [
@@ -145,19 +145,19 @@ def layers(report: Report) -> Grid:
         f"after, \u00b5s{basis}>",
         "after / before>",
     ]
-    return _grid(heads, rows, strong)
+    return _listing(heads, rows, strong)
 
 
-def groups(report: Report) -> Grid:
+def groups(report: Report) -> Listing:
     """Channels of every group; a frozen one with the reason."""
     rows = [
         (g.name, f"{g.before}", f"{g.after}", f"{100 * g.after / max(g.before, 1):.0f} %", g.frozen)
         for g in report.groups
     ]
-    return _grid(["group", "before>", "after>", "kept>", "frozen because"], rows)
+    return _listing(["group", "before>", "after>", "kept>", "frozen because"], rows)
 
 
-def target(report: Report) -> Grid:
+def target(report: Report) -> Listing:
     """All facts of the target."""
     at = report.target
     facts = {"device": at.device, "backend": f"{at.backend} {at.backend_version}", "precision": at.precision,
@@ -165,13 +165,13 @@ def target(report: Report) -> Grid:
              "measured": "yes" if at.measured else "NO: analytic, not measured"}  # fmt: skip
     if report.calibration:
         facts["calibration"] = report.calibration
-    return _grid(["fact", "value"], list(facts.items()))
+    return _listing(["fact", "value"], list(facts.items()))
 
 
-def latency_table(report: Report) -> Grid:
+def latency_table(report: Report) -> Listing:
     """How the latency table was made."""
     if report.table is None:
-        return _grid([], [])
+        return _listing([], [])
     facts, error = report.table, report.table.verification_error
     rows = [
         ("probe networks", f"{facts.probes}"),
@@ -180,13 +180,15 @@ def latency_table(report: Report) -> Grid:
     ]
     rows += [("disturbed by other load", f"{facts.disturbed}")] if facts.disturbed else []
     rows += [] if error is None else [("median error on unseen plans", f"{100 * error:.1f} %")]
-    return _grid(["fact", "value>"], rows)
+    return _listing(["fact", "value>"], rows)
 
 
-def seconds(report: Report) -> Grid:
+def seconds(report: Report) -> Listing:
     """Duration of every stage and of the whole run."""
     rows = [(stage, f"{spent:.1f}") for stage, spent in report.seconds.items()]
-    return _grid(["stage", "seconds>"], [*rows, ("total", f"{report.total_seconds:.1f}")] if rows else [], (len(rows),))
+    return _listing(
+        ["stage", "seconds>"], [*rows, ("total", f"{report.total_seconds:.1f}")] if rows else [], (len(rows),)
+    )
 
 
 def _met(met: bool, disturbed: bool) -> str:

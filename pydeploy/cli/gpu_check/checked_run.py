@@ -19,7 +19,7 @@ from pydeploy.timing.rounds import interleave
 
 
 @dataclass(frozen=True)
-class Bench:
+class CheckedRun:
     """What the checks look at: the finished run."""
 
     config: Config
@@ -43,9 +43,9 @@ def median_us(backend: Backend, engine: Engine) -> float:
         return interleave({"": timer}, rounds=10, runs=20)[""].timing.median_us
 
 
-def describe(bench: Bench, name: str) -> list[dict[str, Any]]:
+def describe(run: CheckedRun, name: str) -> list[dict[str, Any]]:
     """What TensorRT says of the layers of one of the run's engines."""
-    backend, engine = bench.opened(name)
+    backend, engine = run.opened(name)
     assert isinstance(backend, TensorRt)
     with backend.open(engine) as session:
         return [{**asdict(info), "padding": info.padding} for info in session.describe()]
