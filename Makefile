@@ -26,6 +26,7 @@ $(VENV)/.ready: pyproject.toml CMakeLists.txt $(SOURCES)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "Python >= 3.10 is needed: make PYTHON=python3.11 ..."; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'scikit-build-core>=0.10' 'pybind11>=2.13' 'cmake>=3.26' 'ninja>=1.11'
+	@$(BIN)/python -m pip uninstall --quiet --yes --disable-pip-version-check pydeploy 2>/dev/null  # its name here until 0.1
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[train,dev,bench,openvino]'
 	@touch $@
 
@@ -71,6 +72,7 @@ package: setup
 	@build/package/venv/bin/pip install --quiet --disable-pip-version-check --no-deps build/package/*.whl
 	@$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > "$$(build/package/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
 	@cd build/package && venv/bin/pydeploy trace pydeploy:resnet8 --input 1x3x32x32 > trace.txt && grep -q "groups prunable" trace.txt
+	@cd build/package && venv/bin/pydeploy run smoke --plan > plan.txt && venv/bin/pydeploy configs --copy copied > /dev/null && grep -q "would run" plan.txt
 	@cd build/package && venv/bin/python -c "import pydeploy.graph, pydeploy._core as c; assert 'build/package' in pydeploy.graph.__file__ and 'build/package' in c.__file__"
 	@echo "package: $$(ls build/package/*.whl build/package/*.tar.gz | xargs -n1 basename | tr '\n' ' ')"
 

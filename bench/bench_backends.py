@@ -55,7 +55,7 @@ def test_run(
     name: str, precision: str, tolerance: float,
 ) -> None:  # fmt: skip
     if name == "openvino":
-        pytest.importorskip("openvino", reason="needs the package openvino: pip install 'pydeploy[openvino]'")
+        pytest.importorskip("openvino", reason="needs the package openvino: pip install 'pydeploy-hil[openvino]'")
     backend = open_backend(name, precision=precision, threads=1)
     feeds = feeds_of(plain)
     (expected,) = plain.run(["logits"], feeds)

@@ -8,6 +8,7 @@ module to its package under its name, over whatever is there.
 from __future__ import annotations
 
 import importlib
+import os
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from pydeploy.quant.calibrate import calibrate
     from pydeploy.quant.qdq import quantize
     from pydeploy.version import __version__
+
+# ONNX Runtime would otherwise write a device id to the home folder, and run a thread of its own while latencies are measured.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "Graph": "pydeploy.graph",
@@ -69,6 +73,6 @@ def _compiled_part() -> ModuleType:
     except ImportError as error:
         raise ImportError(
             f"pydeploy's compiled part (pydeploy._core) is missing or cannot be loaded ({error}). In a source checkout run "
-            "'make setup' (or 'pip install -e .'); otherwise reinstall the package: pip install --force-reinstall pydeploy",
+            "'make setup' (or 'pip install -e .'); otherwise reinstall the package: pip install --force-reinstall pydeploy-hil",
             name="pydeploy._core",
         ) from error

@@ -18,7 +18,7 @@ FLOORS = (
     ("plan",),
     ("timing.records",),
     ("timing",),
-    ("backends.base", "backends.device", "backends.fused_nodes"),
+    ("backends.base", "backends.device", "backends.fused_nodes", "backends.quiet_openvino"),
     ("onnxfile",),
     ("data",),
     ("backends",),

@@ -226,7 +226,7 @@ def test_a_missing_runtime_says_what_to_install() -> None:
     )
     done = run_python(code)
     assert "BackendUnavailable" in done.stderr
-    assert "pip install 'pydeploy[openvino]'" in done.stderr
+    assert "pip install 'pydeploy-hil[openvino]'" in done.stderr
 
 
 def test_package_data_is_there() -> None:

@@ -162,7 +162,7 @@ def open_backend(name: str, *, precision: str = "fp32", batch: int = 1, threads:
         if error.name is not None and error.name.split(".")[0] == "pydeploy":
             raise
         raise BackendUnavailable(
-            f"backend '{name}' needs the package '{error.name}': pip install 'pydeploy[{name}]'"
+            f"backend '{name}' needs the package '{error.name}': pip install 'pydeploy-hil[{name}]'"
         ) from None
     if options and name not in WITH_OPTIONS:
         raise ConfigError(f"backend '{name}' has no options, got '{options}'; only {', '.join(WITH_OPTIONS)} has")

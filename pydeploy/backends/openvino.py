@@ -24,12 +24,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import openvino as ov
 from numpy.typing import NDArray
 
 from pydeploy.backends import device
 from pydeploy.backends.base import Engine, Feeds, LayerTime, TensorSpec, check_feeds
 from pydeploy.backends.fused_nodes import node_name
+from pydeploy.backends.quiet_openvino import ov
 from pydeploy.errors import BackendUnavailable, DataError
 from pydeploy.files import replacing, sha256
 from pydeploy.onnxfile.read import read_onnx

@@ -67,7 +67,7 @@ def _what_is_missing(error: ImportError) -> str:
     if package == "pydeploy":
         raise error
     if isinstance(error, ModuleNotFoundError) and package in TRAINING:
-        return f"this needs PyTorch and its companions ('{error.name}' is missing): pip install 'pydeploy[train]'"
+        return f"this needs PyTorch and its companions ('{error.name}' is missing): pip install 'pydeploy-hil[train]'"
     name = {"yaml": "pyyaml", "PIL": "pillow", "onnx_graphsurgeon": "onnx-graphsurgeon"}.get(package, package)
     return f"the package '{package}' is missing or does not fit ({error}): pip install --upgrade {name}"
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pydeploy.cli import (
+    config_verbs,
     engine_verbs,
     model_verbs,
     profile_verbs,
@@ -60,6 +61,7 @@ for _verb in (
     engine_verbs.compare,
     run_verbs.report,
     run_verbs.doctor,
+    config_verbs.configs,
 ):
     app.command(_verb.__name__)(_verb)
 app.command("trtexec-command")(tensorrt_verbs.trtexec_command)

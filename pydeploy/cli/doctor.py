@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import importlib.metadata
 import platform
+import re
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from pydeploy.backends.base import BACKENDS, open_backend
 from pydeploy.errors import BackendUnavailable, DataError
-from pydeploy.version import __version__
+from pydeploy.version import DISTRIBUTION, __version__
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 PACKAGES = (
@@ -31,6 +36,7 @@ def findings() -> dict[str, Any]:
 
     return {
         "pydeploy": f"{__version__}, Python {platform.python_version()}",
+        "installation": _installation(importlib.metadata.distributions()),
         "compiled part": _core(),
         "device": cpu().name,
         "backend": {name: _backend(name) for name in BACKENDS if name != "null"},
@@ -38,6 +44,34 @@ def findings() -> dict[str, Any]:
         "package": {name: _package(name) for name in PACKAGES},
         "data": _data(),
     }
+
+
+def _installation(installed: Iterable[importlib.metadata.Distribution]) -> str:
+    """Whether the package is as it was installed: another project's distribution has its name, and brings the same files."""
+    again = f"pip install --force-reinstall --no-deps {DISTRIBUTION}"
+    named = {re.sub(r"[-_.]+", "-", str(one.metadata["Name"])).lower(): one for one in installed}
+    if "pydeploy" in named:
+        return (
+            f"WARNING: a distribution 'pydeploy' {named['pydeploy'].version} is installed too; ours is called {DISTRIBUTION}, and "
+            f"both bring a package 'pydeploy': pip uninstall pydeploy, then {again}"
+        )
+    if DISTRIBUTION not in named:
+        return "not installed, run from its source"
+    changed = [str(file) for file in named[DISTRIBUTION].files or [] if _differs(file)]
+    if changed:
+        return f"WARNING: {changed[0]} is not as it was installed ({len(changed)} files are not): {again}"
+    return f"{DISTRIBUTION}, complete"
+
+
+def _differs(file: importlib.metadata.PackagePath) -> bool:
+    """Whether a file of the package is missing, or has other bytes than those that were installed."""
+    if file.hash is None or file.hash.mode != "sha256" or file.parts[0] != "pydeploy":
+        return False
+    try:
+        found = hashlib.sha256(Path(str(file.locate())).read_bytes()).digest()
+    except OSError:
+        return True
+    return base64.urlsafe_b64encode(found).rstrip(b"=").decode() != file.hash.value
 
 
 def _core() -> str:
@@ -67,14 +101,14 @@ def _package(name: str) -> str:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return f"not installed (pip install 'pydeploy[{EXTRAS[name]}]')" if name in EXTRAS else "not installed"
+        return f"not installed (pip install 'pydeploy-hil[{EXTRAS[name]}]')" if name in EXTRAS else "not installed"
 
 
 def _data() -> str:
     try:
         from pydeploy.data.image_sets import REMEDY, find_fashion_mnist
     except ImportError as error:
-        return f"not looked for: training needs '{error.name}' (pip install 'pydeploy[train]'); measuring does not"
+        return f"not looked for: training needs '{error.name}' (pip install 'pydeploy-hil[train]'); measuring does not"
 
     try:
         return f"Fashion-MNIST in {find_fashion_mnist(download=False)}"

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pydeploy.data.preprocessing import PREPROCESSING, Preprocessing
+from pydeploy.data.shipped import find
 from pydeploy.errors import ConfigError, DataError, nearest
 from pydeploy.files import read_yaml
 
@@ -96,8 +97,10 @@ class Manifest:
 
 def load_manifest(path: Path) -> Manifest:
     """The manifest in a YAML file; raises `ConfigError` naming the file and the key that is wrong."""
-    path = Path(path)
-    data = read_yaml(path, "calibration manifest", "pass one of the files under calib/")
+    path = find("calib", path)
+    data = read_yaml(
+        path, "calibration manifest", "pass a file, or 'smoke' or 'fashion_mnist', which come with pydeploy"
+    )
     kinds: dict[str, type] = {f.name: str for f in fields(Manifest) if f.name != "folder"}
     kinds.update(count=int, seed=int, max_skipped=float)
     names = {int: "a whole number", float: "a number", str: "text"}

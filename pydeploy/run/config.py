@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from pydeploy.data.shipped import find
 from pydeploy.errors import ConfigError, DeployError
 from pydeploy.files import read_yaml
 from pydeploy.settings import Number, Positive, Settings, Share, Whole, found_by, name_in, sentences
@@ -156,8 +157,8 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
 
     Raises `ConfigError` naming the file, the key and what was expected.
     """
-    path = Path(path)
-    data = read_yaml(path, "config", "pass one of the files under configs/")
+    path = find("configs", path)
+    data = read_yaml(path, "config", "pass a file, or a name that 'pydeploy configs' lists")
     for text in overrides:
         _override(data, text)
     return parse(data, str(path))

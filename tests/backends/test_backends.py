@@ -35,7 +35,7 @@ class Setting:
 
 def opened(name: str, precision: str, **choice: int) -> Backend:
     if name == "openvino" and importlib.util.find_spec("openvino") is None:
-        pytest.skip("needs the package openvino: pip install 'pydeploy[openvino]'")
+        pytest.skip("needs the package openvino: pip install 'pydeploy-hil[openvino]'")
     try:
         return open_backend(name, precision=precision, threads=choice.get("threads", 1), batch=choice.get("batch", 1))
     except BackendUnavailable as error:

@@ -86,7 +86,7 @@ APART = (
 @pytest.mark.parametrize("cap", NEEDS)
 def test_engines_are_right_with_fewer_instruction_sets(cap: str) -> None:
     """OpenVINO's tests in a process that is held to `cap`. Only what the instruction sets lack is skipped, and says so."""
-    pytest.importorskip("openvino", reason="needs the package openvino: pip install 'pydeploy[openvino]'")
+    pytest.importorskip("openvino", reason="needs the package openvino: pip install 'pydeploy-hil[openvino]'")
     if NEEDS[cap] not in device.cpu().facts.get("instruction_sets", "").split():
         pytest.skip(f"this processor has no {NEEDS[cap]}")
     files = [

@@ -16,7 +16,7 @@ from pydeploy.backends import device
 from pydeploy.backends.base import Backend, Engine, open_backend
 from pydeploy.profiling.profile import profile, random_feeds
 
-openvino = pytest.importorskip("pydeploy.backends.openvino", reason="needs pip install 'pydeploy[openvino]'")
+openvino = pytest.importorskip("pydeploy.backends.openvino", reason="needs pip install 'pydeploy-hil[openvino]'")
 pytestmark = pytest.mark.openvino
 
 WIDTH = 8

@@ -27,7 +27,7 @@ PLUGIN = "openvino_intel_cpu_plugin"
 
 def needs(name: str) -> None:
     if name == "openvino":
-        pytest.importorskip("openvino", reason="needs the package openvino: pip install 'pydeploy[openvino]'")
+        pytest.importorskip("openvino", reason="needs the package openvino: pip install 'pydeploy-hil[openvino]'")
 
 
 def script(module: object, *args: object, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:

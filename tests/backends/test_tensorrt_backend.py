@@ -821,7 +821,7 @@ def test_missing_packages_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch, t
     machine(monkeypatch, NEWEST, tmp_path)
     backend, engine = built(tmp_path)
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
-    with pytest.raises(BackendUnavailable, match=r"pip install 'pydeploy\[tensorrt\]'"), backend.open(engine):
+    with pytest.raises(BackendUnavailable, match=r"pip install 'pydeploy-hil\[tensorrt\]'"), backend.open(engine):
         pass
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(BackendUnavailable, match=r"needs the package 'tensorrt'.*JetPack"):

@@ -60,4 +60,4 @@ def test_reports_are_rendered_and_what_needs_torch_says_so(tmp_path: Path) -> No
     try:
         import torch  # noqa: F401
     except ImportError:
-        fails(pydeploy("trace", "pydeploy:resnet8", "--input", "1x3x8x8"), "pip install 'pydeploy[train]'")
+        fails(pydeploy("trace", "pydeploy:resnet8", "--input", "1x3x8x8"), "pip install 'pydeploy-hil[train]'")

@@ -1,4 +1,4 @@
-"""The environment that ``pip install pydeploy`` makes on a board: the base dependencies and what they need, nothing else.
+"""The environment that ``pip install pydeploy-hil`` makes on a board: the base dependencies and what they need, nothing else.
 
 Packages are borrowed from this environment by links, so that nothing is downloaded; PyTorch is not among them.
 """
@@ -41,7 +41,7 @@ def make(folder: Path) -> Path:
     (site,) = folder.glob("lib/python*/site-packages")
     shutil.copytree(Path(pydeploy.__file__).parent, site / "pydeploy", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(Path(str(_core.__file__)), site / "pydeploy")
-    for package in closure("pydeploy").values():
+    for package in closure("pydeploy-hil").values():
         for top in {file.parts[0] for file in package.files or [] if file.parts[0] not in ("..", "__pycache__")}:
             source = Path(str(package.locate_file(top)))
             if not (site / top).exists() and source.exists():

@@ -58,7 +58,7 @@ def test_the_board_has_no_pytorch(python: Path, board: Board) -> None:
     assert board_env.run(python, "-c", looked % (others,)).stdout.strip() == "[]"
     said = json.loads(board("doctor", "--json"))
     assert said["backend"]["onnxruntime"].startswith("ready: fp32")
-    assert "pydeploy[train]" in said["package"]["torch"]
+    assert "pydeploy-hil[train]" in said["package"]["torch"]
     refused = board_env.run(python, "-m", "pydeploy", "trace", "pydeploy:resnet8", "--input", "1x3x8x8", code=2)
     assert refused.stderr.startswith("error: this needs PyTorch and its companions")
     assert "Traceback" not in refused.stderr

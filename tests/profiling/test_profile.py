@@ -63,7 +63,7 @@ BACKENDS = ["onnxruntime", pytest.param("openvino", marks=pytest.mark.openvino),
 
 def built(name: str, folder: Path, width: int = 16) -> tuple[Backend, Engine]:
     if name == "openvino":
-        pytest.importorskip("openvino", reason="needs the package openvino: pip install 'pydeploy[openvino]'")
+        pytest.importorskip("openvino", reason="needs the package openvino: pip install 'pydeploy-hil[openvino]'")
     backend = open_backend(name, threads=1)
     return backend, backend.build(residual(folder / "net.onnx", width=width), folder / f"{name}{width}.engine")
 

@@ -31,7 +31,7 @@ NUMPY_NAMES: Mapping[str, str] = {
 """NumPy dtype of a `DataType` by its name; TensorRT's own `nptype` raises for the others."""
 
 INSTALL = (
-    "pip install 'pydeploy[tensorrt]' (pip fetches TensorRT's libraries from NVIDIA's own package index); on a Jetson use "
+    "pip install 'pydeploy-hil[tensorrt]' (pip fetches TensorRT's libraries from NVIDIA's own package index); on a Jetson use "
     "JetPack's TensorRT: python3 -m venv --system-site-packages"
 )
 

@@ -27,7 +27,7 @@ def load_pycuda() -> ModuleType:
         return importlib.import_module("pycuda.driver")
     except ImportError as error:
         raise BackendUnavailable(
-            f"backend 'tensorrt' needs the package 'pycuda' ({error}): pip install 'pydeploy[tensorrt]' "
+            f"backend 'tensorrt' needs the package 'pycuda' ({error}): pip install 'pydeploy-hil[tensorrt]' "
             "(pip compiles it: it needs a C++ compiler and the CUDA toolkit's headers)"
         ) from None
 

@@ -185,7 +185,9 @@ def _table(at: Artefacts) -> TableFacts:
 def _warnings(job: Job, measured: bool) -> tuple[str, ...]:
     found = [] if measured else ["latencies are analytic, not measured"]
     if job.config.compare.torch_pruning and importlib.util.find_spec("torch_pruning") is None:
-        found.append("Torch-Pruning is not installed, so it is not in the comparison: pip install 'pydeploy[bench]'")
+        found.append(
+            "Torch-Pruning is not installed, so it is not in the comparison: pip install 'pydeploy-hil[bench]'"
+        )
     found.append(f"accuracies rest on one training seed ({job.seed}); how much another one changes was not measured")
     return tuple(found)
 
