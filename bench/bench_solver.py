@@ -19,7 +19,7 @@ from pydeploy import _core
 from pydeploy.graph import Graph
 from pydeploy.latency.table.table import Table
 from pydeploy.planning.baselines import fit_budget, global_threshold, halp, uniform
-from pydeploy.planning.solve import _problem, predict_us, solve
+from pydeploy.planning.solve import _problem, solve
 
 
 def network(n, k, seed=0):
@@ -107,7 +107,9 @@ SHARES = (0.7, 0.5, 0.35)
 class Stairs:
     """A made-up device: padded multiply-accumulates, bytes and a start-up time for each layer; `points` widths a group."""
 
+    graph: Graph
     points: int
+    overhead_us = 10.0
 
     def latency_us(self, key):
         pad = [-(-max(1, width) // 16) * 16 for width in (key.cin // key.groups, key.cout)]
@@ -115,12 +117,13 @@ class Stairs:
         macs = key.h * key.w * np.prod(key.kernel) * pad[0] * pad[1]
         return max(macs / 4e4, key.h * key.w * (key.cin + key.cout) / 2500) + 5
 
-    def overhead_us(self, graph):
-        return 10.0
-
-    def widths(self, graph):
+    @property
+    def widths(self):
         return {g.name: tuple(sorted({max(1, round(g.width * i / self.points)) for i in range(1, self.points + 1)}))
-                for g in graph.prunable}  # fmt: skip
+                for g in self.graph.prunable}  # fmt: skip
+
+    def predict_us(self, widths):
+        return self.overhead_us + sum(self.latency_us(key) for key in self.graph.keys(widths))
 
 
 @cache
@@ -141,11 +144,13 @@ def made_up(model):
 def case_of(name):
     """Graph, scores, table of a measured pair, or of a model on the made-up device with 16 widths a group."""
     if name in MADE_UP:
-        return (*made_up(name), Stairs(16))
+        graph, scores = made_up(name)
+        return graph, scores, Stairs(graph, 16)
     folder = TABLES / name
     with np.load(folder.parent / "scores.npz") as file:
         scores = {key: file[key] for key in file.files}
-    return Graph.load(folder.parent / "graph.json"), scores, Table.open(folder / "table.sqlite")
+    graph = Graph.load(folder.parent / "graph.json")
+    return graph, scores, Table.open(folder / "table.sqlite").predictions(graph)
 
 
 def large_only_when_timed(benchmark, small):
@@ -194,7 +199,7 @@ def test_against_cp_sat(benchmark, name, solver, share):
     large_only_when_timed(benchmark, name == (MEASURED or MADE_UP)[0] and share == 0.5)
     benchmark.group = f"solve: {name}, {share:.0%} of dense"
     graph, scores, table = case_of(name)
-    budget_us = share * predict_us(graph, {}, table)
+    budget_us = share * table.predict_us({})
     if solver == "pydeploy":
         plan = benchmark.pedantic(solve, (graph, scores, table), {"budget_us": budget_us}, rounds=3)
         benchmark.extra_info.update(score=plan.score, gap=plan.gap)
@@ -225,7 +230,7 @@ def test_rules(benchmark, name, rule):
     large_only_when_timed(benchmark, name == (MEASURED or MADE_UP)[0])
     benchmark.group = f"rules: {name}, half of dense"
     graph, scores, table = case_of(name)
-    budget_us = 0.5 * predict_us(graph, {}, table)
+    budget_us = 0.5 * table.predict_us({})
     plan = benchmark.pedantic(RULES[rule], (graph, scores, table), {"budget_us": budget_us}, rounds=1)
     total = sum(float(scores[group.name].sum()) for group in graph.prunable)
     benchmark.extra_info.update(kept_score=plan.score / total, predicted=plan.latency_us / budget_us)
@@ -239,7 +244,7 @@ def test_sixteen_widths(benchmark, model, tolerance, share):
     large_only_when_timed(benchmark, model == "resnet50" and share == 0.7)
     benchmark.group = f"solve: {model}, 16 widths, gap {tolerance:.1%}"
     graph, scores, table = case_of(model)
-    budget_us = share * predict_us(graph, {}, table)
+    budget_us = share * table.predict_us({})
     asked = {"budget_us": budget_us, "tolerance": tolerance}
     plan = benchmark.pedantic(solve, (graph, scores, table), asked, rounds=1)
     benchmark.extra_info.update(gap=plan.gap)

@@ -20,7 +20,7 @@ import numpy as np
 
 from pydeploy.errors import Infeasible
 from pydeploy.files import read_json, write_json, write_text
-from pydeploy.planning.solve import _problem, predict_us, solve
+from pydeploy.planning.solve import _problem, solve
 
 PAGE = Path("docs/solver.md")
 HEADING = "## Figures"
@@ -45,9 +45,9 @@ def cases() -> list[str]:
 def figures(name: str) -> dict[str, Any]:
     """Everything that the page says of one case."""
     graph, scores, table = bench.case_of(name)
-    dense_us, tolerance = predict_us(graph, {}, table), TOLERANCES.get(name, 0.0)
+    dense_us, tolerance = table.predict_us({}), TOLERANCES.get(name, 0.0)
     found: dict[str, Any] = {"groups": len(graph.prunable), "budgets": {}, "rules": {}, "load": os.getloadavg()[0]}
-    found["widths"] = max(len(widths) for widths in table.widths(graph).values())
+    found["widths"] = max(len(widths) for widths in table.widths.values())
     for share in bench.SHARES:
         asked = {"budget_us": share * dense_us, "tolerance": tolerance}
         seconds = []

@@ -20,10 +20,10 @@ from pathlib import Path
 
 from pydeploy.errors import MissingTiming
 from pydeploy.files import write_text
-from pydeploy.graph import Graph, OpKey
+from pydeploy.graph import Graph, OpKey, Widths
 from pydeploy.latency.table.foreign import read_lines
 from pydeploy.planning.baselines import global_threshold, uniform
-from pydeploy.planning.solve import pareto_front, predict_us
+from pydeploy.planning.solve import pareto_front
 
 RATIOS = (0.2, 0.3, 0.4, 0.5, 0.6)
 POINTS = 160
@@ -37,7 +37,10 @@ NEARLY = 1.2
 class Published:
     """A latency table from the list. Sizes and widths between listed ones are interpolated; the classifier counts nothing."""
 
-    def __init__(self, path: Path, batch: int) -> None:
+    overhead_us = 0.0
+
+    def __init__(self, path: Path, batch: int, graph: Graph) -> None:
+        self.graph = graph
         with tempfile.TemporaryDirectory() as folder:
             plain = Path(folder) / "list.txt"
             plain.write_bytes(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
@@ -91,12 +94,13 @@ class Published:
             curve.setdefault(ratio, []).append((size, us))
         return found
 
-    def overhead_us(self, graph: Graph) -> float:
-        return 0.0
-
-    def widths(self, graph: Graph) -> dict[str, tuple[int, ...]]:
+    @property
+    def widths(self) -> dict[str, tuple[int, ...]]:
         listed = sorted({key.cout for key in self.rows})
-        return {g.name: tuple(w for w in listed if w <= g.width) for g in graph.prunable}
+        return {g.name: tuple(w for w in listed if w <= g.width) for g in self.graph.prunable}
+
+    def predict_us(self, widths: Widths) -> float:
+        return sum(self.latency_us(key) for key in self.graph.keys(widths))
 
 
 def _any_width(key: OpKey) -> OpKey:
@@ -127,7 +131,7 @@ def resnet50():
 
 
 def section(table, graph, scores, batch):
-    dense_us = predict_us(graph, {}, table)
+    dense_us = table.predict_us({})
     total = sum(float(scores[group.name].sum()) for group in graph.prunable)
     front = pareto_front(graph, scores, table, points=POINTS, tolerance=1e-4)
     lines = [f"## Batch {batch}: dense {dense_us / 1e3:.2f} ms", "",
@@ -172,7 +176,7 @@ def main() -> None:
               "to be wrong by 6 % in the median and 29 % in the 90th percentile on this list. Pools and the classifier count "
               "nothing. Scores are L1 norms of random weights."), ""]  # fmt: skip
     for batch in asked.batch:
-        lines += [*section(Published(asked.list, batch), graph, scores, batch), ""]
+        lines += [*section(Published(asked.list, batch, graph), graph, scores, batch), ""]
     write_text(asked.out, "\n".join(lines).rstrip() + "\n")
 
 

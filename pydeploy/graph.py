@@ -189,9 +189,18 @@ class Graph:
         """Dense width of every group, the frozen ones included."""
         return {group.name: group.width for group in self.groups}
 
+    def at(self, widths: Widths) -> dict[str, int]:
+        """The width of every group where those named in `widths` have these, and all others are dense."""
+        return {**self.widths, **widths}
+
+    def keys(self, widths: Widths) -> list[OpKey]:
+        """Table keys of all layers at `widths` (groups not named stay dense), in the order of `ops`."""
+        full = self.at(widths)
+        return [op.key(full) for op in self.ops]
+
     def macs(self, widths: Widths | None = None) -> int:
         """Multiply-accumulates of one forward pass at the traced input shape."""
-        full = {**self.widths, **(widths or {})}
+        full = self.at(widths or {})
         return sum(op.macs(full) for op in self.ops)
 
     @cached_property

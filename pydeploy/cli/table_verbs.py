@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -102,7 +101,7 @@ def _refine(
     from pydeploy.latency.probes.refine import further_plans, off_grid
     from pydeploy.latency.probes.refine import refine as finer
 
-    known = [json_.loads(network.widths) for network in table.networks(graph)]
+    known = [network.widths for network in table.networks(graph)]
     between = off_grid(widths, align)
     try:
         predicted = table.predict_us(graph, between)
@@ -111,7 +110,7 @@ def _refine(
     plans = [between, *further_plans(graph, finer(graph, table, widths, align), known, count - 1)]
     with terminal.bar("refine around edges") as tick:
         done = fill(graph, onnx, backend, table, widths=widths, plans=plans, progress=tick)
-    measured = next(n for n in reversed(table.networks(graph)) if json_.loads(n.widths) == between).whole.median_us
+    measured = next(n for n in reversed(table.networks(graph)) if n.widths == between).whole.median_us
     sys.stdout.write(
         f"{len(plans)} networks around edges in {done.seconds:.0f} s; the one off the grid: "
         f"predicted {predicted:.0f} us, measured {measured:.0f} us\n"

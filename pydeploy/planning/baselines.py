@@ -17,15 +17,22 @@ import numpy as np
 from pydeploy import _core
 from pydeploy.errors import ConfigError, Infeasible, MissingTiming
 from pydeploy.graph import Extent, Graph, Group, Op, Widths
+from pydeploy.latency.table.table import Table
 from pydeploy.plan import Plan, Scores, plan_from_widths
-from pydeploy.planning.solve import Timings, allowed_widths, check_scores, predict_us
+from pydeploy.planning.solve import Timings, allowed_widths, check_scores, kept_scores, time_or_error, timings_of
 
 STEPS = 30
 """As in HALP's own configurations."""
 
 
 def uniform(
-    graph: Graph, scores: Scores, *, ratio: float, align: int = 8, min_width: int = 1, table: Timings | None = None
+    graph: Graph,
+    scores: Scores,
+    *,
+    ratio: float,
+    align: int = 8,
+    min_width: int = 1,
+    table: Table | Timings | None = None,
 ) -> Plan:
     """The plan that removes the share `ratio` of every group's channels, the lowest scores first.
 
@@ -39,7 +46,13 @@ def uniform(
 
 
 def global_threshold(
-    graph: Graph, scores: Scores, *, ratio: float, align: int = 8, min_width: int = 1, table: Timings | None = None
+    graph: Graph,
+    scores: Scores,
+    *,
+    ratio: float,
+    align: int = 8,
+    min_width: int = 1,
+    table: Table | Timings | None = None,
 ) -> Plan:
     """The plan that removes the share `ratio` of all prunable channels, the lowest scores of the whole network first.
 
@@ -58,7 +71,7 @@ def global_threshold(
 
 
 def fit_budget(
-    rule: Callable[..., Plan], graph: Graph, scores: Scores, table: Timings, *, budget_us: float, align: int = 8,
+    rule: Callable[..., Plan], graph: Graph, scores: Scores, table: Table | Timings, *, budget_us: float, align: int = 8,
     min_width: int = 1,
 ) -> Plan:  # fmt: skip
     """The plan of `rule` (`uniform` or `global_threshold`) with the highest score among those within the budget.
@@ -91,7 +104,7 @@ def _known(rule: Callable[..., Plan], *given: Any, **named: Any) -> Plan | Missi
 def halp(
     graph: Graph,
     scores: Scores,
-    table: Timings,
+    table: Table | Timings,
     *,
     budget_us: float,
     widths: Mapping[str, Sequence[int]] | None = None,
@@ -106,20 +119,21 @@ def halp(
     """
     if steps < 1:
         raise ConfigError(f"steps is {steps}, expected at least 1")
-    allowed = allowed_widths(graph, scores, table, widths, min_width)
+    timings = timings_of(graph, table)
+    allowed = allowed_widths(graph, scores, timings, widths, min_width)
     now = {name: options[-1] for name, options in allowed.items()}
-    dense_us = predict_us(graph, now, table)
+    dense_us = timings.predict_us(now)
     aim_us = budget_us
     for step in range(1, 2 * steps + 1):
         if step > steps:
-            latency_us = predict_us(graph, now, table)
+            latency_us = timings.predict_us(now)
             if latency_us <= budget_us:
                 break
             aim_us *= budget_us / latency_us
         part = min(1.0, step / steps)
         target_us = math.exp(part * math.log(aim_us) + (1 - part) * math.log(max(dense_us, aim_us)))
-        now = _halp_step(graph, scores, table, allowed, now, target_us)
-    latency_us = predict_us(graph, now, table)
+        now = _halp_step(graph, scores, timings, allowed, now, target_us)
+    latency_us = timings.predict_us(now)
     if latency_us > budget_us:
         raise Infeasible(f"HALP stays at {latency_us:.6g} us, above the budget {budget_us:.6g} us; raise the budget")
     return plan_from_widths(graph, scores, now, method="halp", latency_us=latency_us)
@@ -131,17 +145,16 @@ def _halp_step(
     """The widths of one step, none above `now`; as narrow as the frozen times allow where none meets the target."""
     options = {name: [w for w in allowed[name] if w <= now[name]] for name in now}
     changes = {name: np.zeros(len(options[name])) for name in now}
-    full = {**graph.widths, **now}
+    full = graph.at(now)
     for op in graph.ops:
         made = [name for name, _ in op.cout.terms if name in now]
         for name in made:
             us = [_time_us(op, full, name, w, table) for w in options[name]]
             changes[name] += np.array(us) - us[-1]
-    kept = {name: np.cumsum(np.sort(scores[name].astype(np.float64))[::-1]) for name in now}
-    values = [kept[name][np.array(options[name]) - 1] for name in now]
+    values = [kept_scores(scores[name], options[name]) for name in now]
     scopes, costs = [[i] for i in range(len(now))], list(changes.values())
     smallest_us, _ = _core.minimum_cost(scopes, costs, [len(o) for o in options.values()])
-    saving_us = max(smallest_us, target_us - predict_us(graph, now, table))
+    saving_us = max(smallest_us, target_us - table.predict_us(now))
     solution = _core.solve(values, scopes, costs, saving_us)
     return {name: options[name][x] for name, x in zip(now, solution.choice, strict=True)}
 
@@ -150,14 +163,12 @@ def _time_us(op: Op, widths: Widths, name: str, width: int, table: Timings) -> f
     """The layer's time with `width` channels made and its input frozen; infinite where there is no timing."""
     cin = op.cout.at({**widths, name: width}) if op.depthwise else op.cin.at(widths)
     key = replace(op, cin=Extent(cin), cout=Extent(op.cout.at({**widths, name: width}))).key({})
-    try:
-        return table.latency_us(key)
-    except MissingTiming:
-        return math.inf
+    time = time_or_error(key, table.latency_us)
+    return math.inf if isinstance(time, MissingTiming) else time
 
 
-def _known_us(graph: Graph, widths: Widths, table: Timings | None) -> float:
-    return float("nan") if table is None else predict_us(graph, widths, table)
+def _known_us(graph: Graph, widths: Widths, table: Table | Timings | None) -> float:
+    return math.nan if table is None else timings_of(graph, table).predict_us(widths)
 
 
 def _check_ratio(ratio: float, align: int) -> None:

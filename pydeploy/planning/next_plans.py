@@ -16,7 +16,7 @@ from itertools import groupby
 from typing import Protocol, TypeVar
 
 from pydeploy.errors import Infeasible
-from pydeploy.graph import Graph, Widths
+from pydeploy.graph import Widths
 from pydeploy.plan import Plan
 from pydeploy.timing.records import Profile
 
@@ -70,39 +70,36 @@ class Built:
         return abs(self.tried.measured - target)
 
 
-AnyTable = TypeVar("AnyTable", bound="Correctable")
+Known = TypeVar("Known", bound="Correctable")
 
 
 class Correctable(Protocol):
-    """What is asked of a latency table."""
+    """What is asked of predictions."""
 
-    def widths(self, graph: Graph) -> dict[str, tuple[int, ...]]:
+    @property
+    def widths(self) -> Mapping[str, Sequence[int]]:
         """Measured widths of each prunable group."""
-        ...
 
-    def corrected(self: AnyTable, graph: Graph, widths: Widths, profile: Profile) -> AnyTable:
-        """The table in which the plan `widths` costs what `profile` says."""
-        ...
+    def corrected(self: Known, widths: Widths, profile: Profile) -> Known:
+        """Predictions in which the plan `widths` costs what `profile` says."""
 
 
-Rule = Callable[[AnyTable, Mapping[str, Sequence[int]], float], Plan]
-"""Makes a plan from a table, the widths on offer and the share of the budget that it may take."""
+Rule = Callable[[Known, Mapping[str, Sequence[int]], float], Plan]
+"""Makes a plan from predictions, the widths on offer and the share of the budget that it may take."""
 
 
-def next_plans(
-    rule: Rule[AnyTable], graph: Graph, table: AnyTable, target: float, built: Sequence[Built]
-) -> list[Plan]:
+def next_plans(rule: Rule[Known], known: Known, target: float, built: Sequence[Built]) -> list[Plan]:
     """What to build next, so that a plan is measured near `target` of the budget; see `proposals`.
 
-    The plan that came nearest corrects the table last: what it took is what the table says of it, and of the layers that
-    it shares. Around it, widths between the measured ones are on offer as well.
+    The plan that came nearest corrects what is `known` last: what it took is what is predicted for it, and for the layers
+    that it shares. Around it, widths between the measured ones are on offer as well.
     """
-    offered = table.widths(graph)
+    offered = known.widths
     for one in (ranked := sorted(built, key=lambda one: -one.distance(target))):
-        table = table.corrected(graph, one.plan.widths, one.profile)
+        known = known.corrected(one.plan.widths, one.profile)
     if ranked:
         offered = finer(offered, ranked[-1].plan)
-    return proposals(partial(rule, table, offered), target, built)
+    return proposals(partial(rule, known, offered), target, built)
 
 
 def next_aim(target: float, tried: Sequence[Tried]) -> float:

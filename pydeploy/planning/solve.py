@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydeploy import _core
 from pydeploy.errors import ConfigError, DataError, Infeasible, MissingTiming, nearest
 from pydeploy.graph import Extent, Graph, Group, Op, OpKey, Widths
+from pydeploy.latency.table.table import Table
 from pydeploy.plan import Plan, Scores, plan_from_widths
 
 WIDE = 3
@@ -29,19 +30,26 @@ all their groups at once would have as many entries as there are combinations.""
 
 
 class Timings(Protocol):
-    """What is asked of a latency table."""
+    """What is asked of the predictions of a latency table for one graph."""
+
+    @property
+    def overhead_us(self) -> float:
+        """What a network takes besides its layers; negative where the layers overlap."""
+
+    @property
+    def widths(self) -> Mapping[str, Sequence[int]]:
+        """Candidate widths of each prunable group, ascending, the dense width included."""
 
     def latency_us(self, key: OpKey) -> float:
         """Time of one call of one layer; raises `MissingTiming`."""
-        ...
 
-    def overhead_us(self, graph: Graph) -> float:
-        """What the network takes besides its layers; negative where the layers overlap."""
-        ...
+    def predict_us(self, widths: Widths) -> float:
+        """Latency of the network at `widths` (groups not named stay dense); raises `MissingTiming`."""
 
-    def widths(self, graph: Graph) -> dict[str, tuple[int, ...]]:
-        """Widths offered to each prunable group, ascending, the dense width included."""
-        ...
+
+def timings_of(graph: Graph, table: Table | Timings) -> Timings:
+    """What a table file says of networks of `graph`; timings stay what they are."""
+    return table.predictions(graph) if isinstance(table, Table) else table
 
 
 @dataclass
@@ -71,7 +79,7 @@ class _Problem:
 def solve(
     graph: Graph,
     scores: Scores,
-    table: Timings,
+    table: Table | Timings,
     *,
     budget_us: float,
     widths: Mapping[str, Sequence[int]] | None = None,
@@ -95,7 +103,7 @@ def solve(
 def pareto_front(
     graph: Graph,
     scores: Scores,
-    table: Timings,
+    table: Table | Timings,
     *,
     budgets_us: Sequence[float] | None = None,
     points: int = 16,
@@ -113,9 +121,10 @@ def pareto_front(
         raise ConfigError("budget_us is not a number; give the latency that the network may take, in microseconds")
     if points < 1:
         raise ConfigError(f"points is {points}, expected at least 1")
-    problem = _problem(graph, scores, table, widths, min_width)
+    timings = timings_of(graph, table)
+    problem = _problem(graph, scores, timings, widths, min_width)
     if budgets_us is None:
-        budgets_us = np.linspace(predict_us(graph, {}, table), _smallest_us(problem), points)[::-1].tolist()
+        budgets_us = np.linspace(timings.predict_us({}), _smallest_us(problem), points)[::-1].tolist()
     budgets = np.array(budgets_us, dtype=np.float64)
     try:
         solutions = _core.solve_budgets(problem.values, problem.scopes, problem.costs, budgets - problem.fixed_us,
@@ -124,7 +133,7 @@ def pareto_front(
         raise _too_small(problem, float(budgets.min()), min_width) from None
     except ValueError as error:
         raise ConfigError(f"no exact plan can be computed: {error}") from None
-    return [_plan(graph, scores, table, problem, solution) for solution in solutions]
+    return [_plan(graph, scores, timings, problem, solution) for solution in solutions]
 
 
 def _problem(
@@ -132,27 +141,16 @@ def _problem(
 ) -> _Problem:
     problem = _Problem()
     for name, allowed in allowed_widths(graph, scores, table, widths, min_width).items():
-        best_first = np.cumsum(np.sort(scores[name].astype(np.float64))[::-1])
-        problem.groups[name] = problem.add_variable(allowed, best_first[np.array(allowed) - 1])
+        problem.groups[name] = problem.add_variable(allowed, kept_scores(scores[name], allowed))
     _add_layers(problem, graph, table)
-    problem.fixed_us += table.overhead_us(graph)
+    problem.fixed_us += table.overhead_us
     return problem
 
 
 def _plan(graph: Graph, scores: Scores, table: Timings, problem: _Problem, solution: _core.Solution) -> Plan:
     chosen = {name: problem.options[v][solution.choice[v]] for name, v in problem.groups.items()}
-    plan = plan_from_widths(graph, scores, chosen, method="joint", latency_us=predict_us(graph, chosen, table))
+    plan = plan_from_widths(graph, scores, chosen, method="joint", latency_us=table.predict_us(chosen))
     return replace(plan, bound=plan.score + (solution.bound - solution.value))
-
-
-def predict_us(graph: Graph, widths: Widths, table: Timings) -> float:
-    """Predicted latency of the network at `widths` (groups not named stay whole), in microseconds.
-
-    Raises `MissingTiming`.
-    """
-    full = {**graph.widths, **widths}
-    layers_us = sum(table.latency_us(op.key(full)) for op in graph.ops)
-    return table.overhead_us(graph) + layers_us
 
 
 def check_scores(graph: Graph, scores: Scores) -> None:
@@ -172,12 +170,18 @@ def check_scores(graph: Graph, scores: Scores) -> None:
             )
 
 
+def kept_scores(score: NDArray[np.float32], widths: Sequence[int]) -> NDArray[np.float64]:
+    """Sum of a group's best channels' scores at each of `widths`, shape ``(len(widths),)``."""
+    best_first = np.cumsum(np.sort(score.astype(np.float64))[::-1])
+    return np.asarray(best_first[np.array(widths) - 1], dtype=np.float64)
+
+
 def allowed_widths(
     graph: Graph, scores: Scores, table: Timings, widths: Mapping[str, Sequence[int]] | None, min_width: int
 ) -> dict[str, tuple[int, ...]]:
     """The widths that each prunable group may take, ascending: of `widths`, or of the table's. Checks the scores."""
     check_scores(graph, scores)
-    offered = table.widths(graph) if widths is None else widths
+    offered = table.widths if widths is None else widths
     return {group.name: _allowed(group, offered, min_width) for group in graph.prunable}
 
 
@@ -201,7 +205,7 @@ def _add_layers(problem: _Problem, graph: Graph, table: Timings) -> None:
         elif len(groups) <= WIDE:
             scope = [problem.groups[name] for name in groups]
             choices = itertools.product(*(problem.options[v] for v in scope))
-            keys = [op.key({**graph.widths, **dict(zip(groups, widths, strict=True))}) for widths in choices]
+            keys = [op.key(graph.at(dict(zip(groups, widths, strict=True)))) for widths in choices]
             _add_times(problem, op, scope, keys, latency_us)
         else:
             _add_wide_layer(problem, graph, op, latency_us)
@@ -211,7 +215,7 @@ def _add_times(
     problem: _Problem, op: Op, scope: Sequence[int], keys: Sequence[OpKey], latency_us: Callable[[OpKey], float]
 ) -> None:
     """Add the times of one layer, `keys` row-major over the options of `scope`; +inf where there is no timing."""
-    times = [_time_or_error(key, latency_us) for key in keys]
+    times = [time_or_error(key, latency_us) for key in keys]
     errors = [time for time in times if isinstance(time, MissingTiming)]
     if len(errors) == len(times):
         raise MissingTiming(f"layer '{op.name}' has no timing at any offered width; the first asked for: {errors[0]}")
@@ -219,7 +223,8 @@ def _add_times(
     problem.add_cost(scope, cost.reshape([len(problem.options[v]) for v in scope]))
 
 
-def _time_or_error(key: OpKey, latency_us: Callable[[OpKey], float]) -> float | MissingTiming:
+def time_or_error(key: OpKey, latency_us: Callable[[OpKey], float]) -> float | MissingTiming:
+    """A layer's time, or why it is not known."""
     try:
         return latency_us(key)
     except MissingTiming as error:

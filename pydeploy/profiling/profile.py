@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pydeploy.backends.base import Backend, Conditioned, Engine, Feeds, LayerTime, TensorSpec
-from pydeploy.timing.records import Padding, Profile, Timing
-from pydeploy.timing.rounds import TURN_US, Load, Samples, Timer, Watch, interleave, quiet_rounds, unwatched
+from pydeploy.timing.records import Padding, Profile, Target, Timing
+from pydeploy.timing.rounds import TURN_US, Load, Rounds, Samples, Timer, Watch, interleave, quiet_rounds, unwatched
 
 OnRound = Callable[[int, int, Load], None]
 
@@ -54,7 +54,26 @@ def profile(
         whole = interleave(timers, rounds=rounds, runs=runs, watch=watch, on_round=on_round)[""]
         facts = session.condition() if isinstance(session, Conditioned) else {}
         inside = quiet_rounds(partial(session.layers, feeds, runs), rounds=rounds, retries=rounds, watch=watch)
+    disturbed = whole.disturbed or facts.get("unstable", 0.0) > 0
+    return _of_rounds(target, replace(whole.timing, disturbed=disturbed), inside, ops, {**whole.condition, **facts})
 
+
+def profile_layers(
+    backend: Backend, engine: Engine, whole: Timing, ops: Sequence[str], *, rounds: int = 10, runs: int = 20
+) -> Profile:
+    """The profile of an engine whose latency `whole` was measured already: only its layers are timed, as in `profile`."""
+    target = backend.target()
+    with backend.open(engine) as session:
+        once = partial(session.layers, random_feeds(session.inputs), runs)
+        watch = Watch() if target.measured else unwatched()
+        inside = quiet_rounds(once, rounds=rounds, retries=rounds, watch=watch)
+    return _of_rounds(target, whole, inside, ops, inside.condition)
+
+
+def _of_rounds(
+    target: Target, whole: Timing, inside: Rounds[Sequence[LayerTime]], ops: Sequence[str] | None,
+    condition: Mapping[str, float],
+) -> Profile:  # fmt: skip
     def named(layers: Sequence[LayerTime]) -> dict[str, NDArray[np.float64]]:
         return _by_name(layers) if ops is None else attribute(layers, ops)
 
@@ -62,9 +81,8 @@ def profile(
     counted = named([replace(layer, samples_us=np.array([float(layer.samples_us.any())])) for layer in first])
     samples = _joined([named(layers) for layers in inside.results])
     layers = {name: Timing.of(values, disturbed=inside.disturbed) for name, values in samples.items()}
-    disturbed = whole.disturbed or facts.get("unstable", 0.0) > 0
-    return Profile(target, replace(whole.timing, disturbed=disturbed), layers, {**whole.condition, **facts},
-                   paddings(first, ops), {name: int(count[0]) for name, count in counted.items()})  # fmt: skip
+    parts = {name: int(count[0]) for name, count in counted.items()}
+    return Profile(target, whole, layers, condition, paddings(first, ops), parts)
 
 
 def time_engines(

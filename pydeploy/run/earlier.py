@@ -89,7 +89,7 @@ class Earlier:
         graph, settings = Graph.load(folder.parent / "02_graph" / "graph.json"), self.job.config.table
         align = settings.align or align_of(self.job.backend, ALIGN)
         asked = grid(graph, settings.points, align, self.job.config.prune.min_width)
-        measured = [json.loads(network.widths) for network in Table.open(folder / "table.sqlite").networks(graph)]
+        measured = [network.widths for network in Table.open(folder / "table.sqlite").networks(graph)]
         return all({network[group] for network in measured} == set(widths) for group, widths in asked.items())
 
     def _other_contents(self, folder: Path, inputs: Inputs) -> list[str]:

@@ -126,7 +126,9 @@ def test_a_table_of_tensorrt_from_the_folder(world: World, probes: Path, tmp_pat
     exact = open_backend("null")
     other = Table.open(tmp_path / "null.sqlite", exact.target())
     measure(folder.graph, folder.model, exact, other, widths=folder.widths, rounds=1, runs=1)
-    assert table.layers_us(folder.graph, unseen) == pytest.approx(other.layers_us(folder.graph, unseen), rel=1e-3)
+    assert table.predictions(folder.graph).layers_us(unseen) == pytest.approx(
+        other.predictions(folder.graph).layers_us(unseen), rel=1e-3
+    )
     assert len(list((tmp_path / "cache" / "pydeploy").glob("*.timing"))) == 1, "all builds share one timing cache"
 
 
@@ -203,7 +205,7 @@ def check_against_the_files(table: Table, folder: ProbeFolder) -> None:
         {row.key: cost_us(row.key) for row in table.rows()}
     )
     for network in table.networks(folder.graph):
-        full = {**folder.graph.widths, **json.loads(network.widths)}
+        full = {**folder.graph.widths, **network.widths}
         assert network.whole.median_us == pytest.approx(sum(cost_us(op.key(full)) for op in folder.graph.ops))
 
 

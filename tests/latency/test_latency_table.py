@@ -18,6 +18,7 @@ from latency_nets import residual
 from pydeploy.errors import DataError, Mismatch, MissingTiming
 from pydeploy.graph import OpKey
 from pydeploy.latency.probes.design import grid, probe_plans
+from pydeploy.latency.table import store
 from pydeploy.latency.table.store import Sample, append, create
 from pydeploy.latency.table.table import Table, provenance
 from pydeploy.timing.records import Profile, Target, Timing
@@ -159,7 +160,7 @@ def test_disturbed_networks_do_not_set_the_overhead(full: Table) -> None:
     for index in range(17):  # more than the calm ones
         full.add_network(GRAPH, {"a": 8}, flat(9e3, disturbed=True), layers, provenance("probe", f"busy{index}"))
     fresh = Table.open(full.path)
-    assert fresh.overhead_us(GRAPH) < 100
+    assert fresh.predictions(GRAPH).overhead_us < 100
 
 
 def test_a_half_filled_table_offers_only_widths_it_can_answer(table: Table) -> None:
@@ -173,10 +174,24 @@ def test_a_half_filled_table_offers_only_widths_it_can_answer(table: Table) -> N
 
 
 def test_widths_and_overhead_of_an_unknown_graph_are_missing(table: Table) -> None:
-    with pytest.raises(MissingTiming, match="no timing for"):
-        table.widths(GRAPH)
-    with pytest.raises(MissingTiming, match="no network of graph"):
-        table.overhead_us(GRAPH)
+    for asked in (table.widths, table.predictions):
+        with pytest.raises(MissingTiming, match="no network of graph"):
+            asked(GRAPH)
+
+
+def test_rows_are_read_once_until_something_is_written(full: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[Path] = []
+    read, new = store.read, replace(KEY, kernel=(7, 7))
+    monkeypatch.setattr(store, "read", lambda path: reads.append(path) or read(path))
+    predictions, plan, stem = full.predictions(GRAPH), {"a": 8, "b": 24}, GRAPH.ops[0].key(GRAPH.widths)
+    predictions.corrected(plan, profile(plan, 1.3, 35.0)).at_speed(profile({}, 1.1, 20.0)).predict_us(plan)
+    assert full.predictions(GRAPH) is predictions
+    assert full.latency_us(stem) == predictions.latency_us(stem)
+    assert len(reads) == 1
+    full.add([(new, flat(3.0))], provenance("probe", "more"))
+    assert full.latency_us(new) == 3.0
+    assert len(reads) == 2
+    assert full.predictions(GRAPH) is not predictions
 
 
 # Correction
@@ -193,14 +208,14 @@ def profile(plan: dict[str, int], factor: float, rest: float, missing: str = "")
 def test_corrected_equals_the_measurement_and_leaves_the_file(full: Table, plan: dict[str, int], missing: str) -> None:
     before = full.predict_us(GRAPH, plan)
     measured = profile(plan, 1.3, 35.0, missing)
-    view = full.corrected(GRAPH, plan, measured)
-    assert view.predict_us(GRAPH, plan) == pytest.approx(measured.whole.median_us)
+    view = full.predictions(GRAPH).corrected(plan, measured)
+    assert view.predict_us(plan) == pytest.approx(measured.whole.median_us)
     assert full.predict_us(GRAPH, plan) == Table.open(full.path).predict_us(GRAPH, plan) == before
 
 
 def test_a_correction_reaches_plans_that_share_a_layer_but_not_by_one_factor(full: Table) -> None:
     plan, other = {"a": 8, "b": 24}, {"a": 8, "b": 8}
-    view = full.corrected(GRAPH, plan, profile(plan, 1.5, 20.0))
+    view = full.predictions(GRAPH).corrected(plan, profile(plan, 1.5, 20.0))
     stem = GRAPH.ops[0].key({**GRAPH.widths, **other})
     unshared = GRAPH.ops[1].key({**GRAPH.widths, **other})
     assert view.latency_us(stem) == pytest.approx(1.5 * full.latency_us(stem))
@@ -209,8 +224,12 @@ def test_a_correction_reaches_plans_that_share_a_layer_but_not_by_one_factor(ful
 
 def test_corrections_accumulate(full: Table) -> None:
     first, second = {"a": 8, "b": 24}, {"a": 24, "b": 24}
-    view = full.corrected(GRAPH, first, profile(first, 1.2, 20.0)).corrected(GRAPH, second, profile(second, 1.1, 20.0))
-    assert view.predict_us(GRAPH, second) == pytest.approx(profile(second, 1.1, 20.0).whole.median_us)
+    view = (
+        full.predictions(GRAPH)
+        .corrected(first, profile(first, 1.2, 20.0))
+        .corrected(second, profile(second, 1.1, 20.0))
+    )
+    assert view.predict_us(second) == pytest.approx(profile(second, 1.1, 20.0).whole.median_us)
     key = GRAPH.ops[1].key({**GRAPH.widths, **first})
     assert view.latency_us(key) == pytest.approx(1.2 * cost(key))
 
@@ -218,7 +237,7 @@ def test_corrections_accumulate(full: Table) -> None:
 def test_a_profile_of_another_target_is_refused(full: Table) -> None:
     foreign = replace(profile({}, 1.0, 0.0), target=replace(TARGET, batch=8))
     with pytest.raises(Mismatch, match="batch: 1 against 8"):
-        full.corrected(GRAPH, {}, foreign)
+        full.predictions(GRAPH).corrected({}, foreign)
 
 
 # The file
@@ -370,7 +389,7 @@ def test_rows_carry_their_provenance(full: Table) -> None:
     assert row.provenance.version
     network = full.networks(GRAPH)[0]
     assert network.graph == GRAPH.fingerprint
-    assert json.loads(network.widths) == {"a": 32, "b": 32}
+    assert network.widths == {"a": 32, "b": 32}
     assert network.whole.median_us == pytest.approx(network.layers_us + 20.0)
 
 
@@ -383,7 +402,7 @@ def test_counters_that_tell_too_little_are_scaled_by_what_networks_show(table: T
         table.add_network(
             GRAPH, widths, flat(whole * (2.0 if index == 3 else 1.0)), layers, provenance("probe", f"p{index}")
         )
-    assert table.slope(GRAPH) == pytest.approx(1.06, rel=1e-6)
+    assert table.predictions(GRAPH).slope == pytest.approx(1.06, rel=1e-6)
     widths = {"a": grid(GRAPH)["a"][0], "b": grid(GRAPH)["b"][-1]}
     truth = sum(cost(op.key({**GRAPH.widths, **widths})) for op in GRAPH.ops)
     assert table.predict_us(GRAPH, widths) == pytest.approx(30.0 + 1.06 * truth)
@@ -425,17 +444,17 @@ def test_a_table_is_taken_to_another_speed_layer_by_layer(full: Table) -> None:
 
     layers = {op.name: flat(slowed(op.key(GRAPH.widths))) for op in GRAPH.ops}
     dense = Profile(TARGET, flat(sum(timing.median_us for timing in layers.values()) + 20.0), layers)
-    view = full.at_speed(GRAPH, dense)
-    assert view.predict_us(GRAPH, {}) == pytest.approx(dense.whole.median_us, rel=0.02)
+    view = full.predictions(GRAPH).at_speed(dense)
+    assert view.predict_us({}) == pytest.approx(dense.whole.median_us, rel=0.02)
     before = full.predict_us(GRAPH, {})
     for plan in probe_plans(GRAPH, grid(GRAPH)):
         truth = sum(slowed(op.key({**GRAPH.widths, **plan})) for op in GRAPH.ops) + 20.0
         by_one_factor = full.predict_us(GRAPH, plan) * dense.whole.median_us / before
-        assert abs(view.predict_us(GRAPH, plan) - truth) <= abs(by_one_factor - truth) + 1e-9
-        assert view.predict_us(GRAPH, plan) == pytest.approx(truth, rel=0.04)
+        assert abs(view.predict_us(plan) - truth) <= abs(by_one_factor - truth) + 1e-9
+        assert view.predict_us(plan) == pytest.approx(truth, rel=0.04)
     plan = {"a": 8, "b": 24}
-    corrected = view.corrected(GRAPH, plan, profile(plan, 1.3, 35.0))
-    assert corrected.predict_us(GRAPH, plan) == pytest.approx(profile(plan, 1.3, 35.0).whole.median_us)
+    corrected = view.corrected(plan, profile(plan, 1.3, 35.0))
+    assert corrected.predict_us(plan) == pytest.approx(profile(plan, 1.3, 35.0).whole.median_us)
     assert full.predict_us(GRAPH, {}) == before
 
 
@@ -443,4 +462,4 @@ def test_a_slope_needs_enough_networks(table: Table) -> None:
     layers = {op.name: flat(1.0) for op in GRAPH.ops}
     for index in range(3):
         table.add_network(GRAPH, {}, flat(50.0 + index), layers, provenance("probe", f"p{index}"))
-    assert table.slope(GRAPH) == 1.0
+    assert table.predictions(GRAPH).slope == 1.0

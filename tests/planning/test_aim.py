@@ -136,10 +136,11 @@ def test_the_nearest_plan_corrects_last_and_finer_widths_around_it_are_on_offer(
     class Listening:
         heard: tuple[int, ...] = ()
 
-        def widths(self, graph: Graph) -> dict[str, tuple[int, ...]]:
-            return {group.name: (16, 32, 64) for group in graph.groups}
+        @property
+        def widths(self) -> dict[str, tuple[int, ...]]:
+            return {group.name: (16, 32, 64) for group in GRAPH.groups}
 
-        def corrected(self, graph: Graph, widths: Widths, profile: Profile) -> Listening:
+        def corrected(self, widths: Widths, profile: Profile) -> Listening:
             return Listening((*self.heard, widths["g0"]))
 
     def rule(table: Listening, widths: Mapping[str, Sequence[int]], share: float) -> Plan:
@@ -150,10 +151,10 @@ def test_the_nearest_plan_corrects_last_and_finer_widths_around_it_are_on_offer(
         return Plan({group.name: tuple(range(width)) for group in GRAPH.groups}, "")
 
     asked: list[tuple[tuple[int, ...], Sequence[int]]] = []
-    next_plans(rule, GRAPH, Listening(), TARGET, [])
+    next_plans(rule, Listening(), TARGET, [])
     assert asked == [((), (16, 32, 64))]
     rounds = built([(Tried(1, 1.3), done(16))], [(Tried(1, 0.98), done(32)), (Tried(1, 0.8), done(64))])
-    next_plans(rule, GRAPH, Listening(), TARGET, rounds)
+    next_plans(rule, Listening(), TARGET, rounds)
     assert set(asked[1:]) == {((16, 64, 32), (16, 32, 48, 64))}
 
 
@@ -194,14 +195,19 @@ class Flattering:
         share = np.random.default_rng([self.seed, key.h, key.cin, key.cout]).random()
         return self.learned.get(key, self.truth_us(key) * (1 - self.most * share))
 
-    def overhead_us(self, graph: Graph) -> float:
+    @property
+    def overhead_us(self) -> float:
         return 0.0
 
-    def widths(self, graph: Graph) -> dict[str, tuple[int, ...]]:
-        return {group.name: tuple(range(8, 65, 8)) for group in graph.prunable}
+    @property
+    def widths(self) -> dict[str, tuple[int, ...]]:
+        return {group.name: tuple(range(8, 65, 8)) for group in GRAPH.prunable}
 
-    def corrected(self, graph: Graph, widths: Widths, profile: Profile) -> Flattering:
-        keys = [op.key(widths) for op in graph.ops]
+    def predict_us(self, widths: Widths) -> float:
+        return sum(self.latency_us(op.key({**GRAPH.widths, **widths})) for op in GRAPH.ops)
+
+    def corrected(self, widths: Widths, profile: Profile) -> Flattering:
+        keys = [op.key(widths) for op in GRAPH.ops]
         return Flattering(self.most, self.seed, {**self.learned, **{key: self.truth_us(key) for key in keys}})
 
 
@@ -215,7 +221,7 @@ def closed_loop(table: Flattering, planner: Planner) -> list[Tried]:
 
     done: list[Built] = []
     for number in range(1, 4):
-        for plan in planner(rule, GRAPH, table, TARGET, done):
+        for plan in planner(rule, table, TARGET, done):
             real_us = sum(table.truth_us(op.key(plan.widths)) for op in GRAPH.ops)
             done.append(Built(number, plan, Tried(plan.latency_us / limit_us, real_us / limit_us), NOTHING))
         if any(0.97 <= one.tried.measured <= 1.0 for one in done):
@@ -223,13 +229,11 @@ def closed_loop(table: Flattering, planner: Planner) -> list[Tried]:
     return [one.tried for one in done]
 
 
-def stubborn(
-    rule: Rule[Flattering], graph: Graph, table: Flattering, target: float, built: Sequence[Built]
-) -> list[Plan]:
+def stubborn(rule: Rule[Flattering], table: Flattering, target: float, built: Sequence[Built]) -> list[Plan]:
     """Corrects the table, and always aims at the same share of the budget."""
     for one in built:
-        table = table.corrected(graph, one.plan.widths, one.profile)
-    return [rule(table, table.widths(graph), target)]
+        table = table.corrected(one.plan.widths, one.profile)
+    return [rule(table, table.widths, target)]
 
 
 @pytest.mark.parametrize("seed", range(4))

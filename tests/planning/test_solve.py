@@ -10,14 +10,15 @@ import pytest
 from pydeploy.errors import ConfigError, DataError, Infeasible, MissingTiming
 from pydeploy.graph import Extent, Graph, Group, Op
 from pydeploy.planning.baselines import fit_budget, global_threshold, halp, uniform
-from pydeploy.planning.solve import pareto_front, predict_us, solve
+from pydeploy.planning.solve import pareto_front, solve
 
 
 @dataclass
 class StairTable:
     """A made-up device: time is a staircase of both channel counts, plus a start-up time per layer."""
 
-    offered: dict[str, tuple[int, ...]]
+    graph: Graph
+    widths: dict[str, tuple[int, ...]]
     missing: set[tuple[int, int]] = field(default_factory=set)
     asked: list = field(default_factory=list)
 
@@ -28,11 +29,11 @@ class StairTable:
         cin = key.cin // key.groups
         return 1.5 + 0.25 * math.ceil(key.cout / 4) * math.ceil(cin / 2) * math.prod(key.kernel) + 0.01 * key.cout
 
-    def overhead_us(self, graph):
-        return 3.0
+    overhead_us = 3.0
 
-    def widths(self, graph):
-        return self.offered
+    def predict_us(self, widths):
+        full = {**self.graph.widths, **widths}
+        return 3.0 + sum(self.latency_us(layer.key(full)) for layer in self.graph.ops)
 
 
 def op(name, cin, cout, **facts):
@@ -81,7 +82,7 @@ def scores_of(graph, seed=0):
 
 
 def table_of(graph, step=2):
-    return StairTable({g.name: tuple(sorted({*range(step, g.width, step), g.width})) for g in graph.prunable})
+    return StairTable(graph, {g.name: tuple(sorted({*range(step, g.width, step), g.width})) for g in graph.prunable})
 
 
 def kept_score(scores, widths):
@@ -90,7 +91,7 @@ def kept_score(scores, widths):
 
 def all_plans(graph, table):
     names = [g.name for g in graph.prunable]
-    for widths in itertools.product(*(table.offered[name] for name in names)):
+    for widths in itertools.product(*(table.widths[name] for name in names)):
         yield dict(zip(names, widths, strict=True))
 
 
@@ -101,8 +102,8 @@ def planned_for(kind, share):
     """Graph, scores, table, and the budget that lies at `share` between the smallest and the dense network."""
     graph = graph_of(kind)
     table = table_of(graph, 1 if kind == "dense" else 2)
-    smallest_us = min(predict_us(graph, widths, table) for widths in all_plans(graph, table))
-    return graph, scores_of(graph), table, smallest_us + share * (predict_us(graph, {}, table) - smallest_us)
+    smallest_us = min(table.predict_us(widths) for widths in all_plans(graph, table))
+    return graph, scores_of(graph), table, smallest_us + share * (table.predict_us({}) - smallest_us)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -111,15 +112,13 @@ def test_the_plan_is_the_best_that_fits(kind, share):
     graph, scores, table, budget_us = planned_for(kind, share)
     plan = solve(graph, scores, table, budget_us=budget_us)
     best = max(
-        kept_score(scores, widths)
-        for widths in all_plans(graph, table)
-        if predict_us(graph, widths, table) <= budget_us
+        kept_score(scores, widths) for widths in all_plans(graph, table) if table.predict_us(widths) <= budget_us
     )
     plan.check(graph)
     assert plan.score == pytest.approx(best, rel=1e-9)
     assert plan.gap == 0.0
     assert plan.method == "joint"
-    assert plan.latency_us == predict_us(graph, plan.widths, table) <= budget_us
+    assert plan.latency_us == table.predict_us(plan.widths) <= budget_us
     for name, channels in plan.kept.items():
         assert scores[name][list(channels)].min() >= np.sort(scores[name])[::-1][len(channels) - 1]
 
@@ -131,14 +130,14 @@ def test_prediction_counts_calls_overhead_and_frozen_layers(kind):
     total_us = 3.0
     for layer in graph.ops:
         total_us += table.latency_us(layer.key(graph.widths))
-    assert predict_us(graph, {}, table) == pytest.approx(total_us)
+    assert table.predict_us({}) == pytest.approx(total_us)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_budget_below_everything_names_the_smallest_plan(kind):
     graph = graph_of(kind)
     scores, table = scores_of(graph), table_of(graph)
-    smallest_us = min(predict_us(graph, widths, table) for widths in all_plans(graph, table))
+    smallest_us = min(table.predict_us(widths) for widths in all_plans(graph, table))
     with pytest.raises(
         Infeasible, match=rf"budget 9 us is below the smallest plan, {smallest_us:.6g} us .*raise the budget$"
     ):
@@ -317,7 +316,7 @@ def test_a_table_adds_the_predicted_latency(rule):
     graph = graph_of("chain")
     table = table_of(graph)
     plan = rule(graph, scores_of(graph), ratio=0.5, align=2, table=table)
-    assert plan.latency_us == predict_us(graph, plan.widths, table)
+    assert plan.latency_us == table.predict_us(plan.widths)
 
 
 @pytest.mark.parametrize("rule", [uniform, global_threshold])
@@ -340,8 +339,8 @@ def test_nothing_prunable_gives_an_empty_plan(rule):
 def test_a_front_equals_separate_plans(kind):
     graph = graph_of(kind)
     scores, table = scores_of(graph), table_of(graph)
-    smallest_us = min(predict_us(graph, widths, table) for widths in all_plans(graph, table))
-    budgets = [smallest_us + 1e-6, 1e9, *np.linspace(smallest_us, predict_us(graph, {}, table), 9)[1:]]
+    smallest_us = min(table.predict_us(widths) for widths in all_plans(graph, table))
+    budgets = [smallest_us + 1e-6, 1e9, *np.linspace(smallest_us, table.predict_us({}), 9)[1:]]
     front = pareto_front(graph, scores, table, budgets_us=budgets)
     for budget, plan in zip(budgets, front, strict=True):
         alone = solve(graph, scores, table, budget_us=budget)
@@ -355,7 +354,7 @@ def test_a_front_without_budgets_spans_everything():
     scores, table = scores_of(graph), table_of(graph)
     front = pareto_front(graph, scores, table, points=5)
     assert len(front) == 5
-    assert front[0].latency_us == pytest.approx(min(predict_us(graph, w, table) for w in all_plans(graph, table)))
+    assert front[0].latency_us == pytest.approx(min(table.predict_us(w) for w in all_plans(graph, table)))
     assert front[-1].widths == {"a": 8, "b": 6, "c": 8}
     assert [p.score for p in front] == sorted(p.score for p in front)
     with pytest.raises(Infeasible, match="budget 1 us is below"):
@@ -375,17 +374,17 @@ def test_no_other_rule_keeps_more_than_the_joint_plan(kind, share):
     ]
     for plan in plans:
         plan.check(graph)
-        assert plan.latency_us == predict_us(graph, plan.widths, table) <= budget_us
+        assert plan.latency_us == table.predict_us(plan.widths) <= budget_us
         assert plan.score <= best.score * (1 + 1e-9)
 
 
 def test_halp_in_one_step_is_a_knapsack_with_frozen_inputs():
     graph = graph_of("chain")
     scores, table = scores_of(graph), table_of(graph)
-    budget_us = 0.85 * predict_us(graph, {}, table)
+    budget_us = 0.85 * table.predict_us({})
 
     def frozen_us(widths):
-        total_us = predict_us(graph, {}, table)
+        total_us = table.predict_us({})
         for layer in graph.ops:
             made = {**graph.widths, **{name: widths[name] for name, _ in layer.cout.terms if name in widths}}
             key = replace(layer, cin=Extent(layer.cin.at(graph.widths)), cout=Extent(layer.cout.at(made))).key({})

@@ -113,7 +113,7 @@ def test_a_table_of_a_busy_hour_is_measured_again(
     quiet_job, quiet_at = prepared(learned, other, calm)
     measure_table(quiet_job, quiet_at, quiet_at.table.parent)
     truth = Table.open(quiet_at.table)
-    for widths in ({}, *(json.loads(n.widths) for n in truth.networks(graph))):
+    for widths in ({}, *(n.widths for n in truth.networks(graph))):
         assert table.predict_us(graph, widths) == pytest.approx(truth.predict_us(graph, widths), rel=0.03)
 
 

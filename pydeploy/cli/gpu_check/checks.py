@@ -56,14 +56,14 @@ def _table_error(run: CheckedRun) -> str:
     graph = Graph.load(run.at.graph)
     table = Table.open(run.at.table, run.backend.target())
     dense, random = onnx.load(run.at.dense / "model.onnx"), np.random.default_rng(1)
-    choices = table.widths(graph)
+    predictions = table.predictions(graph)
     predicted, measured = [], []
     for number in range(UNSEEN_PLANS):
-        plan = {name: int(random.choice(widths)) for name, widths in choices.items()}
+        plan = {name: int(random.choice(widths)) for name, widths in predictions.widths.items()}
         source = run.folder / f"unseen{number}.onnx"
         onnx.save(resize(dense, graph, plan, random), source)
         measured.append(median_us(run.backend, run.backend.build(source, source.with_suffix(".engine"))))
-        predicted.append(table.predict_us(graph, plan))
+        predicted.append(predictions.predict_us(plan))
     return promises.table(predicted, measured)
 
 

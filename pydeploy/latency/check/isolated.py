@@ -34,8 +34,7 @@ def isolated_us(
     """
     layers: dict[OpKey, Op] = {}
     for plan in plans:
-        full = {**graph.widths, **plan}
-        layers.update({op.key(full): op for op in graph.ops})
+        layers.update(zip(graph.keys(plan), graph.ops, strict=True))
     found: dict[OpKey, float] = {}
     loud: set[OpKey] = set()
     before_us = pace.read()

@@ -9,7 +9,6 @@ networks.
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from pydeploy.latency.check.isolated import isolated_us
 from pydeploy.latency.probes.measure import CHUNK, Lab, Probe, Transform, build, opened, probe_name, sessions, timed
 from pydeploy.latency.table import store
 from pydeploy.latency.table.table import Table
+from pydeploy.timing.ratio import of_limit
 from pydeploy.timing.records import Timing
 from pydeploy.timing.reference import TOLERANCE
 
@@ -153,7 +153,7 @@ def verify(
     began = time.monotonic()
     table.target.require(backend.target(), f"the latency table {table.path}")
     chosen = random_plans(graph, table, plans, seed)
-    predicted = [table.predict_us(graph, plan) for plan in chosen]
+    predicted = [table.predictions(graph).predict_us(plan) for plan in chosen]
     with (
         opened(
             graph, Path(path), backend, table, rounds=rounds, runs=runs, transform=transform, workdir=workdir
@@ -192,24 +192,23 @@ def judged(
 def _line_through(graph: Graph, table: Table, macs: Sequence[int]) -> list[float]:
     """Latency by multiply-accumulates alone: the line that fits the table's own networks best."""
     networks = table.networks(graph)
-    known = [float(graph.macs(json.loads(network.widths))) for network in networks]
+    known = [float(graph.macs(network.widths)) for network in networks]
     slope, start = np.polyfit(known, [network.whole.median_us for network in networks], 1)
     return [float(start + slope * one) for one in macs]
 
 
 def _sum(graph: Graph, plan: Widths, layers: Mapping[OpKey, float]) -> float:
-    full = {**graph.widths, **plan}
-    return sum(layers[op.key(full)] for op in graph.ops)
+    return sum(layers[key] for key in graph.keys(plan))
 
 
 def _anchors(graph: Graph, table: Table, seed: int) -> list[tuple[dict[str, int], float]]:
     """Some of the networks that the table was made from, and what they took; the dense one is timed all the time."""
     level_us = table.reference_us(graph)
-    known: dict[str, float] = {network.widths: network.whole.median_us for network in table.networks(graph)
-                               if not network.whole.disturbed and network.provenance.reference_us == level_us}  # fmt: skip
-    plans = [widths for widths in sorted(known) if {**graph.widths, **json.loads(widths)} != dict(graph.widths)]
+    known = {tuple(sorted(network.plan)): network.whole.median_us for network in table.networks(graph)
+             if not network.whole.disturbed and network.provenance.reference_us == level_us}  # fmt: skip
+    plans = [plan for plan in sorted(known) if graph.at(dict(plan)) != graph.widths]
     chosen = random.Random(seed).sample(plans, min(ANCHORS, len(plans)))  # noqa: S311 (a sample, not a secret)
-    return [(json.loads(widths), known[widths]) for widths in chosen]
+    return [(dict(plan), known[plan]) for plan in chosen]
 
 
 def _measure(
@@ -232,17 +231,14 @@ def _measure(
                        for name, plan in zip(names, plans[start : start + size], strict=True) for build_ in "ab"}  # fmt: skip
             with sessions(lab, engines) as running:
                 timings = timed(lab, {**old, **running})
-            dense = known_us / lab.pace.level_us if known_us else 1.0
-            factor = float(np.median([us / timings[name].median_us for name, us in then.items()] or [dense]))
-            moved = abs(1 / factor - 1) > TOLERANCE
-            found += [
-                (_then(timings[f"{name}-a"], factor, moved), _then(timings[f"{name}-b"], factor, moved))
-                for name in names
-            ]
+            dense = lab.pace.level_us / known_us if known_us else 1.0
+            slowed = float(np.median([of_limit(timings[name], us).value for name, us in then.items()] or [dense]))
+            found += [(_then(timings[f"{name}-a"], slowed), _then(timings[f"{name}-b"], slowed)) for name in names]
             if progress is not None:
                 progress(len(found), len(plans))
     return found
 
 
-def _then(timing: Timing, factor: float, moved: bool) -> Timing:
-    return replace(timing.scaled(factor), disturbed=timing.disturbed or moved)
+def _then(timing: Timing, slowed: float) -> Timing:
+    """What a network would have taken when the table was measured, now that networks take `slowed` times as long."""
+    return replace(timing.scaled(1 / slowed), disturbed=timing.disturbed or abs(slowed - 1) > TOLERANCE)

@@ -38,7 +38,7 @@ def resize(
     fan-in, so that activations neither vanish nor overflow however deep and thin the network is.
     Raises `Mismatch`, naming the node, when shapes contradict each other or the model lacks a layer of `graph`.
     """
-    full = {**graph.widths, **widths}
+    full = graph.at(widths)
     small = onnx.ModelProto()
     small.CopyFrom(model)
     _hoist_constants(small.graph)

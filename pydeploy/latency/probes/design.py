@@ -120,8 +120,7 @@ def _most_informative(graph: Graph, plans: Sequence[dict[str, int]], limit: int)
 
 def plan_keys(graph: Graph, widths: Widths) -> set[OpKey]:
     """Table keys of all layers at `widths` (groups not named stay dense)."""
-    full = {**graph.widths, **widths}
-    return {op.key(full) for op in graph.ops}
+    return set(graph.keys(widths))
 
 
 def op_keys(graph: Graph, op: Op, grid: Grid) -> set[OpKey]:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from pydeploy.backends.base import Backend, Engine, Feeds, Session
 from pydeploy.backends.device import conditions
-from pydeploy.errors import DataError, MissingTiming
+from pydeploy.errors import DataError
 from pydeploy.graph import Graph, OpKey, Widths
 from pydeploy.latency.probes.cut_onnx import resize
 from pydeploy.latency.probes.design import Grid, grid, op_keys, probe_plans
@@ -153,7 +153,7 @@ def _asked(lab: Lab, table: Table, probes: Sequence[Probe]) -> Iterator[tuple[bo
         if other := _flag_other_level(lab, table):
             yield True, _pending(lab.graph, other, table, resume=False)
     for _ in range(AGAIN):
-        loud = [json.loads(network.widths) for network in table.disturbed(lab.graph)]
+        loud = [network.widths for network in table.disturbed(lab.graph)]
         if loud and lab.pace.rests(lab.watch, table.reference_us(lab.graph), PATIENCE_S):
             yield True, _pending(lab.graph, loud, table, resume=False)
 
@@ -354,25 +354,15 @@ def layer_timings(
     }  # fmt: skip
 
 
-def _newest(table: Table, graph: Graph) -> dict[str, store.Network]:
-    return {network.widths: network for network in table.networks(graph)}
-
-
 def _flag_other_level(lab: Lab, table: Table) -> list[Widths]:
     """Flag probes that were measured at another level than the last one; returns their widths."""
-    other = [network for network in _newest(table, lab.graph).values()
+    newest = {network.plan: network for network in table.networks(lab.graph)}
+    other = [network for network in newest.values()
              if network.provenance.reference_us and not lab.pace.near(network.provenance.reference_us)]  # fmt: skip
     store.flag(table.path, [network.provenance.probe for network in other])
-    return [json.loads(network.widths) for network in other]
+    return [network.widths for network in other]
 
 
 def _missing(graph: Graph, chosen: Grid, table: Table) -> tuple[OpKey, ...]:
-    def answered(key: OpKey) -> bool:
-        try:
-            table.lookup(key)
-        except MissingTiming:
-            return False
-        return True
-
     wanted = set().union(*(op_keys(graph, op, chosen) for op in graph.ops))
-    return tuple(sorted(key for key in wanted if not answered(key)))
+    return tuple(sorted(key for key in wanted if table.layers.find(key) is None))

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pydeploy.graph import Graph, Widths
 from pydeploy.latency.table.table import Table
-from pydeploy.timing.records import Target
+from pydeploy.timing.ratio import of_limit
+from pydeploy.timing.records import Target, Timing
 
 BESIDE_INT8 = {"tensorrt": "fp16"}
 """The precision of what an int8 file leaves unquantized, where it is not fp32."""
@@ -30,11 +31,11 @@ def other_table(path: Path, target: Target) -> Table:
     return table
 
 
-def layer_times(graph: Graph, widths: Widths, table: Table, network_us: float) -> dict[str, float]:
-    """Each operator's time in us at `widths`, as the table has it, where the whole network takes `network_us` now.
+def layer_times(graph: Graph, widths: Widths, table: Table, network: Timing) -> dict[str, float]:
+    """Each operator's time in us at `widths`, as the table has it, where the whole network takes `network` now.
 
     Raises `MissingTiming` for a layer or a graph that the table does not hold.
     """
-    full = {**graph.widths, **widths}
-    speed = network_us / table.predict_us(graph, widths)
-    return {op.name: speed * table.latency_us(op.key(full)) for op in graph.ops}
+    predictions, keys = table.predictions(graph), graph.keys(widths)
+    speed = of_limit(network, predictions.predict_us(widths)).value
+    return {op.name: speed * predictions.latency_us(key) for op, key in zip(graph.ops, keys, strict=True)}

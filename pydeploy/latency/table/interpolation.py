@@ -7,7 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from pydeploy.errors import MissingTiming
 from pydeploy.graph import OpKey
+from pydeploy.timing.records import Target
 
 Family = tuple[str, OpKey]
 """Keys that differ only in one width: the name of that width, and the key with the width set to 0."""
@@ -40,10 +42,12 @@ Point = tuple[int, Lookup]
 
 
 class Known:
-    """Measured latencies by key, ordered so that neighbours are found."""
+    """Measured latencies by key, ordered so that neighbours are found. Nothing in it changes."""
 
-    def __init__(self, measured: Mapping[OpKey, Lookup]) -> None:
+    def __init__(self, measured: Mapping[OpKey, Lookup], target: Target, remedy: str) -> None:
+        """`remedy` is the command that measures what is missing."""
         self._measured = measured
+        self._target, self._remedy = target, remedy
         self._families: dict[Family, list[Point]] = defaultdict(list)
         cins: dict[OpKey, set[int]] = defaultdict(set)
         for key, lookup in measured.items():
@@ -57,6 +61,19 @@ class Known:
     def items(self) -> Iterable[tuple[OpKey, Lookup]]:
         """Everything that was measured."""
         return self._measured.items()
+
+    def replaced(self, values: Mapping[OpKey, Lookup]) -> Known:
+        """The same with other values for some keys, or further keys."""
+        return Known({**self._measured, **values}, self._target, self._remedy)
+
+    def lookup(self, key: OpKey) -> Lookup:
+        """Measured, or interpolated strictly between measured widths; otherwise `MissingTiming`."""
+        found = self.find(key)
+        if found is None:
+            raise MissingTiming(
+                f"no timing for {key} on '{self._target}' ({self.neighbours(key)}); run: {self._remedy}"
+            )
+        return found
 
     def find(self, key: OpKey) -> Lookup | None:
         """Measured, or interpolated between measured widths: along one width where possible, else along both."""

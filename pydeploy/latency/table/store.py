@@ -17,11 +17,12 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pydeploy.errors import DataError
-from pydeploy.graph import OpKey
+from pydeploy.graph import OpKey, Widths
 from pydeploy.timing.records import Padding, Target, Timing
 
 SCHEMA = 2
@@ -69,11 +70,16 @@ class Network:
     """One whole network's samples; `layers_us` is the sum of its layers' medians."""
 
     graph: str
-    widths: str
-    """JSON object, keys sorted."""
+    widths: Widths
+    """Of all prunable groups."""
     layers_us: float
     whole: Timing
     provenance: Provenance
+
+    @property
+    def plan(self) -> frozenset[tuple[str, int]]:
+        """`widths` as a key: networks of equal widths are measurements of one network."""
+        return frozenset(self.widths.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +168,8 @@ def append(
 ) -> None:
     """Add all rows in one transaction."""
     formats = [padded_row(one) for one in padded]
-    rows = [(_text(s.key), *_timing(s.timing), *_provenance(s.provenance)) for s in samples]
-    wholes = [(n.graph, n.widths, n.layers_us, *_timing(n.whole), *_provenance(n.provenance)) for n in networks]
+    rows = [tuple(sample_row(s).values()) for s in samples]
+    wholes = [tuple(network_row(n).values()) for n in networks]
     with _connection(path) as connection:
         connection.execute("BEGIN IMMEDIATE")
         connection.executemany("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
@@ -232,17 +238,18 @@ def probes(path: Path) -> set[str]:
 
 def sample_from(row: tuple[Any, ...]) -> Sample:
     key, *rest = row
-    return Sample(OpKey.from_list(json.loads(key)), _as_timing(*rest[:7]), _as_provenance(*rest[7:]))
+    return Sample(_key(str(key)), _as_timing(*rest[:7]), _as_provenance(*rest[7:]))
 
 
 def network_from(row: tuple[Any, ...]) -> Network:
     graph, widths, layers, *rest = row
-    return Network(str(graph), str(widths), float(layers), _as_timing(*rest[:7]), _as_provenance(*rest[7:]))
+    kept = {str(name): int(width) for name, width in json.loads(widths).items()}
+    return Network(str(graph), kept, float(layers), _as_timing(*rest[:7]), _as_provenance(*rest[7:]))
 
 
 def padded_from(row: Iterable[Any]) -> Padded:
     key, cin, cout, probe = row
-    return Padded(OpKey.from_list(json.loads(key)), (int(cin), int(cout)), str(probe))
+    return Padded(_key(str(key)), (int(cin), int(cout)), str(probe))
 
 
 def padded_row(padded: Padded) -> list[Any]:
@@ -267,6 +274,11 @@ def _provenance(provenance: Provenance) -> tuple[str, str, str, str, float]:
     return provenance.source, provenance.probe, provenance.date, provenance.version, provenance.reference_us
 
 
+@lru_cache(maxsize=1 << 16)
+def _key(text: str) -> OpKey:
+    return OpKey.from_list(json.loads(text))
+
+
 def _text(key: OpKey) -> str:
     return json.dumps(key.to_list(), separators=(",", ":"))
 
@@ -284,11 +296,6 @@ def sample_row(sample: Sample) -> dict[str, Any]:
 
 def network_row(network: Network) -> dict[str, Any]:
     """A flat, JSON-ready form, columns in the file's order."""
-    values = (
-        network.graph,
-        network.widths,
-        network.layers_us,
-        *_timing(network.whole),
-        *_provenance(network.provenance),
-    )
+    widths = json.dumps(dict(network.widths), sort_keys=True)
+    values = (network.graph, widths, network.layers_us, *_timing(network.whole), *_provenance(network.provenance))
     return dict(zip(NETWORK_COLUMNS, values, strict=True))

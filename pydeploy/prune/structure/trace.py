@@ -249,7 +249,7 @@ def _on_meta(model: nn.Module, tensors: Mapping[str, Tensor], graph: Graph, plan
             nn.Parameter(meta, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
         )
     made = replaced(model, tensors, small)
-    set_numbers(made, graph.numbers, {**graph.widths, **plan.widths})
+    set_numbers(made, graph.numbers, graph.at(plan.widths))
     return made
 
 

@@ -36,7 +36,7 @@ def apply(model: nn.Module, graph: Graph, plan: Plan, *, means: Means | None = N
         if means is not None:
             new |= shifted(model, tensors, kept, new, means, threads)
         small = replaced(model, tensors, new)
-        set_numbers(small, graph.numbers, {**graph.widths, **plan.widths})
+        set_numbers(small, graph.numbers, graph.at(plan.widths))
     return small
 
 

@@ -158,7 +158,7 @@ def _of_int8(job: Job, dense: ModelResult, lost: float) -> tuple[str, ...]:
 
 
 def _layers(graph: Graph, plan: Plan, times: dict[str, Any]) -> tuple[Layer, ...]:
-    before, after = graph.widths, {**graph.widths, **plan.widths}
+    before, after = graph.widths, graph.at(plan.widths)
 
     def median(model: str, op: str) -> float | None:
         found = times[model].get(op)
@@ -171,7 +171,7 @@ def _layers(graph: Graph, plan: Plan, times: dict[str, Any]) -> tuple[Layer, ...
 
 
 def _groups(graph: Graph, plan: Plan) -> tuple[GroupWidth, ...]:
-    after = {**graph.widths, **plan.widths}
+    after = graph.at(plan.widths)
     return tuple(GroupWidth(name=g.name, before=g.width, after=after[g.name], frozen=g.frozen) for g in graph.groups)
 
 
@@ -197,7 +197,7 @@ def _disturbances(at: Artefacts) -> tuple[str, ...]:
     table, tried, loud = _table(at), read_rounds(at.search), disturbed(at)
     found = []
     if table.disturbed:
-        networks = len({network.widths for network in Table.open(at.table).networks(Graph.load(at.graph))})
+        networks = len({network.plan for network in Table.open(at.table).networks(Graph.load(at.graph))})
         found.append(f"other load disturbed {table.disturbed} of the {networks} networks of the latency table")
     if rounds := sum(one.disturbed for one in tried):
         found.append(f"other load disturbed every measurement of {rounds} of the {len(tried)} plans of the search")

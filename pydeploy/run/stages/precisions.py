@@ -198,7 +198,7 @@ def _times(job: Job, at: Artefacts, pair: Pair) -> tuple[Times, str]:
         tables = {"float": other, "int8": own} if job.backend.precision == "int8" else {"float": own, "int8": other}
         widths, now = Plan.load(at.plan).widths, measure_engines(pair.engines())
         try:
-            return {side: layer_times(graph, widths, table, now[side].median_us)
+            return {side: layer_times(graph, widths, table, now[side])
                     for side, table in tables.items()}, "latency tables"  # fmt: skip
         except MissingTiming as error:
             job.console.say(f"mixed: the engines tell the layers' times, not the latency tables: {error}")

@@ -15,6 +15,7 @@ from pydeploy.backends.base import Engine
 from pydeploy.errors import ConfigError, Infeasible
 from pydeploy.files import read_json, write_json
 from pydeploy.graph import Graph
+from pydeploy.latency.table.predictions import Predictions
 from pydeploy.latency.table.table import Table
 from pydeploy.plan import Plan, Scores
 from pydeploy.planning.next_plans import Built, next_plans
@@ -26,7 +27,7 @@ from pydeploy.run.stages.engines import build_engine, layer_profile
 from pydeploy.run.stages.rounds import Budget, RoundResult, read_rounds, typical, write_round
 from pydeploy.run.stages.scoring import read_scores
 from pydeploy.run.stages.table import measured_table
-from pydeploy.timing.ratio import Ratio
+from pydeploy.timing.ratio import Ratio, of_limit
 from pydeploy.timing.records import Profile, Timing
 
 SLACK = 0.03
@@ -41,7 +42,9 @@ REFUSED = "refused.json"
 class Planner(Protocol):
     """A rule that makes a plan for a budget: `solve.solve`, or one of `baselines` to compare it with."""
 
-    def __call__(self, graph: Graph, scores: Scores, table: Table, /, *, budget_us: float, min_width: int) -> Plan: ...
+    def __call__(
+        self, graph: Graph, scores: Scores, known: Predictions, /, *, budget_us: float, min_width: int
+    ) -> Plan: ...
 
 
 def search(job: Job, at: Artefacts, budget: Budget, here: Path, planner: Planner = solve) -> list[RoundResult]:
@@ -168,14 +171,15 @@ class _Bench:
         self.graph = Graph.load(at.graph)
         self.scores = read_scores(at.scores)
         self.table = Table.open(at.table, job.backend.target())
+        self.predictions = self.table.predictions(self.graph)
         self.model = model_of(job, at.dense_weights)
         self.dense = Engine.load(at.dense / "model.engine")
         self.level_us = self.table_level_us = self.table.reference_us(self.graph)
         self._take_speed()
-        self.table_dense_us = self.table.predict_us(self.graph, self.graph.widths)
+        self.table_dense_us = self.predictions.predict_us({})
 
     def _take_speed(self) -> None:
-        """Where the computer does not come to the speed at which the table was measured, the table is taken to its."""
+        """Where the computer does not come to the speed at which the table was measured, predictions are rescaled to the present."""
         if self.level_us is None or not self.job.backend.target().measured:
             return
         now_us = prevailing_us(self.job.backend, self.dense, self.level_us)
@@ -185,7 +189,7 @@ class _Bench:
             inside = layer_profile(self.job, self.dense, self.graph)
             if loud := inside.disturbed_layers:
                 self.job.console.say(f"other load disturbed {loud} of these {len(inside.layers)} layers")
-            self.table = self.table.at_speed(self.graph, inside.scaled(now_us / inside.whole.median_us))
+            self.predictions = self.predictions.at_speed(inside.scaled(1 / of_limit(inside.whole, now_us).value))
             self.level_us = now_us
 
     def doubt(self, tried: Sequence[RoundResult], *, met: bool) -> str:
@@ -248,17 +252,18 @@ def _next_plans(bench: _Bench, planner: Planner, tried: Sequence[RoundResult]) -
     settings = bench.job.config.prune
     budget_us = bench.budget.of(bench.table_dense_us)
 
-    def rule(table: Table, widths: Mapping[str, Sequence[int]], share: float) -> Plan:
+    def rule(known: Predictions, widths: Mapping[str, Sequence[int]], share: float) -> Plan:
         make = partial(solve, widths=widths) if planner is solve else planner
-        return make(bench.graph, bench.scores, table, budget_us=share * budget_us, min_width=settings.min_width)
+        return make(bench.graph, bench.scores, known, budget_us=share * budget_us, min_width=settings.min_width)
 
     built = [Built(one.number, one.plan, one.tried, bench.at_table_speed(one)) for one in tried]
-    return next_plans(rule, bench.graph, bench.table, 1 - settings.headroom, built)
+    return next_plans(rule, bench.predictions, 1 - settings.headroom, built)
 
 
 def _smallest_plan(bench: _Bench) -> Plan:
     """The cheapest plan by the table as it was measured."""
-    return pareto_front(bench.graph, bench.scores, bench.table, points=2, min_width=bench.job.config.prune.min_width)[0]
+    settings = bench.job.config.prune
+    return pareto_front(bench.graph, bench.scores, bench.predictions, points=2, min_width=settings.min_width)[0]
 
 
 def _try(
@@ -281,7 +286,7 @@ def _try(
         return _result(bench, number, name, plan, inside, taken, times[name], times["dense"])
 
     again = [result(one.number, one.name, one.plan, one.profile, one.taken) for one in tried]
-    inside = {name: layer_profile(bench.job, engines[name], bench.graph) for name in new}
+    inside = {name: layer_profile(bench.job, engines[name], bench.graph, times[name]) for name in new}
     return again + [result(number, name, plan, inside[name]) for name, plan in new.items()]
 
 
@@ -290,7 +295,7 @@ def _result(
     dense: Timing,
 ) -> RoundResult:  # fmt: skip
     """A plan that took `before` in earlier rounds and `whole` in this one, in which the dense engine took `dense`."""
-    speed = 1.0 if bench.budget.share is None else dense.median_us / bench.table_dense_us
+    speed = 1.0 if bench.budget.share is None else of_limit(dense, bench.table_dense_us).value
     limit_us = bench.budget.of(dense.median_us)
     taken = (*before, bench.budget.used(whole, dense))
     now = whole.scaled(typical(taken) * limit_us / whole.median_us)

@@ -28,7 +28,7 @@ def fill_table(job: Job, graph: Graph, onnx: Path, here: Path) -> None:
     """``table.sqlite`` and ``facts.json``. What an interrupted measurement left is kept and completed."""
     started = time.monotonic()
     table = measured_table(job, graph, onnx, here)
-    facts = {"probes": len({network.widths for network in table.networks(graph)}),
+    facts = {"probes": len({network.plan for network in table.networks(graph)}),
              "keys": len({row.key for row in table.rows()}), "disturbed": len(table.disturbed(graph)),
              "seconds": time.monotonic() - started}  # fmt: skip
     write_json(here / "facts.json", facts)
