@@ -32,12 +32,12 @@ from pydeploy.run.pipeline import run, stages_of
 from pydeploy.run.stages import precisions
 from pydeploy.run.stages import search as search_module
 from pydeploy.run.stages.comparison import PLANNERS, wanted
-from pydeploy.run.stages.engines import build_dense
+from pydeploy.run.stages.engines import build_dense, layer_profile
 from pydeploy.run.stages.rounds import Budget, read_rounds
 from pydeploy.run.stages.search import best_plan, search
 from pydeploy.run.stages.table import measure_table
 from pydeploy.timing import reference as pace
-from pydeploy.timing.records import Target, Timing
+from pydeploy.timing.records import Profile, Target, Timing
 from pydeploy.timing.rounds import unwatched
 from quiet import Quiet
 from report_facts import used
@@ -415,6 +415,7 @@ class Busy:
         self.surveys, self.until, self.passes, self.measure = 0, until, 0, search_module.measure_at_level
         monkeypatch.setattr(search_module, "prevailing_us", self.prevailing_us)
         monkeypatch.setattr(search_module, "measure_at_level", self.measured)
+        monkeypatch.setattr(search_module, "layer_profile", self.layers)
         monkeypatch.setattr(search_module, "comes_to_rest", lambda *_: True)
         monkeypatch.setattr(engines, "Watch", unwatched)
 
@@ -422,11 +423,19 @@ class Busy:
         self.surveys += 1
         return level_us * (1 if self.surveys >= self.until else 2)
 
+    @property
+    def factor(self) -> float:
+        return 1.0 if self.surveys >= self.until else 1.5**self.passes
+
     def measured(self, engines: dict[str, Any], level_us: float | None) -> dict[str, Timing]:
         self.passes += 1
-        factor = 1.0 if self.surveys >= self.until else 1.5**self.passes
         times = self.measure(engines, level_us)
-        return {name: timing if name == "dense" else timing.scaled(factor) for name, timing in times.items()}
+        return {name: timing if name == "dense" else timing.scaled(self.factor) for name, timing in times.items()}
+
+    def layers(self, job: Any, engine: Any, graph: Graph, whole: Timing | None = None) -> Profile:
+        if whole is None:
+            return layer_profile(job, engine, graph)
+        return layer_profile(job, engine, graph, whole.scaled(1 / self.factor)).scaled(self.factor)
 
 
 @pytest.mark.parametrize("returns", [True, False])
