@@ -140,7 +140,8 @@ def counted(model: Any, graph: Any, inputs: tuple[Any, ...]) -> tuple[dict[str, 
 
 def unread(model: Any, inputs: tuple[Any, ...]) -> set[str]:
     """Weights of convolutions from whose results no other convolution or linear layer computes anything."""
-    from pydeploy.prune.structure.propagate import Decisions, follow
+    from pydeploy.prune.structure.decisions import Decisions
+    from pydeploy.prune.structure.propagate import follow
     from pydeploy.prune.structure.recording import record
     from pydeploy.prune.structure.running import Example
     from pydeploy.prune.surgery.surroundings import Surroundings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -28,3 +29,18 @@ def impatient() -> Iterator[None]:
         patch.setattr("pydeploy.profiling.engines.TRIES", 1)
         patch.setattr("pydeploy.run.stages.search.RETURN_S", 1.0)
         yield
+
+
+class Faults(logging.Handler):
+    """What users find in their logs fails a test: an operator rule that met what it was not written for."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise AssertionError(record.getMessage()) from (record.exc_info[1] if record.exc_info else None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def faults() -> Iterator[None]:
+    logger, handler = logging.getLogger("pydeploy.prune.structure"), Faults(logging.ERROR)
+    logger.addHandler(handler)
+    yield
+    logger.removeHandler(handler)

@@ -48,11 +48,7 @@ FLOORS = (
 """Rooms of ``pydeploy`` from the ground up, longest prefix wins. A module imports from its own floor or from lower ones,
 in `TYPE_CHECKING` blocks and functions too; on one floor there are no circles."""
 
-OPEN = {
-    ("pydeploy.prune.structure.rules.elementwise", "pydeploy.prune.structure.propagate"),
-    ("pydeploy.prune.structure.rules.layers", "pydeploy.prune.structure.propagate"),
-    ("pydeploy.prune.structure.rules.rearrange", "pydeploy.prune.structure.propagate"),
-}
+OPEN: set[tuple[str, str]] = set()
 """Arrows that still point up; a new one fails, and so does one of these that is gone."""
 
 RANKS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

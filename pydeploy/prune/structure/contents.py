@@ -6,44 +6,15 @@ their entries are equal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+from pydeploy.prune.structure.axis_maps import MOVES, axis_maps
 from pydeploy.prune.structure.layout import Layout
+from pydeploy.prune.structure.operators import ALIKE, EVEN, FILLED, KINDS, ZEROS
 from pydeploy.prune.structure.params import ParamView
 from pydeploy.prune.structure.tape import Call, Value
-
-MADE = frozenset(
-    ("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like",
-     "full_like", "empty_like", "scalar_tensor", "rand", "randn", "rand_like", "randn_like")
-)  # fmt: skip
-"""Make a tensor of equal entries, or of random ones: one channel of it is like another."""
-_ZEROS = frozenset(("zeros", "zeros_like", "new_zeros", "zero"))
-_FILLED = {"full": 1, "full_like": 1, "new_full": 2, "fill": 1}
-"""Place of the value among the arguments."""
-_SHAPED = (
-    "clone contiguous detach alias lift_fresh _to_copy to view _unsafe_view reshape _reshape_alias flatten squeeze unsqueeze "
-    "permute transpose t expand repeat slice select split split_with_sizes chunk unbind index_select roll flip narrow"
-)
-_ZERO_AT_ZERO = (
-    "relu leaky_relu elu selu celu gelu silu mish hardswish tanh erf sin atan expm1 log1p softshrink hardshrink neg abs sqrt "
-    "square sign trunc ceil floor round"
-)
-_EVEN = frozenset(
-    f"{_SHAPED} {_ZERO_AT_ZERO} add sub mul div pow rsub sigmoid exp log rsqrt reciprocal clamp clamp_min clamp_max hardtanh "
-    "softplus hardsigmoid fill zero maximum minimum mean amax amin sum eq ne lt le gt ge logical_not where masked_fill".split(
-        " "
-    )
-)
-"""Operators that make equal entries of equal entries."""
-_ZERO_KEEPING = frozenset(
-    f"{_SHAPED} {_ZERO_AT_ZERO} sum mean amax amin cat stack zero native_dropout dropout pixel_shuffle pixel_unshuffle channel_shuffle "
-    "native_channel_shuffle max_pool2d_with_indices avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d "
-    "reflection_pad2d replication_pad2d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d maximum minimum".split(
-        " "
-    )
-)
-"""Operators whose result is zero where all their arguments are."""
+from pydeploy.prune.structure.zeros import stays_zero
 
 
 @dataclass
@@ -62,22 +33,25 @@ class Contents:
     def note(self, call: Call, layouts: Mapping[Value, Layout], views: Mapping[Value, ParamView]) -> None:
         """Facts about the results of a call, once their layouts are known."""
         inputs = call.inputs
-        even = call.op in _EVEN and bool(inputs) and all(value in self.uniform for value in inputs)
-        if even or call.op in MADE:
+        if call.op in ALIKE or (call.op in EVEN and inputs and all(value in self.uniform for value in inputs)):
             self.uniform.update(call.outs)
-        filled = call.op in _FILLED and call.args[_FILLED[call.op]] == 0
-        if call.op in _ZEROS or filled or (inputs and _zero(call, self.nothing.__contains__)):
+        filled = call.op in FILLED and call.args[FILLED[call.op]] == 0
+        if call.op in ZEROS or filled or (self.nothing and stays_zero(call.op, call.args, self.nothing.__contains__)):
             self.nothing.update(call.outs)
-        if (
-            call.op in _EVEN
-            and len(inputs) == 1
-            and inputs[0] in self.repeated
-            and inputs[0].shape == call.outs[0].shape
-        ):
-            self.repeated[call.outs[0]] = self.repeated[inputs[0]]
+        self._note_repeated(call)
         labelled = [out for out in call.outs if out in layouts]
-        if labelled and (_zero(call, self._silent) or self._layer(call, views)):
+        if labelled and (stays_zero(call.op, call.args, self._silent) or self._layer(call, views)):
             self.silent.update(labelled)
+
+    def _note_repeated(self, call: Call) -> None:
+        kind = KINDS.get(call.op, "")
+        known = self.repeated.get(call.inputs[0], set()) if len(call.inputs) == 1 else set()
+        if kind in MOVES and (known or kind in ("expand", "repeat")):
+            source = call.inputs[0]
+            for out, how in zip(call.outs, axis_maps(call.op, call.args, call.outs) or (), strict=False):
+                self.repeated[out] = how.repeated(source.shape, known)
+        elif known and call.op in EVEN and call.inputs[0].shape == call.outs[0].shape:
+            self.repeated[call.outs[0]] = known
 
     def _silent(self, value: Value) -> bool:
         return value in self.silent or value in self.nothing
@@ -96,33 +70,3 @@ class Contents:
             facts.difference_update(values)
         for value in values:
             self.repeated.pop(value, None)
-
-
-def _zero(call: Call, zero: Callable[[Value], bool]) -> bool:
-    """Whether entries of the result are zero where those of the arguments that are `zero` are."""
-    if call.op == "mul":
-        return any(map(zero, call.inputs))
-    if call.op == "div":
-        return isinstance(call.args[0], Value) and zero(call.args[0])
-    if call.op == "pow":
-        power = call.args[1]
-        return isinstance(call.args[0], Value) and zero(call.args[0]) and isinstance(power, int | float) and power > 0
-    if call.op in ("add", "sub"):
-        return all(isinstance(arg, Value) and zero(arg) for arg in call.args[:2])
-    if call.op in ("hardtanh", "clamp", "clamp_min", "clamp_max"):
-        low, high = _bounds(call)
-        return zero(call.args[0]) and low <= 0 <= high
-    if call.op == "constant_pad_nd":
-        return zero(call.args[0]) and not call.args[2]
-    return call.op in _ZERO_KEEPING and bool(call.inputs) and all(map(zero, call.inputs))
-
-
-def _bounds(call: Call) -> tuple[float, float]:
-    """Limits of a clamp; one that is a tensor is unknown."""
-    given = [
-        arg if isinstance(arg, (int, float)) else float("nan") if arg is not None else None for arg in call.args[1:3]
-    ]
-    low, high = (*given, None, None)[:2]
-    if call.op == "clamp_max":
-        low, high = None, low
-    return (-float("inf") if low is None else low), (float("inf") if high is None else high)

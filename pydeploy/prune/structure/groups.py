@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydeploy.errors import ConfigError, nearest
 from pydeploy.graph import Extent, Graph, Group, Op, Slice
 from pydeploy.prune.structure.layout import UNUSED, Atoms, Labels
-from pydeploy.prune.structure.propagate import RawOp, Tracer
+from pydeploy.prune.structure.state import RawOp, Tracer
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pydeploy.graph import ROLES
+from pydeploy.prune.structure.axis_maps import AxisMap
 
 Labels = NDArray[np.int64]
 """Atom of each entry along one axis; `FIXED` where no channel lies."""
@@ -170,23 +171,19 @@ Choose = Callable[[Sequence[int]], int]
 """Picks the axis that stays free where a reshape splits a channel axis into several."""
 
 
-def reshaped(
-    atoms: Atoms, layout: Layout, before: tuple[int, ...], after: tuple[int, ...], choose: Choose
-) -> Layout | None:
-    """Layout after a reshape. Where a channel axis is split, all but one of the new axes keep their sizes: channels are
-    united along those. None when nothing is labelled any more.
+def moved(atoms: Atoms, layout: Layout, how: AxisMap, choose: Choose) -> Layout:
+    """Layout after entries were moved. Where a channel axis is split, all but one of the new axes keep their sizes: channels are
+    united along those.
     """
-    for inner, outer in blocks(before, after):
-        if layout.axis not in inner:
-            continue
-        shape = [before[axis] for axis in inner]
-        aligned = layout.atoms.reshape([-1 if axis == layout.axis else 1 for axis in inner])
-        grid = np.broadcast_to(aligned, shape).reshape([after[axis] for axis in outer])
-        return along_one_axis(atoms, grid, outer, choose)
-    return None
+    axes, grid = how.carry(layout.axis, layout.atoms)
+    if not axes:
+        raise Unknown("takes single channels")
+    if len(axes) > 1:
+        return along_one_axis(atoms, grid, axes, choose)
+    return layout if grid is layout.atoms and axes[0] == layout.axis else Layout(axes[0], np.ascontiguousarray(grid))
 
 
-def along_one_axis(atoms: Atoms, grid: Labels, axes: Sequence[int], choose: Choose) -> Layout | None:
+def along_one_axis(atoms: Atoms, grid: Labels, axes: Sequence[int], choose: Choose) -> Layout:
     """`grid` holds the atom of every entry over `axes`; unite until the atoms depend on one axis only."""
     roots = atoms.roots(grid)
     varying = [i for i in range(grid.ndim) if (roots != roots.take([0], axis=i)).any()]
@@ -197,33 +194,3 @@ def along_one_axis(atoms: Atoms, grid: Labels, axes: Sequence[int], choose: Choo
     if len(varying) > 1:
         atoms.unite(grid, grid[first])
     return Layout(axes[free], np.ascontiguousarray(grid[first].ravel()))
-
-
-def blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
-    """Smallest runs of axes with equal products that a reshape maps onto each other.
-
-    >>> blocks((2, 3, 4, 5), (2, 12, 5))
-    [([0], [0]), ([1, 2], [1]), ([3], [2])]
-    """
-    if 0 in before:
-        raise Unknown("a tensor without entries is reshaped")
-    result: list[tuple[list[int], list[int]]] = []
-    i = j = 0
-    while i < len(before) or j < len(after):
-        inner, outer = list(range(i, min(i + 1, len(before)))), list(range(j, min(j + 1, len(after))))
-        i, j = i + len(inner), j + len(outer)
-        left, right = _product(before, inner), _product(after, outer)
-        while left != right:
-            if left < right and i < len(before):
-                inner.append(i)
-                i += 1
-            else:
-                outer.append(j)
-                j += 1
-            left, right = _product(before, inner), _product(after, outer)
-        result.append((inner, outer))
-    return result
-
-
-def _product(shape: tuple[int, ...], axes: list[int]) -> int:
-    return int(np.prod([shape[axis] for axis in axes], dtype=np.int64))

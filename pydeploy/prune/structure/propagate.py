@@ -1,324 +1,158 @@
-"""Layouts and parameter origins of every value of a tape: the state that operator rules read and change."""
+"""Layouts and parameter origins move through the calls of a tape, one rule per operator."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import EllipsisType
-from typing import Any
 
 import numpy as np
 
-from pydeploy.prune.structure.contents import Contents
-from pydeploy.prune.structure.decisions import FREE, Decisions
-from pydeploy.prune.structure.layout import FIXED, UNUSED, Atoms, Labels, Layout, Unknown
-from pydeploy.prune.structure.params import SEVERAL, Origin, ParamView, derived, several, whole
-from pydeploy.prune.structure.rules.elementwise import RULES
-from pydeploy.prune.structure.tape import Call, Site, Tape, Value
+from pydeploy.prune.structure.decisions import Decisions
+from pydeploy.prune.structure.layout import FIXED, Layout, Unknown
+from pydeploy.prune.structure.operators import FOLDED
+from pydeploy.prune.structure.params import derived, whole
+from pydeploy.prune.structure.rules import RULES
+from pydeploy.prune.structure.state import Tracer
+from pydeploy.prune.structure.tape import Call, Tape, Value
 from pydeploy.prune.structure.used import used
 
+_LOG = logging.getLogger(__name__)
+
+
+def follow(tape: Tape, decisions: Decisions) -> Tracer:
+    """The state after all calls of `tape`; what comes out at the end is frozen."""
+    tracer = Tracer(decisions, used=used(tape))
+    writes = _Writes(tracer, tape)
+    for run in tape.runs:
+        tracer.batch = run.example.batch
+        for index in range(run.begin, run.end):
+            tracer.call = tape.calls[index]
+            _step(tracer, writes, index, tracer.call)
+        tracer.timed = tracer.timed or len(tracer.ops)
+    for value in tape.outputs:
+        tracer.freeze(value, "model output")
+    for value, reason in tape.outside:
+        tracer.freeze(value, reason)
+    return tracer
+
+
+def _step(tracer: Tracer, writes: _Writes, index: int, call: Call) -> None:
+    for value in call.inputs:
+        if value.param and value not in tracer.views:
+            tracer.views[value] = whole(value)
+    count = len(tracer.ops)
+    try:
+        if not _params_only(tracer, call):
+            _apply(tracer, call)
+    except Unknown as unknown:
+        _give_up(tracer, call, str(unknown))
+    except Exception as fault:
+        _LOG.exception(
+            "a fault in pydeploy's rule for %s, which therefore stays whole; please report it", call.location
+        )
+        _give_up(tracer, call, f"a fault in pydeploy's rule ({fault!r})")
+    tracer.contents.note(call, tracer.layouts, tracer.views)
+    writes.account(index, call)
+    if index in tracer.decisions.pairs:
+        found = (tracer.layouts.get(value) for value in (*call.inputs, *call.outs))
+        tracer.pairs += [layout.atoms for layout in found if layout is not None]
+    stop = tracer.decisions.blocked.get(index)
+    for value in (*call.inputs, *call.outs) if stop else ():
+        tracer.freeze(value, f"{call.location}: {stop}")
+    if len(tracer.ops) == count and tracer.ops and call.op not in FOLDED:
+        tracer.ops[-1].tail.append(call.op)
+
+
+def _params_only(tracer: Tracer, call: Call) -> bool:
+    """Follow parameters through the views and the arithmetic that layers do on them before use."""
+    views, layouts = tracer.views, tracer.layouts
+    if not any(v in views for v in call.inputs) or any(v in layouts for v in call.inputs) or not call.outs:
+        return False
+    made = derived(call.op, views, call.args, call.outs)
+    views.update(made)
+    return bool(made)
+
+
+def _apply(tracer: Tracer, call: Call) -> None:
+    rule = RULES.get(call.op)
+    if rule is None:
+        if any(v in tracer.layouts or v in tracer.views for v in call.inputs):
+            raise Unknown("no rule for this operator")
+        return
+    tracer.bound.clear()
+    made = rule(tracer, call)
+    for value in call.inputs:
+        if value in tracer.views and value not in tracer.bound:
+            tracer.bind(value, {})
+    results: Sequence[Layout | None] = [made] if made is None or isinstance(made, Layout) else made
+    for out, layout in zip(call.outs, results, strict=False):
+        _set(tracer, out, layout)
+
+
+def _set(tracer: Tracer, out: Value, layout: Layout | None) -> None:
+    if layout is None or not (layout.atoms != FIXED).any():
+        return
+    if len(layout.atoms) != out.shape[layout.axis]:
+        raise Unknown(f"{len(layout.atoms)} channels on an axis of {out.shape[layout.axis]}")
+    if len(layout.atoms) == 1:
+        tracer.atoms.freeze(layout.atoms, "the only channel")
+        return
+    tracer.layouts[out] = layout
+
+
+def _give_up(tracer: Tracer, call: Call, why: str) -> None:
+    """Freeze every channel and parameter that went in; what came out carries none."""
+    for value in call.inputs:
+        tracer.freeze(value, f"{call.location}: {why}")
+    for out in call.outs:
+        tracer.layouts.pop(out, None)
+        tracer.views.pop(out, None)
+
+
+_PARTLY = "writes into a part of another tensor; make a new one instead (torch.cat, torch.where)"
+
 
 @dataclass
-class RawOp:
-    """A recorded layer, its channels still as atoms; `h`, `w` are the output's height and width."""
+class _Writes:
+    """Which values share memory, to tell writes into a part of a tensor from those into a whole one."""
 
-    kind: str
-    weight: str
-    incoming: Labels | None
-    outgoing: Labels
-    cin: int
-    h: int
-    w: int
-    facts: Mapping[str, Any]
-    used: bool
-    """Engines run it (see `pydeploy.prune.structure.used`)."""
-    tail: list[str] = field(default_factory=list)
-
-    @property
-    def layer(self) -> str:
-        return self.weight.removesuffix(".weight")
-
-
-NO_ROLES: Mapping[int, str] = {}
-_NORMED = "a weight's norm or statistics run over its kept entries"
-Bound = Labels | None | EllipsisType
-
-_HIDDEN = frozenset({"empty", "detach", "alias", "t", "view", "_unsafe_view", "reshape", "permute", "transpose", "unsqueeze",
-                     "squeeze", "expand", "native_batch_norm", "_native_batch_norm_legit_no_training", "dropout",
-                     "native_dropout", "lift_fresh", "clone", "contiguous", "_to_copy", "select", "slice", "split", "unbind",
-                     "zeros", "ones", "full", "arange", "new_zeros"})  # fmt: skip
-"""Operators that an engine folds away, so they do not appear in a layer's tail."""
-
-
-@dataclass
-class Tracer:
-    """What is known after some calls of a tape."""
-
-    decisions: Decisions
-    batch: int = 1
-    atoms: Atoms = field(default_factory=Atoms)
-    ops: list[RawOp] = field(default_factory=list)
-    layouts: dict[Value, Layout] = field(default_factory=dict)
-    views: dict[Value, ParamView] = field(default_factory=dict)
-    contents: Contents = field(default_factory=Contents)
-    choices: dict[Site, int] = field(default_factory=dict)
-    """Number of axes that could stay free, at each site where there were several."""
-    call: Call | None = None
-    bound: set[Value] = field(default_factory=set)
-    """Inputs of this call whose parameters were placed."""
-    pairs: list[Labels] = field(default_factory=list)
-    """Channels of which two must stay."""
-    last_read: dict[Value, int] = field(default_factory=dict)
+    tracer: Tracer
+    tape: Tape
+    last_read: dict[Value, int] = field(init=False)
     """Number of the last call that reads a value."""
     parts: dict[Value, list[Value]] = field(default_factory=dict)
     """Views so far, by the value whose memory they share."""
     wholes: set[Value] = field(default_factory=set)
     """What operators made in place of whole tensors."""
-    timed: int = 0
-    """How many of the layers ran in the first run: the ones that cost time, where they are used."""
-    used: set[int] = field(default_factory=set)
-    """`id` of every call on the way from the inputs to the outputs."""
 
-    def follow(self, tape: Tape) -> None:
-        """Move layouts through all calls; what comes out at the end is frozen."""
-        self.last_read = {value: index for index, call in enumerate(tape.calls) for value in call.inputs}
-        self.last_read |= dict.fromkeys(tape.outputs, len(tape.calls))
-        self.used = used(tape)
-        for run in tape.runs:
-            self.batch = run.example.batch
-            for index in range(run.begin, run.end):
-                self.call = call = tape.calls[index]
-                self._step(index, call)
-                for out in call.outs:
-                    if out.base is not None:
-                        self.parts.setdefault(out.base, []).append(out)
-            self.timed = self.timed or len(self.ops)
-        for value in tape.outputs:
-            self.freeze(value, "model output")
-        for value, reason in tape.outside:
-            self.freeze(value, reason)
+    def __post_init__(self) -> None:
+        self.last_read = {value: index for index, call in enumerate(self.tape.calls) for value in call.inputs}
+        self.last_read |= dict.fromkeys(self.tape.outputs, len(self.tape.calls))
 
-    def _step(self, index: int, call: Call) -> None:
-        for value in call.inputs:
-            if value.param and value not in self.views:
-                self.views[value] = whole(value)
-        count = len(self.ops)
-        stop = self.decisions.blocked.get(index)
-        try:
-            if not self._params_only(call):
-                self._apply(call)
-        except (Unknown, ValueError, IndexError, TypeError, KeyError, AttributeError) as error:
-            # A rule that meets arguments it was not written for must freeze, not fail.
-            self._give_up(call, str(error) if isinstance(error, Unknown) else f"unusual arguments ({error!r})")
-        self.contents.note(call, self.layouts, self.views)
-        self._account_for_writes(index, call)
-        if index in self.decisions.pairs:
-            self.pairs += [self.layouts[value].atoms for value in (*call.inputs, *call.outs) if value in self.layouts]
-        for value in (*call.inputs, *call.outs) if stop else ():
-            self.freeze(value, f"{call.location}: {stop}")
-        if len(self.ops) == count and self.ops and call.op not in _HIDDEN:
-            self.ops[-1].tail.append(call.op)
-
-    def _params_only(self, call: Call) -> bool:
-        """Follow parameters through the views and the arithmetic that layers do on them before use."""
-        inputs = call.inputs
-        if not any(v in self.views for v in inputs) or any(v in self.layouts for v in inputs) or not call.outs:
-            return False
-        if call.op in SEVERAL:
-            self.views.update(made := several(call.op, self.views, call.args, call.outs))
-            return bool(made)
-        view = derived(call.op, self.views, call.args, call.outs[0])
-        if view is None:
-            return False
-        self.views[call.outs[0]] = view
-        return True
-
-    def _apply(self, call: Call) -> None:
-        inputs = call.inputs
-        rule = RULES.get(call.op)
-        labelled = any(v in self.layouts for v in inputs)
-        if rule is None:
-            if labelled or any(v in self.views for v in inputs):
-                raise Unknown("no rule for this operator")
-            return
-        self.bound.clear()
-        made = rule(self, call)
-        for value in inputs:
-            if value in self.views and value not in self.bound:
-                self.bind(value, {})
-        results: Sequence[Layout | None] = made if isinstance(made, list) else [made]
-        for out, layout in zip(call.outs, results, strict=False):
-            self._set(out, layout)
-
-    def _set(self, out: Value, layout: Layout | None) -> None:
-        if layout is None or not (layout.atoms != FIXED).any():
-            return
-        if len(layout.atoms) != out.shape[layout.axis]:
-            raise Unknown(f"{len(layout.atoms)} channels on an axis of {out.shape[layout.axis]}")
-        if len(layout.atoms) == 1:
-            self.atoms.freeze(layout.atoms, "the only channel")
-            return
-        self.layouts[out] = layout
-
-    def _give_up(self, call: Call, why: str) -> None:
-        """Freeze every channel and parameter that went in; what came out carries none."""
-        reason = f"{call.location}: {why}"
-        for value in call.inputs:
-            self.freeze(value, reason)
-        for out in call.outs:
-            self.layouts.pop(out, None)
-            self.views.pop(out, None)
-
-    def freeze(self, value: Value, reason: str) -> None:
-        layout, view = self.layouts.get(value), self.views.get(value)
-        if layout is not None:
-            self.atoms.freeze(layout.atoms, reason)
-        for origin in view.origins if view is not None else ():
-            self._freeze_origin(origin, reason)
-
-    def _freeze_origin(self, origin: Origin, reason: str) -> None:
-        """A parameter used in an unknown way: whatever channels lie in it now or later must stay."""
-        if not origin.param:
-            return
-        entries = np.unique(origin.entries[origin.entries >= 0])
-        atoms = self.atoms.fresh(len(entries))
-        self.atoms.freeze(atoms, reason)
-        self.atoms.place(*origin.place, origin.size, entries, atoms)
-
-    def _account_for_writes(self, index: int, call: Call) -> None:
+    def account(self, index: int, call: Call) -> None:
         """Writing channels into a part of another tensor: the whole keeps no account of them, so they must stay. The same for the
         parts of a tensor that is written as a whole, where they are read again.
         """
-        if not call.written or not call.outs:
-            return
-        before, after = call.written[0], call.outs[0]
+        if call.written and call.outs and not self._harmless(index, call, call.written[0], call.outs[0]):
+            for value in (*call.inputs, call.outs[0], call.written[0].base):
+                if value is not None:
+                    self.tracer.freeze(value, f"{call.location}: {_PARTLY}")
+        for out in call.outs:
+            if out.base is not None:
+                self.parts.setdefault(out.base, []).append(out)
+
+    def _harmless(self, index: int, call: Call, before: Value, after: Value) -> bool:
         owner = before.base or before
-        self.contents.forget({owner, *self.parts.get(owner, ())} - {after})
+        parts = self.parts.get(owner, ())
+        self.tracer.contents.forget({owner, *parts} - {after})
         if before.base is None or before in self.wholes:
             self.wholes.add(after)
-            if all(self.last_read.get(part, -1) <= index for part in self.parts.get(owner, ())):
-                return
-        old, new = self.layouts.get(before), self.layouts.get(after)
-        same = (old is None and new is None) or (
+            if all(self.last_read.get(part, -1) <= index for part in parts):
+                return True
+        layouts, views = self.tracer.layouts, self.tracer.views
+        old, new = layouts.get(before), layouts.get(after)
+        same = old is new or (
             old is not None and new is not None and old.axis == new.axis and np.array_equal(old.atoms, new.atoms)
         )
-        if same and not any(v in self.views for v in call.inputs if v is not before):
-            return
-        reason = (
-            f"{call.location}: writes into a part of another tensor; make a new one instead (torch.cat, torch.where)"
-        )
-        for value in (*call.inputs, after, before.base):
-            if value is not None:
-                self.freeze(value, reason)
-
-    # What rules ask and tell.
-
-    def layout(self, value: Any) -> Layout | None:
-        return self.layouts.get(value) if isinstance(value, Value) else None
-
-    def channels(self, value: Value, axis: int) -> Labels | None:
-        """Atoms along `axis`, or None when the tensor has no channels. Raises when they lie elsewhere."""
-        layout = self.layouts.get(value)
-        if layout is None:
-            return None
-        if layout.axis != axis % value.rank:
-            raise Unknown(f"channels lie on axis {layout.axis}, not {axis % value.rank}")
-        return layout.atoms
-
-    def bind(self, value: Value, on: Mapping[int, Bound], roles: Mapping[int, str] = NO_ROLES) -> None:
-        """Channels `on` the axes of a tensor made of parameters (None: an axis that always stays whole; ``...``: one that meets
-        zeros alone, so that any cut is right), and what the operator takes them for.
-        """
-        view = self.views.get(value)
-        if view is None:
-            raise Unknown("the weight is computed from something else than parameters")
-        self.bound.add(value)
-        where = self.call.location if self.call is not None else ""
-        for axis, size in enumerate(value.shape):
-            atoms = on.get(axis)
-            if atoms is Ellipsis:
-                continue
-            if size > 1 and not view.axes[axis] and atoms is not None:
-                raise Unknown("the weight is computed, its channels cannot be told apart")
-            labels = np.full(size, FIXED, dtype=np.int64) if atoms is None else atoms
-            for origin in view.axes[axis]:
-                if origin.param and (size > 1 or origin.size > 1 or atoms is not None):
-                    self.atoms.place(*origin.place, origin.size, origin.entries, labels)
-                if origin.param and atoms is not None and axis in roles:
-                    self.atoms.read_as(*origin.place, origin.size, origin.entries, roles[axis])
-                note = origin.note or (_NORMED if origin.place in view.normed else "")
-                if note and atoms is not None:
-                    self.atoms.notes.append((labels, f"{where}: {note}"))
-        self._place_alike(
-            view, {o.place for axis, origins in enumerate(view.axes) if on.get(axis) is not None for o in origins}
-        )
-        for origin in view.lost:
-            self._freeze_origin(origin, f"{where}: a weight mixes its entries")
-        met = {origin.place for axis in view.axes for origin in axis}
-        for origin in view.averaged:
-            if origin.place not in met:
-                self._freeze_origin(origin, f"{where}: a mean or deviation runs over a weight's entries")
-
-    def _place_alike(self, view: ParamView, cut: set[tuple[str, int]]) -> None:
-        """Unite entries that are summed over together: those of the dims of a weight that are `cut` (not its kernel's) with
-        those of the vectors that it is multiplied by.
-        """
-        weights = {param for param, _ in cut}
-        for group in view.alike:
-            together = self.atoms.fresh(len(group[0].entries))
-            for origin in group:
-                if origin.place in cut or origin.param not in weights:
-                    self.atoms.place(*origin.place, origin.size, origin.entries, together)
-
-    def name(self, value: Value) -> str:
-        """The first parameter that a weight is made of."""
-        view = self.views.get(value)
-        origins = view.origins if view is not None else ()
-        if not origins:
-            raise Unknown("the weight is no parameter")
-        return value.param or origins[0].param
-
-    def fresh(self, count: int) -> Labels:
-        """New atoms; a single channel can never be removed."""
-        atoms = self.atoms.fresh(count)
-        if count == 1:
-            self.atoms.freeze(atoms, "the only channel")
-        return atoms
-
-    def choose(self, axes: Sequence[int]) -> int:
-        """Which of several axes of this call's result stays free: that of a ``-1``, else the middle one of three (query, key and
-        value by heads by features), else the last. Trials turn the choice.
-        """
-        assert self.call is not None
-        sizes = self.call.args[1] if len(self.call.args) > 1 and isinstance(self.call.args[1], list | tuple) else ()
-        open_ends = [i for i, axis in enumerate(axes) if axis < len(sizes) and sizes[axis] == -1]
-        first = [*open_ends, 1 if len(axes) == 3 else len(axes) - 1]
-        order = list(dict.fromkeys([*first, *range(len(axes))]))
-        self.choices[self.call.site] = max(self.choices.get(self.call.site, 0), len(axes))
-        turn = self.decisions.turns.get(self.call.site, 0)
-        return int(order[turn % len(axes)])
-
-    def like(self, site: Site, number: int, parts: Sequence[Value], axis: int) -> Layout | None:
-        """Channels along `axis` of part `number` of a concatenation: its own, or, where it is made of zeros, those that it follows
-        according to trials; others may be cut as the weights that read them need it.
-        """
-        part = parts[number]
-        if part in self.layouts or part not in self.contents.nothing:
-            return self.layouts.get(part)
-        chosen = self.decisions.zeros.get((site, number), [])[:1]
-        followed = [self.layouts.get(parts[c] if isinstance(c, int) else c) for c in chosen if c != FREE]
-        found = followed[0] if followed else None
-        return Layout(axis, np.full(part.shape[axis], UNUSED, dtype=np.int64) if found is None else found.atoms)
-
-    def record(self, kind: str, weight: str, incoming: Labels | None, outgoing: Labels, size: Sequence[int], cin: int,
-               **facts: Any) -> None:  # fmt: skip
-        """Note a layer; `size` is the output's (height, width), `cin` counts input channels that are no atoms, too."""
-        self.ops.append(RawOp(kind, weight, incoming, outgoing, int(cin), int(size[0]), int(size[1]), facts,
-                              id(self.call) in self.used))  # fmt: skip
-
-
-def follow(tape: Tape, decisions: Decisions) -> Tracer:
-    """The state after all calls of `tape`."""
-    tracer = Tracer(decisions)
-    tracer.follow(tape)
-    return tracer
+        return same and not any(value in views for value in call.inputs if value is not before)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pydeploy.errors import TraceError
+from pydeploy.prune.structure.operators import PLUMBING, STATISTICS
 from pydeploy.prune.structure.running import Example, Where, leaves, run, to_meta
 from pydeploy.prune.structure.shapes import run_meta
 from pydeploy.prune.structure.tape import (
-    PLUMBING,
     Call,
     Run,
     Schema,
@@ -30,8 +30,6 @@ from pydeploy.prune.structure.tape import (
 )
 
 _MARK = "_pydeploy_value"
-_STATISTICS = {"native_batch_norm": (3, 4), "cudnn_batch_norm": (3, 4), "_native_batch_norm_legit": (3, 4)}
-"""Arguments that are written although the schema does not say so."""
 
 
 class NeedsValues(Exception):
@@ -114,7 +112,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         ordered = schema.ordered(args, kwargs)
         noted = [mapped(arg, self.value) for arg in ordered]
         written = [noted[i] for i in schema.written if isinstance(noted[i], Value)]
-        if written or schema.name in _STATISTICS:
+        if written or schema.name in STATISTICS:
             self._check_writes(schema, ordered)
         out = func(*args, **kwargs) if self.real else self._run(func, schema.written, args, kwargs)
         return self._note(schema.name, schema.view, noted, written, out)
@@ -128,7 +126,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
 
     def _check_writes(self, schema: Schema, arguments: Sequence[Any]) -> None:
         """Remember what is in tensors that are written; no parameter may be."""
-        for target in (arguments[i] for i in schema.written or _STATISTICS[schema.name]):
+        for target in (arguments[i] for i in schema.written or STATISTICS[schema.name]):
             if not isinstance(target, Tensor) or target.is_meta:
                 continue
             memory = target.untyped_storage().data_ptr()
@@ -200,7 +198,7 @@ class Steps(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 name = self.recorder.params.get(id(leaf))
                 if name is not None and isinstance(leaf, nn.Parameter):
                     params.append(name)
-        if schema.written or schema.name in _STATISTICS:
+        if schema.written or schema.name in STATISTICS:
             self.recorder._check_writes(schema, schema.ordered(args, kwargs))
         if schema.name not in PLUMBING:
             self.steps.append((schema.name, path, tuple(params)))

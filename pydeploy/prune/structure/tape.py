@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pydeploy.prune.structure.operators import PLUMBING
 from pydeploy.prune.structure.running import Example
 
 
@@ -162,9 +163,6 @@ def schema_of(func: Any) -> Schema:
 
 
 _PLAIN = frozenset((int, float, bool, str, type(None)))
-PLUMBING = frozenset(("view", "_unsafe_view", "_reshape_alias", "clone", "contiguous", "expand", "unsqueeze", "squeeze", "as_strided",
-                      "permute", "transpose", "t", "detach", "alias", "_to_copy", "lift_fresh", "scalar_tensor"))  # fmt: skip
-"""Whether these run depends on strides, and those on axes of length 1, so they may come and go."""
 
 
 def one_device(args: Any, kwargs: Any) -> bool:

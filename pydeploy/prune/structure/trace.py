@@ -25,9 +25,10 @@ from pydeploy.graph import Graph, Group
 from pydeploy.plan import Plan
 from pydeploy.prune.structure.decisions import FREE, Decisions
 from pydeploy.prune.structure.groups import Assembly, WidthRules, assemble
-from pydeploy.prune.structure.propagate import Tracer, follow
+from pydeploy.prune.structure.propagate import follow
 from pydeploy.prune.structure.recording import check_repeats, record
 from pydeploy.prune.structure.running import Example, to_meta
+from pydeploy.prune.structure.state import Tracer
 from pydeploy.prune.structure.tape import Call, Tape
 from pydeploy.prune.structure.trial_cut import Failure, attempt
 from pydeploy.prune.structure.unread_numbers import unread

@@ -20,10 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pydeploy.prune.structure.decisions import FREE
 from pydeploy.prune.structure.layout import UNUSED
-from pydeploy.prune.structure.propagate import Tracer
+from pydeploy.prune.structure.operators import NUMBER, PLUMBING
 from pydeploy.prune.structure.running import run, to_meta
 from pydeploy.prune.structure.shapes import run_meta
-from pydeploy.prune.structure.tape import PLUMBING, Call, Run, Tape, Value, flat, mapped, one_device, schema_of
+from pydeploy.prune.structure.state import Tracer
+from pydeploy.prune.structure.tape import Call, Run, Tape, Value, flat, mapped, one_device, schema_of
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class _Trial(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
 
     def _other_numbers(self, call: Call, args: Any) -> Failure | None:
         """Numbers that the arithmetic uses must not follow the widths."""
-        integers = call.op in _ARITHMETIC
+        integers = call.op in NUMBER
         for dense, cut in zip(call.args, args, strict=False):
             number = isinstance(dense, float) or (integers and isinstance(dense, int))
             if (
@@ -262,4 +263,3 @@ class _Trial(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
 
 
 _CANDIDATES = 6
-_ARITHMETIC = frozenset(("add", "sub", "mul", "div", "pow", "rsub", "floor_divide", "remainder", "fmod"))

@@ -12,7 +12,7 @@ from torch import nn
 from pydeploy.graph import Extent
 from pydeploy.prune.structure.groups import Assembly, extent_of
 from pydeploy.prune.structure.layout import FIXED, Labels
-from pydeploy.prune.structure.propagate import Tracer
+from pydeploy.prune.structure.state import Tracer
 from pydeploy.prune.surgery.references import methods, names_in
 
 Found = tuple[Mapping[str, list[Labels]], list[str]]

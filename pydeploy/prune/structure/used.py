@@ -6,7 +6,8 @@ cost no time.
 
 from __future__ import annotations
 
-from pydeploy.prune.structure.tape import Call, Tape, Value
+from pydeploy.prune.structure.operators import random
+from pydeploy.prune.structure.tape import Tape, Value
 
 
 def used(tape: Tape) -> set[int]:
@@ -33,13 +34,9 @@ def _constant(tape: Tape) -> set[int]:
     values: set[Value] = set()
     calls: set[int] = set()
     for call in tape.calls:
-        if not _random(call) and all(value.param or value in values for value in call.inputs) and not call.written:
+        if not random(call.op) and all(value.param or value in values for value in call.inputs) and not call.written:
             values.update(call.outs)
             calls.add(id(call))
         else:
             values.difference_update(_memory(value) for value in call.written)
     return calls
-
-
-def _random(call: Call) -> bool:
-    return call.op.startswith(("rand", "bernoulli", "normal", "native_dropout"))

@@ -13,7 +13,8 @@ import numpy as np
 from torch import nn
 
 from pydeploy.prune.structure.layout import FIXED, UNUSED, Labels
-from pydeploy.prune.structure.propagate import Tracer
+from pydeploy.prune.structure.operators import KINDS
+from pydeploy.prune.structure.state import Tracer
 from pydeploy.prune.structure.tape import Call, Tape, Value
 from pydeploy.prune.surgery.module_numbers import listed
 
@@ -88,10 +89,10 @@ def _counts(tracer: Tracer, call: Call) -> list[Labels]:
 def _parts(tracer: Tracer, call: Call) -> list[Labels]:
     """The channels in each part of a split, or along each axis of a reshaped tensor."""
     layout = tracer.layout(call.args[0]) if call.args else None
-    if call.op in ("view", "reshape", "expand", "_unsafe_view") and len(call.outs) == 1:
+    if KINDS.get(call.op) in ("view", "expand") and len(call.outs) == 1:
         known = _on_axes(tracer, call.outs[0])
         return [known.get(axis, np.full(size, FIXED, dtype=np.int64)) for axis, size in enumerate(call.outs[0].shape)]
-    if call.op not in ("split", "split_with_sizes", "chunk") or layout is None:
+    if KINDS.get(call.op) != "split" or layout is None:
         return []
     if sum(out.shape[layout.axis] for out in call.outs) != len(layout.atoms):
         return []

@@ -1,53 +1,16 @@
-"""Rules of operators with weights: convolution, linear layers, normalization, attention; and how channels meet."""
+"""Rules of operators with weights: convolution, linear layers, normalization, attention."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from pydeploy.prune.structure.layout import Labels, Layout, Unknown
+from pydeploy.prune.structure.rules.meeting import met
+from pydeploy.prune.structure.state import Bound, Tracer
 from pydeploy.prune.structure.tape import Call, Value
-
-if TYPE_CHECKING:
-    from pydeploy.prune.structure.propagate import Bound, Tracer
-
-
-def met(t: Tracer, operands: Sequence[Any], rank: int, *, added: bool = False) -> Layout | None:
-    """Tensors that meet entry by entry, broadcast to `rank` axes: channels are united, parameters are cut along; where they are
-    `added`, they are biases.
-    """
-    values = [value for value in operands if isinstance(value, Value)]
-    result: Layout | None = None
-    for value in values:
-        layout = t.layout(value)
-        if layout is None:
-            continue
-        aligned = Layout(layout.axis + rank - value.rank, layout.atoms)
-        if result is None:
-            result = aligned
-        elif result.axis != aligned.axis:
-            raise Unknown("channels lie on different axes")
-        else:
-            t.atoms.unite(result.atoms, aligned.atoms)
-    if result is None:
-        return None
-    for value in values:
-        own = result.axis - (rank - value.rank)
-        if value in t.views:
-            t.bind(
-                value, {own: result.atoms} if own >= 0 and value.shape[own] > 1 else {}, {own: "bias"} if added else {}
-            )
-        elif (
-            t.layout(value) is None
-            and own >= 0
-            and value.shape[own] > 1
-            and value not in t.contents.uniform
-            and own not in t.contents.repeated.get(value, ())
-        ):
-            raise Unknown("combined with a tensor that has no channels of its own")
-    return result
 
 
 def convolution(t: Tracer, call: Call) -> Layout | None:
@@ -293,25 +256,3 @@ def embedding(t: Tracer, call: Call) -> Layout | None:
     outgoing = t.fresh(weight.shape[1])
     t.bind(weight, {0: None, 1: outgoing}, {1: "filter"})
     return Layout(call.outs[0].rank - 1, outgoing)
-
-
-RULES: Mapping[str, Callable[[Tracer, Call], Layout | list[Layout | None] | None]] = {
-    "convolution": convolution,
-    "deform_conv2d": deform_conv,
-    "native_batch_norm": batch_norm,
-    "_native_batch_norm_legit_no_training": batch_norm,
-    "_native_batch_norm_legit": batch_norm,
-    "cudnn_batch_norm": batch_norm,
-    "native_layer_norm": layer_norm,
-    "_fused_rms_norm": rms_norm,
-    "native_group_norm": group_norm,
-    "addmm": addmm,
-    "baddbmm": addmm,
-    "mm": mm,
-    "bmm": mm,
-    "embedding": embedding,
-    "_scaled_dot_product_flash_attention_for_cpu": attention,
-    "_scaled_dot_product_flash_attention": attention,
-    "_scaled_dot_product_efficient_attention": attention,
-}
-"""Rule of each operator with weights, by its ATen name."""

@@ -1,21 +1,31 @@
-"""Rules of operators that join, split and reorder axes: concatenation, chunks, indexing, shuffles."""
+"""Rules of operators that move entries: axes that are split, merged and reordered, concatenation, parts, indexing, shuffles."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pydeploy.prune.structure.axis_maps import AxisMap, Moved, axis_maps
 from pydeploy.prune.structure.layout import FIXED, Layout, Unknown
-from pydeploy.prune.structure.rules import layers
+from pydeploy.prune.structure.layout import moved as carried
+from pydeploy.prune.structure.rules.meeting import met
+from pydeploy.prune.structure.state import Made, Tracer
 from pydeploy.prune.structure.tape import Call
 
-if TYPE_CHECKING:
-    from pydeploy.prune.structure.propagate import Tracer
 
-Made = Layout | None | list[Layout | None]
+def moved(t: Tracer, call: Call) -> Made:
+    """Entries are only moved, as `axis_maps` says."""
+    layout = t.layout(call.args[0])
+    if layout is None:
+        return None
+    return [carried(t.atoms, layout, how, t.choose) for how in _maps(call)]
+
+
+def _maps(call: Call) -> list[AxisMap]:
+    maps = axis_maps(call.op, call.args, call.outs)
+    if maps is None:
+        raise Unknown("places are computed, or there are none")
+    return maps
 
 
 def cat(t: Tracer, call: Call) -> Made:
@@ -27,7 +37,7 @@ def cat(t: Tracer, call: Call) -> Made:
     if axes - {axis}:
         if axis in axes:
             raise Unknown("channels lie on different axes")
-        return layers.met(t, parts, out.rank)
+        return met(t, parts, out.rank)
     layouts = [t.like(call.site, number, parts, axis) for number in range(len(parts))]
     if not any(layouts):
         return None
@@ -43,55 +53,36 @@ def stack(t: Tracer, call: Call) -> Made:
     """``aten::stack(tensors, dim)``: a new axis; channels of equal number are united."""
     out = call.outs[0]
     at = (call.args[1] if len(call.args) > 1 else 0) % out.rank
-    met = layers.met(t, call.args[0], out.rank - 1)
-    return None if met is None else Layout(met.axis + (at <= met.axis), met.atoms)
+    joint = met(t, call.args[0], out.rank - 1)
+    return None if joint is None else Layout(joint.axis + (at <= joint.axis), joint.atoms)
 
 
-def split(t: Tracer, call: Call) -> Made:
-    """Cut along an axis. Of equal parts of the channels equally many stay in each; whether unequal ones follow, trials show."""
-    source = call.args[0]
-    layout = t.layout(source)
-    axis = (call.args[2] if len(call.args) > 2 else 0) % source.rank
-    if layout is None or layout.axis != axis or len(call.outs) == 1:
+def parts(t: Tracer, call: Call) -> Made:
+    """Slices along an axis. Of n equal parts of the channels equally many stay in each; whether others follow, trials show."""
+    source, layout = call.args[0], t.layout(call.args[0])
+    if layout is None:
+        return None
+    size = source.shape[layout.axis]
+    maps = [how for how in _maps(call) if isinstance(how, Moved)]
+    ranges = [range(size)[which] for how in maps for axis, which in how.taken if axis == layout.axis]
+    if not ranges or ranges == [range(size)]:
         return [layout] * len(call.outs)
-    sizes = [out.shape[axis] for out in call.outs]
-    if len(set(sizes)) > 1:
-        return [Layout(axis, part) for part in np.split(layout.atoms, np.cumsum(sizes)[:-1])]
-    return [Layout(axis, part) for part in _equal_parts(t, layout, len(call.outs))]
+    lengths = {len(found) for found in ranges}
+    if 0 in lengths or any(found.step != 1 for found in ranges):
+        raise Unknown("takes an irregular part of the channels")
+    each = lengths.pop()
+    if lengths or size % each or any(found.start % each for found in ranges):
+        return [Layout(layout.axis, layout.atoms[found.start : found.stop]) for found in ranges]
+    rows = _equal_parts(t, layout, size // each)
+    return [Layout(layout.axis, rows[found.start // each]) for found in ranges]
 
 
 def _equal_parts(t: Tracer, layout: Layout, count: int) -> NDArray[np.int64]:
     """`count` parts of the channels, of which equally many must stay in each: shape ``(count, -1)``."""
-    parts = layout.atoms.reshape(count, -1)
-    for part in parts[1:]:
-        t.atoms.balance(parts[0], part)
-    return parts
-
-
-def slice_(t: Tracer, call: Call) -> Made:
-    """``aten::slice(self, dim, start, end, step)``: along the channels one of n equal parts, or a part that trials must confirm."""
-    source, out = call.args[0], call.outs[0]
-    layout = t.layout(source)
-    axis = (call.args[1] or 0) % source.rank
-    if layout is None or layout.axis != axis:
-        return layout
-    size, part, start = source.shape[axis], out.shape[axis], (call.args[2] or 0) % (source.shape[axis] or 1)
-    if part == size:
-        return layout
-    if call.args[4] != 1 or part == 0:
-        raise Unknown("takes an irregular part of the channels")
-    if size % part or start % part:
-        return Layout(axis, layout.atoms[start : start + part])
-    return Layout(axis, _equal_parts(t, layout, size // part)[start // part])
-
-
-def unbind(t: Tracer, call: Call) -> Made:
-    layout, axis = t.layout(call.args[0]), call.args[1] % call.args[0].rank
-    if layout is None:
-        return None
-    if layout.axis == axis:
-        raise Unknown("takes single channels")
-    return [Layout(layout.axis - (axis < layout.axis), layout.atoms)] * len(call.outs)
+    rows = layout.atoms.reshape(count, -1)
+    for row in rows[1:]:
+        t.atoms.balance(rows[0], row)
+    return rows
 
 
 def index(t: Tracer, call: Call) -> Made:
@@ -123,7 +114,7 @@ def index_put(t: Tracer, call: Call) -> Made:
         or any(t.layout(i) is not None for i in call.args[1] if i is not None)
     ):
         raise Unknown("writes to chosen places")
-    layout = layers.met(t, [target, values], target.rank)
+    layout = met(t, [target, values], target.rank)
     if layout is not None and layout.axis == 0:
         raise Unknown("writes to chosen channels")
     return layout
@@ -192,22 +183,3 @@ def unfold(t: Tracer, call: Call) -> Made:
     if layout is not None and layout.axis == call.args[1] % call.args[0].rank:
         raise Unknown("works along the channels")
     return layout
-
-
-RULES: Mapping[str, Callable[[Tracer, Call], Made]] = {
-    **dict.fromkeys(("split", "split_with_sizes", "unsafe_split", "chunk"), split),
-    **dict.fromkeys(("unbind", "select"), unbind),
-    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), channel_shuffle),
-    "cat": cat,
-    "stack": stack,
-    "slice": slice_,
-    "index": index,
-    "index_select": index_select,
-    "index_put": index_put,
-    "as_strided": as_strided,
-    "pixel_shuffle": pixel_shuffle,
-    "pixel_unshuffle": pixel_unshuffle,
-    "im2col": im2col,
-    "unfold": unfold,
-}
-"""Rule of each operator, by its ATen name."""
