@@ -1,24 +1,32 @@
 """The contract between pydeploy and a runtime: `Backend` builds and opens engines, `Session` runs and times them.
 
 * A backend is bound to one precision, batch and thread count; `target()` states them all.
-* Nothing here imports a runtime: `open_backend` imports the one that is asked for.
+* What is special about a backend is declared in its class, so that nobody else asks for its name.
+* Nothing here imports a runtime: `open_backend` imports the one that is asked for. A backend is known by a name of
+  `BACKENDS`, by a name that an installed package registers (entry points ``pydeploy.backends``), or by ``FILE.py:CLASS``
+  or ``PACKAGE.MODULE:CLASS``.
 * Input names, dtypes and shapes are checked here once (`check_feeds`), so a session need not.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
+import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pydeploy.errors import BackendUnavailable, ConfigError, DataError, Mismatch, nearest
 from pydeploy.files import read_json, sha256, write_json
+from pydeploy.guests import resolve
 from pydeploy.timing.records import Padding, Target
 
 Feeds = Mapping[str, NDArray[Any]]
@@ -32,7 +40,9 @@ BACKENDS: Mapping[str, str] = {
 }
 """Where each backend lives; named by import path so that listing them imports nothing heavy."""
 
-WITH_OPTIONS = ("tensorrt",)
+GROUP = "pydeploy.backends"
+"""Entry points of installed packages that bring a backend: ``name = "package.module:Class"``."""
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,22 +92,60 @@ class Conditioned(Protocol):
         """Facts by name; ``unstable`` = 1 when the samples show that the device's speed changed."""
 
 
-class Backend(Protocol):
-    """A runtime bound to one precision, batch size and number of threads."""
+class Backend(ABC):
+    """A runtime bound to one precision, batch size and number of threads.
+
+    Made as ``Class(precision=..., batch=..., threads=...)``, with ``options=...`` where it `takes_options`; raises
+    `BackendUnavailable` for a precision that it lacks. What follows the four facts is what it declares.
+    """
 
     name: str
     precision: str
     batch: int
     threads: int
+    options: object = ""
+    """What was asked for beside them; its text, if any, is the target's fact ``options``."""
 
+    takes_options: ClassVar[bool] = False
+    int8_style: ClassVar[str] = "onnxruntime"
+    """Where its int8 files have Q/DQ pairs: a name of `pydeploy.quant.styles.STYLES`."""
+    beside_int8: ClassVar[str] = "fp32"
+    """The precision of what an int8 file leaves unquantized."""
+    halves: ClassVar[tuple[str, ...]] = ()
+    """Half precisions that it may run, the preferred one first."""
+    dynamic_batch: ClassVar[bool] = False
+    """Whether it builds files whose first dimension is open."""
+    analytic: ClassVar[bool] = False
+    """Whether its numbers are computed, not measured."""
+    implicit: bool = False
+    """Whether its int8 engines are built from float files, the ranges being known to it or found by it."""
+
+    @classmethod
+    def align_at(cls, precision: str, options: str = "") -> int:  # noqa: ARG003
+        """Channel multiple at which the search for good widths starts; the measured stairs decide."""
+        return 8
+
+    @property
+    def align(self) -> int:
+        """`align_at` the precision and options that this one is bound to."""
+        return self.align_at(self.precision, str(self.options))
+
+    @classmethod
+    def checkup(cls) -> Mapping[str, str]:
+        """What this computer has and lacks for it, one line a part, besides its Python package."""
+        return {}
+
+    @abstractmethod
     def target(self) -> Target:
-        """Everything a latency depends on besides the network."""
+        """Everything a latency depends on besides the network; names the backend as `name`."""
 
+    @abstractmethod
     def build(self, onnx: Path, out: Path) -> Engine:
-        """Compile `onnx` into an engine file at `out`, with its facts beside it."""
+        """Compile `onnx` into an engine file at `out`, with its facts beside it (`Engine.save`)."""
 
+    @abstractmethod
     def open(self, engine: Engine) -> AbstractContextManager[Session]:
-        """Load an engine; refuses one of another target (`Mismatch`)."""
+        """Load an engine; refuses one of another target (`Engine.require`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,28 +195,90 @@ def _facts_path(path: Path) -> Path:
     return Path(f"{path}.json")
 
 
-def open_backend(name: str, *, precision: str = "fp32", batch: int = 1, threads: int = 0, options: str = "") -> Backend:
-    """The named backend; ``threads=0`` means all cores this process may use.
+class Choice(NamedTuple):
+    """A target as it is typed: a backend's name, a precision, options as text."""
 
-    `options` are for backends that have any (`WITH_OPTIONS`), such as ``sparse,dla_core=0`` for TensorRT.
-    Raises `BackendUnavailable` when its package is not installed or it lacks the precision.
+    backend: str
+    precision: str
+    options: str
+
+
+def parse_target(text: str) -> Choice:
+    """``BACKEND:PRECISION,OPTION=VALUE,...``; BACKEND may be ``FILE.py:CLASS``. Without a precision it is fp32."""
+    found = re.fullmatch(rf"(.+?):({'|'.join(PRECISIONS)})(?:,(.*))?", text)
+    if found is not None:
+        return Choice(found[1], found[2], found[3] or "")
+    head, _, options = text.partition(",")
+    name, colon, precision = head.partition(":")
+    if colon and not precision:
+        raise ConfigError(f"a target is BACKEND:PRECISION, e.g. onnxruntime:fp32; '{text}' names no precision")
+    if not colon or name in names():
+        return Choice(name, precision or "fp32", options)
+    return Choice(head, "fp32", options)
+
+
+def names() -> tuple[str, ...]:
+    """All backends that have a name here: pydeploy's own, then those that installed packages register."""
+    return (*BACKENDS, *sorted(metadata.entry_points(group=GROUP).names - set(BACKENDS)))
+
+
+def backend_class(name: str) -> type[Backend]:
+    """The class of that name; what it declares can be read without a device.
+
+    Raises `BackendUnavailable` for an unknown name or where the backend's own package is not installed, `ConfigError` for
+    code of a user's that cannot be run or is no backend, `DataError` for a file that does not exist.
     """
-    if name not in BACKENDS:
-        raise BackendUnavailable(f"unknown backend '{name}'{nearest(name, BACKENDS)}")
+    if name in BACKENDS:
+        return _own(name)
+    if ":" not in name and name not in names():
+        raise BackendUnavailable(
+            f"unknown backend '{name}'{nearest(name, names())}; or your own: FILE.py:CLASS, PACKAGE.MODULE:CLASS"
+        )
+    found: object = resolve.choose(name, {}, "backend", GROUP)
+    if not (isinstance(found, type) and issubclass(found, Backend)):
+        raise ConfigError(f"{name} is no backend: expected a class that derives from pydeploy.backends.base.Backend")
+    if missing := sorted(found.__abstractmethods__):
+        raise ConfigError(f"{name} is no backend yet: write its {', '.join(missing)}")
+    return found
+
+
+def code_digest(name: str) -> str:
+    """SHA-256 of the file that holds a backend from outside of pydeploy; '' for pydeploy's own."""
+    file = None if name in BACKENDS else inspect.getsourcefile(backend_class(name))
+    return "" if file is None else sha256(Path(file))
+
+
+def _own(name: str) -> type[Backend]:
     module, _, attribute = BACKENDS[name].partition(":")
     try:
-        factory = getattr(importlib.import_module(module), attribute)
+        found: type[Backend] = getattr(importlib.import_module(module), attribute)
     except ImportError as error:
         if error.name is not None and error.name.split(".")[0] == "pydeploy":
             raise
         raise BackendUnavailable(
             f"backend '{name}' needs the package '{error.name}': pip install 'pydeploy-hil[{name}]'"
         ) from None
-    if options and name not in WITH_OPTIONS:
-        raise ConfigError(f"backend '{name}' has no options, got '{options}'; only {', '.join(WITH_OPTIONS)} has")
-    chosen = {"options": options} if options else {}
-    backend: Backend = factory(precision=precision, batch=batch, threads=threads, **chosen)
-    return backend
+    return found
+
+
+def open_backend(name: str, *, precision: str = "fp32", batch: int = 1, threads: int = 0, options: str = "") -> Backend:
+    """The named backend; ``threads=0`` means all cores this process may use.
+
+    `options` are for backends that have any, such as ``sparse,dla_core=0`` for TensorRT.
+    Raises `BackendUnavailable` when its package is not installed or it lacks the precision, and as `backend_class`.
+    """
+    kind = backend_class(name)
+    if options and not kind.takes_options:
+        raise ConfigError(f"backend '{name}' has no options, got '{options}'")
+    given = {"precision": precision, "batch": batch, "threads": threads, **({"options": options} if options else {})}
+    if name in BACKENDS:
+        own: Backend = kind(**given)
+        return own
+    made: Backend = resolve.call(name, kind, given)
+    made.name = name
+    if made.target().backend != name:
+        raise ConfigError(f"{name}: the target must state self.name as its backend, so that the backend is found again")
+    return made
 
 
 def reopen(target: Target) -> Backend:
@@ -177,11 +287,6 @@ def reopen(target: Target) -> Backend:
     return open_backend(
         target.backend, precision=target.precision, batch=target.batch, threads=target.threads, options=options
     )
-
-
-def align_of(backend: Backend, otherwise: int = 8) -> int:
-    """Channel multiple at which the search for good widths starts; the measured stairs decide."""
-    return int(getattr(backend, "align", otherwise))
 
 
 def check_feeds(feeds: Feeds, inputs: Sequence[TensorSpec]) -> None:

@@ -14,6 +14,9 @@ NOTABLE = ("avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx
            "asimdhp", "i8mm", "bf16", "sve", "sve2")  # fmt: skip
 """Instruction sets that change which kernels a CPU runtime chooses, by their names in ``/proc/cpuinfo``."""
 
+LANES = 16
+"""Channel multiple at which the search for good widths starts on processors: the float32 numbers of an AVX-512 register."""
+
 _AVX2 = "avx avx2 fma f16c"
 _AVX512 = f"{_AVX2} avx512f avx512bw"
 _FP16 = f"{_AVX512} avx512_vnni avx512_bf16 avx512_fp16 avx_vnni"

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from pydeploy.backends.base import Engine, Feeds, LayerTime, TensorSpec, check_feeds
+from pydeploy.backends.base import Backend, Engine, Feeds, LayerTime, TensorSpec, check_feeds
 from pydeploy.backends.fused_nodes import node_name
 from pydeploy.errors import BackendUnavailable, DataError
 from pydeploy.files import read_json, sha256, write_json
@@ -34,10 +34,13 @@ NETWORK_US = 10.0
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-class Null:
+class Null(Backend):
     """The analytic device at one precision, batch size and thread count (0 = 1: it has one core)."""
 
     name = "null"
+    int8_style = "tensorrt"  # channels in steps of `LANES`, as tensor cores have them
+    halves = ("bf16",)
+    analytic = True
 
     def __init__(self, precision: str = "fp32", batch: int = 1, threads: int = 0) -> None:
         if precision not in BYTES:
@@ -46,8 +49,12 @@ class Null:
         self.batch = batch
         self.threads = threads or 1
 
+    @classmethod
+    def align_at(cls, precision: str, options: str = "") -> int:  # noqa: ARG003
+        return LANES
+
     def target(self) -> Target:
-        return Target("analytic", self.name, "1", self.precision, self.batch, self.threads, measured=False)
+        return Target("analytic", self.name, "1", self.precision, self.batch, self.threads, measured=not self.analytic)
 
     def build(self, onnx: Path, out: Path) -> Engine:
         onnx, out = Path(onnx), Path(out)

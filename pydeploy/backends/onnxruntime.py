@@ -23,7 +23,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from pydeploy.backends import device
-from pydeploy.backends.base import Engine, Feeds, LayerTime, TensorSpec, check_feeds
+from pydeploy.backends.base import Backend, Engine, Feeds, LayerTime, TensorSpec, check_feeds
 from pydeploy.backends.fused_nodes import source_nodes
 from pydeploy.errors import BackendUnavailable, DataError
 from pydeploy.files import replacing, sha256
@@ -38,7 +38,7 @@ _DTYPES = {"float": "float32", "double": "float64"}  # ONNX Runtime's spelling w
 _WARM_UP = 2  # a profiled session is always new, and its first runs allocate memory
 
 
-class OnnxRuntime:
+class OnnxRuntime(Backend):
     """ONNX Runtime bound to one precision, batch size and thread count (0 = all usable cores)."""
 
     name = "onnxruntime"
@@ -50,6 +50,10 @@ class OnnxRuntime:
         self.batch = batch
         self._device = device.cpu()
         self.threads = threads or self._device.cores
+
+    @classmethod
+    def align_at(cls, precision: str, options: str = "") -> int:  # noqa: ARG003
+        return device.LANES
 
     def target(self) -> Target:
         return Target(self._device.name, self.name, ort.__version__, self.precision, self.batch, self.threads,

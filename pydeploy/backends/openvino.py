@@ -27,7 +27,7 @@ import onnx
 from numpy.typing import NDArray
 
 from pydeploy.backends import device
-from pydeploy.backends.base import Engine, Feeds, LayerTime, TensorSpec, check_feeds
+from pydeploy.backends.base import Backend, Engine, Feeds, LayerTime, TensorSpec, check_feeds
 from pydeploy.backends.fused_nodes import node_name
 from pydeploy.backends.quiet_openvino import ov
 from pydeploy.errors import BackendUnavailable, DataError
@@ -68,10 +68,12 @@ def _core() -> ov.Core:
         return apart.submit(load).result()
 
 
-class OpenVino:
+class OpenVino(Backend):
     """OpenVINO bound to one precision, batch size and thread count (0 = all usable cores)."""
 
     name = "openvino"
+    int8_style = "openvino"
+    halves = ("bf16",)
 
     def __init__(self, precision: str = "fp32", batch: int = 1, threads: int = 0) -> None:
         if precision not in PRECISIONS:
@@ -93,6 +95,10 @@ class OpenVino:
             raise BackendUnavailable(
                 f"this CPU has no bf16 instructions (avx512_bf16, amx_bf16){cap}; use fp32 or int8"
             )
+
+    @classmethod
+    def align_at(cls, precision: str, options: str = "") -> int:  # noqa: ARG003
+        return device.LANES
 
     def target(self) -> Target:
         return Target(self._device.name, self.name, ov.__version__, self.precision, self.batch, self.threads,

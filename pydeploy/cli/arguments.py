@@ -19,7 +19,8 @@ INPUT_HELP = "Shape of one input, e.g. 1x3x224x224; repeat for several."
 CRITERION_HELP = "A name that 'pydeploy criteria' lists, or your own FILE.py:FUNCTION."
 OPTION_HELP = "Argument of the model's factory as key=value; repeat for several."
 TARGET_HELP = (
-    "BACKEND:PRECISION, e.g. onnxruntime:fp32, openvino:bf16, tensorrt:int8; options follow: tensorrt:fp16,sparse."
+    "BACKEND:PRECISION, e.g. onnxruntime:fp32, openvino:bf16, tensorrt:int8; options follow: tensorrt:fp16,sparse. "
+    "BACKEND may be your own FILE.py:CLASS or PACKAGE.MODULE:CLASS."
 )
 EXAMPLE_HELP = "Batch size that the engine is built for."
 
@@ -86,13 +87,12 @@ def dense_or_cut(spec: str, options: Sequence[str], weights: Path | None) -> nn.
 
 def backend_named(target: str, *, batch: int = 1, threads: int = 0) -> Backend:
     """The backend of ``BACKEND:PRECISION``, or of ``BACKEND:PRECISION,OPTION=VALUE,...``."""
-    from pydeploy.backends.base import open_backend
+    from pydeploy.backends.base import open_backend, parse_target
 
-    name, colon, rest = target.partition(":")
-    precision, _, options = rest.partition(",")
-    if colon and not precision:
-        raise ConfigError(f"a target is BACKEND:PRECISION, e.g. onnxruntime:fp32; '{target}' names no precision")
-    return open_backend(name, precision=precision or "fp32", batch=batch, threads=threads, options=options)
+    choice = parse_target(target)
+    return open_backend(
+        choice.backend, precision=choice.precision, batch=batch, threads=threads, options=choice.options
+    )
 
 
 def backend_of(engine: Path) -> tuple[Backend, Any]:

@@ -8,11 +8,12 @@ import importlib.metadata
 import platform
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydeploy.backends.base import BACKENDS, open_backend
-from pydeploy.errors import BackendUnavailable, DataError
+from pydeploy.backends.base import backend_class, names, open_backend
+from pydeploy.errors import DataError, DeployError
 from pydeploy.version import DISTRIBUTION, __version__
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
@@ -32,15 +33,14 @@ EXTRAS = {"torch": "train", "torchvision": "train", "openvino": "openvino", "tor
 def findings() -> dict[str, Any]:
     """Facts by topic; texts say what to do about what is missing."""
     from pydeploy.backends.device import cpu
-    from pydeploy.backends.tensorrt.checkup import checkup
 
     return {
         "pydeploy": f"{__version__}, Python {platform.python_version()}",
         "installation": _installation(importlib.metadata.distributions()),
         "compiled part": _core(),
         "device": cpu().name,
-        "backend": {name: _backend(name) for name in BACKENDS if name != "null"},
-        "tensorrt": checkup(),
+        "backend": {name: _backend(name) for name in names() if not _is_analytic(name)},
+        **_checkups(),
         "package": {name: _package(name) for name in PACKAGES},
         "data": _data(),
     }
@@ -82,6 +82,22 @@ def _core() -> str:
     return f"present, version {_core.__version__}"
 
 
+def _is_analytic(name: str) -> bool:
+    try:
+        return backend_class(name).analytic
+    except DeployError:
+        return False
+
+
+def _checkups() -> dict[str, dict[str, str]]:
+    """What each backend says of this computer, where it says anything."""
+    found: dict[str, dict[str, str]] = {}
+    for name in names():
+        with suppress(DeployError):  # told by `_backend`
+            found[name] = dict(backend_class(name).checkup())
+    return {name: parts for name, parts in found.items() if parts}
+
+
 def _backend(name: str) -> str:
     refusals = {precision: _refusal(name, precision) for precision in PRECISIONS}
     able = [precision for precision, why in refusals.items() if not why]
@@ -92,7 +108,7 @@ def _refusal(name: str, precision: str) -> str:
     """Why the backend cannot be used at this precision; '' when it can."""
     try:
         open_backend(name, precision=precision)
-    except BackendUnavailable as error:
+    except DeployError as error:  # an installed package's backend may raise any
         return str(error)
     return ""
 

@@ -148,7 +148,7 @@ def _with_fixed_shapes(model: Path, out: Path, shapes: dict[str, tuple[int, ...]
     from pydeploy.files import replacing
     from pydeploy.onnxfile.fixed_shapes import with_fixed_shapes
 
-    made = with_fixed_shapes(model, shapes, backend.batch, dynamic_batch=backend.name == "tensorrt")
+    made = with_fixed_shapes(model, shapes, backend.batch, dynamic_batch=backend.dynamic_batch)
     if made is None:
         return model
     whole = out.with_name(f"{out.name}.onnx")

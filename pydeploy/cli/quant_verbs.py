@@ -81,7 +81,8 @@ def half(
     from dataclasses import asdict
 
     from pydeploy.cli.console import show_json, show_table
-    from pydeploy.quant.half import half_type, to_half
+    from pydeploy.onnxfile.half import half_type
+    from pydeploy.quant.half import to_half
 
     batches = _calibration_batches(model, data, config) if data or config else []
     done = to_half(model, out, dtype=half_type(dtype), keep_io=not half_io, batches=batches, keep=keep or [])

@@ -178,18 +178,20 @@ def import_(
 
 def _table_for_list(db: Path, device: str, trt: str, target: str, batch: int) -> Table:
     """The table in `db`, or a new one for the device that the user names."""
+    from pydeploy.backends.base import parse_target
     from pydeploy.errors import ConfigError
     from pydeploy.latency.table.table import Table
     from pydeploy.timing.records import Target
 
     if db.exists() and not device:
         return Table.open(db)
-    backend, _, precision = target.partition(":")
-    if not (device and backend and precision):
+    if not (device and ":" in target):
         raise ConfigError(
             "a list of layers does not say where it was measured: give --device and --target BACKEND:PRECISION"
         )
-    return Table.open(db, Target(device, backend, trt or "unknown", precision, batch, 0))
+    asked = parse_target(target)
+    facts = {"options": asked.options} if asked.options else {}
+    return Table.open(db, Target(device, asked.backend, trt or "unknown", asked.precision, batch, 0, facts))
 
 
 @app.command()

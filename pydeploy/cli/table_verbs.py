@@ -67,7 +67,6 @@ def measure(
 
     Example: pydeploy table measure torchvision:resnet18 --input 1x3x224x224 --target onnxruntime:fp32 --db resnet18.sqlite
     """
-    from pydeploy.backends.base import align_of
     from pydeploy.cli.arguments import backend_named
     from pydeploy.cli.console import Terminal
     from pydeploy.latency.probes.design import grid
@@ -81,13 +80,13 @@ def measure(
         table = Table.open(db, backend.target())
         if structure.idle:
             terminal.say(f"not run by any engine, so not measured: {', '.join(structure.idle)}")
-        widths = grid(structure, points, align or align_of(backend)) if folder is None else folder.widths
+        widths = grid(structure, points, align or backend.align) if folder is None else folder.widths
         table.set_note("input", " ".join("x".join(map(str, shape)) for shape in structure.inputs))
         with terminal.bar("measure the latency table") as tick:
             done = fill(structure, file, backend, table, widths=widths, rounds=rounds, runs=runs, limit=limit,
                         progress=tick, announce=lambda s: terminal.say(minutes(s)))  # fmt: skip
         if refine:
-            _refine(structure, file, backend, table, widths, align or align_of(backend), refine, terminal)
+            _refine(structure, file, backend, table, widths, align or backend.align, refine, terminal)
     sys.stdout.write(f"{db}: {done.measured} networks measured, {done.skipped} kept, {done.disturbed} disturbed, "
                      f"{done.seconds:.0f} s on {backend.target()}\n")  # fmt: skip
 
@@ -182,23 +181,20 @@ def probes(
 
     Example: pydeploy table probes torchvision:resnet18 --input 1x3x224x224 --out probes/
     """
-    from pydeploy.backends.base import BACKENDS
+    from pydeploy.backends.base import backend_class, parse_target
     from pydeploy.backends.tensorrt.compat import check_stated, stated_version
     from pydeploy.cli.tensorrt_verbs import converter, precision_and_options
-    from pydeploy.errors import ConfigError, nearest
     from pydeploy.latency.board import ProbeFolder
     from pydeploy.latency.probes.design import grid
 
-    if not trtexec and (name := target.partition(":")[0]) not in BACKENDS:
-        raise ConfigError(f"unknown backend '{name}' in --target{nearest(name, BACKENDS)}")
-    if trtexec or target.startswith("tensorrt"):
-        precision, options = precision_and_options(target)
-        align = align or options.align(precision)
     if trtexec:
+        precision, options = precision_and_options(target)
         version = stated_version(trtexec)
         check_stated(version, precision, implicit=bool(options.calibration))
+    asked = parse_target(target)
+    align = align or backend_class(asked.backend).align_at(asked.precision, asked.options)
     with _dense(model, input or [], option or [], graph, batch) as (structure, file):
-        folder = ProbeFolder.write(out, file, structure, grid(structure, points, align or 8), batch)
+        folder = ProbeFolder.write(out, file, structure, grid(structure, points, align), batch)
     sys.stdout.write(
         f"{out}: copy it to the board, then run there: pydeploy table measure --onnx {out} --target {target} --db FILE\n"
     )

@@ -118,13 +118,14 @@ def _facts(model: Path, batch: int, precision: str) -> tuple[bool, str]:
 def precision_and_options(target: str) -> tuple[str, Options]:
     """``tensorrt:int8,sparse`` -> int8 and its options, without asking for a GPU."""
     from pydeploy.backends.tensorrt import compat
+    from pydeploy.backends.tensorrt.backend import TensorRt
     from pydeploy.backends.tensorrt.options import Options
     from pydeploy.errors import ConfigError, nearest
 
     name, _, rest = target.partition(":")
     precision, _, options = rest.partition(",")
     precision = precision or "fp32"
-    if name != "tensorrt" or precision not in compat.PRECISIONS:
+    if name != TensorRt.name or precision not in compat.PRECISIONS:
         raise ConfigError(
             f"the target must be tensorrt:PRECISION, got '{target}'{nearest(precision, compat.PRECISIONS)}"
         )

@@ -29,7 +29,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pydeploy.backends import device
-from pydeploy.errors import ConfigError, nearest
+from pydeploy.backends.base import backend_class, names
+from pydeploy.errors import BackendUnavailable, ConfigError, nearest
 from pydeploy.onnxfile.nodes import WEIGHTED
 from pydeploy.timing.records import Target
 
@@ -67,6 +68,8 @@ class Style:
     """Layers with fewer channels than this on both sides stay in float."""
     tensor_cores: bool = False
     """Whether layers whose shape integer tensor cores cannot use stay in float (`_awkward`)."""
+    onednn: bool = False
+    """Whether the runtime keeps to the instruction sets that oneDNN is allowed by its environment variable."""
     weight_top: int = 127
     """Largest integer that a weight becomes."""
 
@@ -92,6 +95,7 @@ STYLES: Mapping[str, Style] = {
         fused=ACTIVATIONS,
         add_inputs="both",
         moved_inputs=True,
+        onednn=True,
     ),
     "tensorrt": Style(
         scheme="symmetric",
@@ -107,13 +111,17 @@ STYLES: Mapping[str, Style] = {
 }
 
 
-_ANALYTIC = "tensorrt"
-"""The style of the backend 'null': its analytic device has channels in steps of 16, as tensor cores do."""
+def style_for(name: str) -> str:
+    """The style of that name, or the one that the backend of that name declares.
 
-
-def style_for(backend: str) -> str:
-    """The style whose patterns a backend runs on integers."""
-    return _ANALYTIC if backend == "null" else backend
+    Raises `ConfigError` where there is neither.
+    """
+    if name in STYLES:
+        return name
+    try:
+        return backend_class(name).int8_style
+    except BackendUnavailable:
+        raise ConfigError(f"unknown quantization style '{name}'{nearest(name, (*STYLES, *names()))}") from None
 
 
 def style_named(name: str) -> Style:
@@ -131,7 +139,7 @@ def style_on(name: str, target: Target | None = None) -> Style:
     style = style_named(name)
     if target is None and style.scheme == "symmetric":  # a GPU's
         return style
-    target = target or _here(name)
+    target = target or _here(name, style)
     scheme = "asymmetric" if style.scheme == "by sign" and not target.has_amx else style.scheme
     return replace(style, scheme=scheme, weight_top=SEVEN_BITS if target.saturates else style.weight_top)
 
@@ -149,7 +157,7 @@ def processor(backend: str, instruction_sets: str) -> Target:
     return Target("", backend, "", "int8", 1, 1, {"machine": machine, "instruction_sets": " ".join(names)})
 
 
-def _here(backend: str) -> Target:
-    """The computer at hand as the runtime of that name sees it."""
-    cpu = device.cpu(cap=device.onednn_cap() if backend == "openvino" else "")
-    return Target(cpu.name, backend, "", "int8", 1, cpu.cores, cpu.facts)
+def _here(name: str, style: Style) -> Target:
+    """The computer at hand as the runtime of that style sees it."""
+    cpu = device.cpu(cap=device.onednn_cap() if style.onednn else "")
+    return Target(cpu.name, name, "", "int8", 1, cpu.cores, cpu.facts)

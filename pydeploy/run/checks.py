@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pydeploy.backends.base import align_of
 from pydeploy.errors import ConfigError, nearest
 from pydeploy.latency.probes.design import grid
 from pydeploy.onnxfile.load import read_float_model
 from pydeploy.onnxfile.prepare import prepare
 from pydeploy.quant.placement import excludable, plan
-from pydeploy.quant.styles import style_for, style_on
+from pydeploy.quant.styles import style_on
 from pydeploy.run.job import Job, fresh_model, model_of
-from pydeploy.run.stages.table import ALIGN
 
 
 def check_structure(job: Job) -> None:
@@ -22,7 +20,7 @@ def check_structure(job: Job) -> None:
 
     config, weights = job.config, job.config.train.weights
     graph = trace(model_of(job, weights) if weights else fresh_model(job), job.task.example())
-    widths = grid(graph, 2, config.table.align or align_of(job.backend, ALIGN), config.prune.min_width)
+    widths = grid(graph, 2, config.table.align or job.backend.align, config.prune.min_width)
     if not any(len(choices) > 1 for choices in widths.values()):
         widest = max((group.width for group in graph.prunable), default=0)
         raise ConfigError(f"prune.min_width is {config.prune.min_width} and the widest group of channels that may be pruned "
@@ -38,7 +36,7 @@ def _check_excluded(job: Job, exclude: list[str]) -> None:
         onnx = export(fresh_model(job), job.task.example(), Path(folder) / "model.onnx", batch=job.backend.batch,
                       input_names=job.task.input_names, output_names=job.task.output_names)  # fmt: skip
         layers = prepare(read_float_model(onnx))
-    style = style_on(style_for(job.backend.name), job.backend.target())
+    style = style_on(job.backend.int8_style, job.backend.target())
     known = excludable(layers, style)
     for name in exclude:
         if name not in known:

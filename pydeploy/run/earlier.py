@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydeploy.backends.base import align_of
 from pydeploy.errors import DeployError
 from pydeploy.files import read_json, sha256
 from pydeploy.graph import Graph
@@ -26,7 +25,6 @@ from pydeploy.run.folder import Inputs, differences
 from pydeploy.run.job import Job, model_of
 from pydeploy.run.stages.comparison import wanted
 from pydeploy.run.stages.precisions import half_backend
-from pydeploy.run.stages.table import ALIGN
 from pydeploy.settings import leaves
 
 FIT = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "warmup_epochs", "schedule", "clip_norm", "amp")
@@ -87,7 +85,7 @@ class Earlier:
     def _same_widths(self, folder: Path) -> bool:
         """Whether the latency table holds the widths that this config asks for."""
         graph, settings = Graph.load(folder.parent / "02_graph" / "graph.json"), self.job.config.table
-        align = settings.align or align_of(self.job.backend, ALIGN)
+        align = settings.align or self.job.backend.align
         asked = grid(graph, settings.points, align, self.job.config.prune.min_width)
         measured = [network.widths for network in Table.open(folder / "table.sqlite").networks(graph)]
         return all({network[group] for network in measured} == set(widths) for group, widths in asked.items())

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydeploy.backends.base import Backend, open_backend, reopen
+from pydeploy.backends.base import Backend, code_digest, open_backend, reopen
 from pydeploy.data.manifest import Manifest, load_manifest
 from pydeploy.errors import ConfigError
 from pydeploy.files import sha256
@@ -61,6 +61,8 @@ class Job:
         target, config = self.backend.target().to_json(), self.config
         values = {key: value for key, value in leaves(config).items() if not key.startswith("target.")}
         values |= {f"target.{key}": value for key, value in {**target, **target.pop("facts")}.items()}
+        if code := code_digest(config.target.backend):
+            values["target.code"] = {"sha256": code}
         values["task.data"] = {"name": config.task.data, "sha256": self.task.digest()}
         for key, path in {"train.weights": config.train.weights,
                           "quantize.table": config.quantize.table if config.quantize else None}.items():  # fmt: skip
@@ -81,9 +83,9 @@ def open_job(config: Config, console: Console) -> Job:
     backend = open_backend(target.backend, precision=target.precision, batch=target.batch, threads=target.threads,
                            options=target.options)  # fmt: skip
     if config.quantize is not None:
-        reopen(other_target(backend.target()))
+        reopen(other_target(backend))
         if config.quantize.table is not None:
-            other_table(config.quantize.table, backend.target())
+            other_table(config.quantize.table, backend)
     manifest, task = calibration_of(config), open_task(config)
     job = Job(config, task, backend, console, manifest, samples_digest(task, manifest) if manifest is not None else "")
     assert job.values  # reads every file that the config names

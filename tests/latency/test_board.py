@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import board_env
 import latency_nets
 import trt_fake
-from pydeploy.backends.base import align_of, open_backend
+from pydeploy.backends.base import open_backend
 from pydeploy.backends.tensorrt.options import Options
 from pydeploy.cli.app import app
 from pydeploy.errors import DataError, Mismatch
@@ -362,7 +362,7 @@ def test_the_measured_stairs_decide_which_widths_are_worth_having(
     model, graph = latency_nets.residual(64, 64)
     onnx.save(model, tmp_path / "net.onnx")
     backend = open_backend("tensorrt", precision="fp16")
-    widths = grid(graph, 31, align_of(backend))
+    widths = grid(graph, 31, backend.align)
     assert widths == {"a": tuple(range(8, 65, 8)), "b": tuple(range(8, 65, 8))}
     table = Table.open(tmp_path / "t.sqlite", backend.target())
     measure(graph, tmp_path / "net.onnx", backend, table, widths=widths, rounds=1, runs=1)

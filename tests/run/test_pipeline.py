@@ -201,7 +201,7 @@ def test_every_precision_is_tried_and_the_fastest_is_recommended(finished: Path,
 def other_table(out: Path, config: Config, path: Path) -> Path:
     """A latency table, in the precision beside the run's, of its network with the dense and with the planned widths."""
     job, at = open_job(config, Quiet()), Artefacts(out)
-    backend = reopen(other_target(job.backend.target()))
+    backend = reopen(other_target(job.backend))
     plans = [{}, Plan.load(at.plan).widths]
     table = Table.open(path, backend.target())
     measure(Graph.load(at.graph), at.float_file(at.dense), backend, table, widths={}, plans=plans, rounds=2, runs=5)

@@ -243,7 +243,7 @@ def test_a_second_latency_table(data: dict[str, Any], tmp_path: Path) -> None:
 
     job = job_of(data)
     pretend(job, tmp_path / "none")
-    target = reopen(other_target(job.backend.target())).target()
+    target = reopen(other_target(job.backend)).target()
     Table.open(tmp_path / "one.sqlite", target)
     with_table = changed(data, "quantize.table", str(tmp_path / "one.sqlite"))
     assert again(with_table, tmp_path / "none") == {"09_mixed", "11_profile"}

@@ -8,17 +8,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import onnx
 
-from pydeploy.backends.base import Engine
+from pydeploy.backends.base import Backend, Engine
 from pydeploy.backends.tensorrt import compat
 from pydeploy.backends.tensorrt.build import Built, Source, build
 from pydeploy.backends.tensorrt.calibration import MakeCalibrator, cache_reader, uploader
+from pydeploy.backends.tensorrt.checkup import checkup
 from pydeploy.backends.tensorrt.cuda import Stream
 from pydeploy.backends.tensorrt.driver import find_gpu
 from pydeploy.backends.tensorrt.options import Options
@@ -30,11 +31,17 @@ from pydeploy.onnxfile.read import input_specs, read_onnx, with_batch
 from pydeploy.timing.records import Target
 
 
-class TensorRt:
+class TensorRt(Backend):
     """TensorRT bound to one precision and batch size. There are no threads: one stream of one GPU."""
 
     name = "tensorrt"
     threads = 1
+    options: Options
+    takes_options = True
+    int8_style = "tensorrt"
+    beside_int8 = "fp16"
+    halves = ("fp16", "bf16")
+    dynamic_batch = True
 
     def __init__(self, precision: str = "fp32", batch: int = 1, threads: int = 0, options: str = "") -> None:
         if threads > 1:
@@ -50,15 +57,15 @@ class TensorRt:
         if self.options.calibration and precision != "int8":
             raise ConfigError(f"a calibration cache is for int8; tensorrt:{precision} was asked for")
 
-    @property
-    def align(self) -> int:
-        """Channel multiple at which the search for good widths starts."""
-        return self.options.align(self.precision)
+        self.implicit = bool(self.options.calibration)
 
-    @property
-    def implicit(self) -> bool:
-        """Int8 ranges come from a calibration cache, so float files are built."""
-        return bool(self.options.calibration)
+    @classmethod
+    def align_at(cls, precision: str, options: str = "") -> int:
+        return Options.parse(options).align(precision)
+
+    @classmethod
+    def checkup(cls) -> Mapping[str, str]:
+        return checkup()
 
     def target(self) -> Target:
         chosen = {"options": str(self.options)} if str(self.options) else {}

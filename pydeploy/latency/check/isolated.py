@@ -52,7 +52,7 @@ def _time(key: OpKey, op: Op, graph: Graph, backend: Backend, folder: Path, watc
     source = folder / "layer.onnx"
     onnx.save(_model(key, op, graph, backend.batch), source)
     if needs_pairs(backend):
-        onnx.save(int8_transform(source, backend.name, folder, backend.threads)(onnx.load(source)), source)
+        onnx.save(int8_transform(source, backend.int8_style, folder, backend.threads)(onnx.load(source)), source)
     with backend.open(backend.build(source, folder / "layer.engine")) as session:
         feeds = random_feeds(session.inputs)
         session.time(feeds, 2)

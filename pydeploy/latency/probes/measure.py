@@ -172,7 +172,7 @@ def opened(
     with tempfile.TemporaryDirectory(prefix="probes-", dir=workdir) as folder, ExitStack() as stack:
         here = Path(folder)
         if transform is None and needs_pairs(backend) and not _quantized(model):
-            transform = int8_transform(path, backend.name, here, backend.threads)
+            transform = int8_transform(path, backend.int8_style, here, backend.threads)
         measured = backend.target().measured
         lab = Lab(
             graph, model, backend, rounds, runs, transform, here, Watch() if measured else unwatched(), Pace.still()

@@ -9,25 +9,22 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from pydeploy.backends.base import Backend
 from pydeploy.graph import Graph, Widths
 from pydeploy.latency.table.table import Table
 from pydeploy.timing.ratio import of_limit
 from pydeploy.timing.records import Target, Timing
 
-BESIDE_INT8 = {"tensorrt": "fp16"}
-"""The precision of what an int8 file leaves unquantized, where it is not fp32."""
 
-
-def other_target(target: Target) -> Target:
+def other_target(backend: Backend) -> Target:
     """The int8 target beside a float one; beside an int8 one, the float target of what int8 leaves unquantized."""
-    precision = BESIDE_INT8.get(target.backend, "fp32") if target.precision == "int8" else "int8"
-    return replace(target, precision=precision)
+    return replace(backend.target(), precision=backend.beside_int8 if backend.precision == "int8" else "int8")
 
 
-def other_table(path: Path, target: Target) -> Table:
-    """The latency table of the precision beside that of `target`; raises `DataError` or `Mismatch`, naming the fact."""
+def other_table(path: Path, backend: Backend) -> Table:
+    """The latency table of the precision beside the backend's; raises `DataError` or `Mismatch`, naming the fact."""
     table = Table.open(path)
-    table.target.require(other_target(target), f"quantize.table: the latency table {path}")
+    table.target.require(other_target(backend), f"quantize.table: the latency table {path}")
     return table
 
 

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING
 from pydeploy.backends.base import Backend, Engine, Feeds, reopen
 from pydeploy.files import read_json, write_json
 from pydeploy.graph import Graph
-from pydeploy.latency.table.by_precision import BESIDE_INT8
 from pydeploy.profiling import agreement
 from pydeploy.profiling.engines import measure_engines
 from pydeploy.profiling.profile import profile, profile_layers
 from pydeploy.quant.observe import Ranges
-from pydeploy.quant.styles import style_for
 from pydeploy.run.artefacts import Artefacts
 from pydeploy.run.job import Job, model_of
 from pydeploy.timing.records import Profile, Timing
@@ -55,7 +53,9 @@ def build_int8(job: Job, onnx: Path, here: Path, *, accurate: bool) -> Engine:
     """``model.onnx``, the int8 form of a float file, and ``model.engine`` for the job's int8 target."""
     from pydeploy.latency.probes.quantized import random_ranges
 
-    ranges = calibrated(job, onnx, here) if accurate else random_ranges(onnx, job.backend.name, job.backend.threads)
+    ranges = (
+        calibrated(job, onnx, here) if accurate else random_ranges(onnx, job.backend.int8_style, job.backend.threads)
+    )
     insert_pairs(job, onnx, ranges, here)
     return build(job, job.backend, here / "model.onnx", here)
 
@@ -89,7 +89,7 @@ def calibrated(job: Job, onnx: Path, here: Path) -> Ranges:
     assert manifest is not None
     with job.console.bar("calibrate") as tick:
         ranges = calibrate(onnx, calibration_batches(job.task, manifest), observer=settings.observer,
-                           style=style_for(job.backend.name), threads=job.backend.threads,
+                           style=job.backend.int8_style, threads=job.backend.threads,
                            progress=lambda done: tick(done, manifest.count),
                            resume=here / "counts.json", key=manifest.key())  # fmt: skip
     ranges.save(here / "ranges.json")
@@ -102,8 +102,10 @@ def insert_pairs(job: Job, onnx: Path, ranges: Ranges, here: Path, exclude: Sequ
 
     if exclude is None:
         exclude = job.config.quantize.exclude if job.config.quantize is not None else ()
-    target = job.backend.target()
-    done = quantize(onnx, ranges, here / "model.onnx", style=style_for(target.backend), target=target, exclude=exclude)
+    backend = job.backend
+    done = quantize(
+        onnx, ranges, here / "model.onnx", style=backend.int8_style, target=backend.target(), exclude=exclude
+    )
     write_json(here / "quantized.json", asdict(done))
 
 
@@ -133,8 +135,7 @@ def accuracy(job: Job, backend: Backend, engine: Engine) -> dict[str, float]:
 
 def float_backend(job: Job) -> Backend:
     """The backend of an int8 job in the precision that its unquantized layers have."""
-    precision = BESIDE_INT8.get(job.backend.name, "fp32")
-    return reopen(replace(job.backend.target(), precision=precision))
+    return reopen(replace(job.backend.target(), precision=job.backend.beside_int8))
 
 
 def float_accuracy(job: Job, here: Path) -> None:

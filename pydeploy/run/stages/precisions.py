@@ -18,14 +18,13 @@ from pydeploy.backends.base import Backend, Engine, Feeds, reopen
 from pydeploy.errors import BackendUnavailable, MissingTiming
 from pydeploy.files import read_json, write_json
 from pydeploy.graph import Graph
-from pydeploy.latency.table.by_precision import BESIDE_INT8, layer_times, other_table
+from pydeploy.latency.table.by_precision import layer_times, other_table
 from pydeploy.latency.table.table import Table
 from pydeploy.plan import Plan
 from pydeploy.profiling.engines import measure_engines
 from pydeploy.profiling.profile import profile
 from pydeploy.quant.mixed import Choice, LayerOption, choose, conversion_us, neighbours, sensitivity
 from pydeploy.quant.observe import Ranges
-from pydeploy.quant.styles import style_for
 from pydeploy.run.artefacts import Artefacts
 from pydeploy.run.job import Job
 from pydeploy.run.stages import engines
@@ -34,8 +33,6 @@ from pydeploy.timing.overhead import net
 from pydeploy.timing.ratio import ratio
 from pydeploy.timing.records import Target
 
-HALVES = ("fp16", "bf16")
-"""Half precisions in the order of preference; the first that the backend has is used."""
 SENSITIVITY_SAMPLES = 128
 MIXED_ROUNDS = 3
 TIGHTEN = 0.7
@@ -74,11 +71,11 @@ def _pair(job: Job, at: Artefacts) -> Pair:
 
 def half_backend(job: Job) -> Backend | None:
     """The job's backend in half precision; None where it has none, or the run has such an engine anyway."""
-    target = job.backend.target()
-    if target.precision not in ("fp32", "int8"):
+    own = job.backend
+    if own.precision not in ("fp32", "int8"):
         return None
-    halves = [half for half in HALVES if target.precision == "fp32" or half != BESIDE_INT8.get(job.backend.name)]
-    found = (_backend(replace(target, precision=half)) for half in halves)
+    halves = [half for half in own.halves if own.precision == "fp32" or half != own.beside_int8]
+    found = (_backend(replace(own.target(), precision=half)) for half in halves)
     return next((backend for backend in found if backend is not None), None)
 
 
@@ -121,7 +118,7 @@ def mix(job: Job, at: Artefacts, here: Path) -> None:
     """
     settings = job.config.quantize
     assert settings is not None
-    if job.backend.precision not in ("int8", BESIDE_INT8.get(job.backend.name, "fp32")):
+    if job.backend.precision not in ("int8", job.backend.beside_int8):
         write_json(
             here / "mixed.json", {"note": f"not tried: what is not int8 would not run in {job.backend.precision}"}
         )
@@ -194,7 +191,7 @@ def _times(job: Job, at: Artefacts, pair: Pair) -> tuple[Times, str]:
     """Times of the layers in both precisions, and in words where they come from."""
     graph, settings = Graph.load(at.graph), job.config.quantize
     if settings is not None and settings.table is not None:
-        own, other = Table.open(at.table), other_table(settings.table, job.backend.target())
+        own, other = Table.open(at.table), other_table(settings.table, job.backend)
         tables = {"float": other, "int8": own} if job.backend.precision == "int8" else {"float": own, "int8": other}
         widths, now = Plan.load(at.plan).widths, measure_engines(pair.engines())
         try:
@@ -217,7 +214,7 @@ def _options(job: Job, pair: Pair, ranges: Ranges, times: Times) -> list[LayerOp
     batches = exact_batches(calibration_batches(job.task, job.manifest), job.backend.batch)
     feeds: list[Feeds] = list(islice(batches, max(1, SENSITIVITY_SAMPLES // job.backend.batch)))
     with job.console.bar("sensitivity of layers") as tick:
-        errors = sensitivity(pair.onnx, ranges, feeds, layers, style=style_for(job.backend.name),
+        errors = sensitivity(pair.onnx, ranges, feeds, layers, style=job.backend.int8_style,
                              threads=job.backend.threads, progress=tick)  # fmt: skip
     # A layer that the runtime merged into another one takes no time of its own.
     return [LayerOption(layer, times["float"].get(layer, 0.0), times["int8"].get(layer, 0.0), errors[layer])

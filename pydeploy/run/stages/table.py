@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydeploy.backends.base import align_of
 from pydeploy.files import write_json
 from pydeploy.graph import Graph
 from pydeploy.run.artefacts import Artefacts
@@ -14,9 +13,6 @@ from pydeploy.run.job import Job
 
 if TYPE_CHECKING:
     from pydeploy.latency.table.table import Table
-
-ALIGN = 16
-"""Channel multiple of a run's latency table, unless the config or the backend has one of its own."""
 
 
 def measure_table(job: Job, at: Artefacts, here: Path) -> None:
@@ -43,12 +39,12 @@ def measured_table(job: Job, graph: Graph, onnx: Path, here: Path) -> Table:
 
     settings = job.config.table
     table = Table.open(here / "table.sqlite", job.backend.target())
-    align = settings.align or align_of(job.backend, ALIGN)
+    align = settings.align or job.backend.align
     widths = grid(graph, settings.points, align, job.config.prune.min_width)
     int8 = None
     if job.backend.precision == "int8":
         exclude = job.config.quantize.exclude if job.config.quantize is not None else ()
-        int8 = int8_transform(onnx, job.backend.name, here, job.backend.threads, exclude=exclude)
+        int8 = int8_transform(onnx, job.backend.int8_style, here, job.backend.threads, exclude=exclude)
     with job.console.bar("measure the latency table") as tick:
         measure(graph, onnx, job.backend, table, widths=widths, rounds=settings.rounds, runs=settings.runs, workdir=here,
                 transform=int8, progress=tick, announce=lambda s: job.console.say(minutes(s)))  # fmt: skip
