@@ -240,7 +240,9 @@ def test_wrong_backends_are_one_sentence(mine: str, name: str, error: type[Deplo
 def test_wrong_targets_are_one_sentence(mine: str, tmp_path: Path) -> None:
     net, out = residual(tmp_path / "net.onnx"), ("--out", tmp_path / "x.engine")
     fails(pydeploy("build", net, "--target", f"{tmp_path}/none.py:Mine:fp32", *out), "none.py does not exist")
-    fails(pydeploy("build", net, "--target", "no_such_module:Mine:fp32", *out), "unknown backend 'no_such_module:Mine'")
+    fails(
+        pydeploy("build", net, "--target", "no_such_module:Mine:fp32", *out), "module no_such_module cannot be imported"
+    )
     fails(pydeploy("build", net, "--target", "onnxruntim:fp32", *out), "did you mean 'onnxruntime'")
     fails(pydeploy("build", net, "--target", f"{mine}:bf16", *out), "no bf16 here")
     fails(pydeploy("build", net, "--target", "onnxruntime:fp32,quick", *out), "has no options")
