@@ -36,6 +36,7 @@ from pydeploy.run.config import load
 from pydeploy.run.job import open_task
 from pydeploy.tasks import samples
 from pydeploy.tasks.contract import Task
+from pydeploy.tasks.evaluate import batches, evaluate
 from pydeploy.timing.records import Timing
 
 ROUNDS, RUNS = 20, 20
@@ -135,7 +136,7 @@ def right_answers(task: Task, backend: Backend, engine: Engine) -> NDArray[np.bo
         with backend.open(engine) as session:
             (name,) = task.input_names
             found = [int(np.argmax(next(iter(session.run({name: batch.inputs[0].numpy()}).values())))) == int(batch.target)
-                     for batch in task.eval_batches(1, "test")]  # fmt: skip
+                     for batch in batches(task, "test", 1)]  # fmt: skip
         write_json(place, [int(one) for one in found])
     return np.array(read_json(place), dtype=bool)
 
@@ -161,10 +162,10 @@ def fashion_mnist(run: Path, threads: int, work: Path, notes: dict[str, str]) ->
     images = list(samples.exact_batches(samples.calibration_batches(task, manifest), 1))
     for network, folder in (("dense", "04_dense"), ("pruned", "08_pruned")):
         engines = engines_of(run / folder / "model.onnx", images, threads, work / network)
-        label = f"{config.model.name} on {config.task.data}, {network}"
+        label = f"{config.model.name} on {task.data}, {network}"
         notes[label] = beside_nncf(task, engines)
         yield from rows_of(
-            label, engines, lambda session: float(task.evaluate(session.run, batch_size=1)[task.metric]), images[0]
+            label, engines, lambda session: evaluate(task, session.run, batch_size=1)[task.metric.name], images[0]
         )
 
 

@@ -25,6 +25,13 @@ def check_writable(path: Path) -> None:
         raise DataError(f"cannot write {path}: {above} is not a folder; choose a writable folder")
 
 
+def joined(folder: Path, path: Path) -> Path:
+    """``folder / path`` without ``..`` where that is the same file."""
+    place = folder / path
+    short = Path(os.path.normpath(place))
+    return short if short.exists() and place.exists() and short.samefile(place) else place
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path in the same folder that becomes `path` when the block ends without an error.

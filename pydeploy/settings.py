@@ -5,11 +5,16 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic.fields import FieldInfo
 
 from pydeploy.errors import ConfigError, DeployError, nearest
+from pydeploy.files import joined
+from pydeploy.guests.names import Names
 
 
 def _no_truth_value(value: object) -> object:
@@ -37,18 +42,55 @@ def name_in(kind: str, registry: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def found_by(function: str) -> AfterValidator:
-    """Refuses a name for which ``module:function``, imported when the first name is checked, raises a `DeployError`."""
+@dataclass(frozen=True)
+class _Open:
+    """Checks a name of an open kind."""
 
-    def check(name: str) -> str:
-        module, _, attribute = function.partition(":")
+    names: str
+
+    @property
+    def kind(self) -> Names[Any]:
+        return _names(self.names)
+
+    def __call__(self, name: str, info: ValidationInfo) -> str:
         try:
-            getattr(importlib.import_module(module), attribute)(name)
+            return self.kind.check(placed(self.names, name, info))
         except DeployError as error:
             raise ValueError(str(error)) from None
-        return name
 
-    return AfterValidator(check)
+
+def placed(names: str, name: str, info: ValidationInfo) -> str:
+    """`name`, of the `Names` at ``module:attribute``, as it is understood from the current folder."""
+    return _names(names).placed(name, _folder(info))
+
+
+def _names(place: str) -> Names[Any]:
+    module, _, attribute = place.partition(":")
+    found: Names[Any] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def open_name(names: str) -> AfterValidator:
+    """Refuses what the `pydeploy.guests.names.Names` at ``module:attribute`` do not know and what is no user's code.
+
+    ``FILE.py:NAME`` is relative to the folder of the config.
+    """
+    return AfterValidator(_Open(names))
+
+
+def _placed(path: Path, info: ValidationInfo) -> Path:
+    place = joined(_folder(info), path)
+    # A plain word may be the name of a file that comes with pydeploy.
+    return path if len(path.parts) == 1 and not path.suffix and not place.exists() else place
+
+
+def _folder(info: ValidationInfo) -> Path:
+    """What paths of a config are relative to; the current folder for settings that are made in Python."""
+    return Path((info.context or {}).get("folder", ""))
+
+
+Place = Annotated[Path, AfterValidator(_placed)]
+"""A path; in a config, relative to the folder of the config."""
 
 
 class Settings(BaseModel):
@@ -119,6 +161,39 @@ def leaves(of: Settings, prefix: str = "") -> dict[str, Any]:
         else:
             found[f"{prefix}{name}"] = data[name]
     return found
+
+
+def open_names(of: Settings, prefix: str = "") -> dict[str, Names[Any]]:
+    """The kind of each setting, by its dotted name, that may name users' code."""
+    found: dict[str, Names[Any]] = {}
+    for name, field in type(of).model_fields.items():
+        value = getattr(of, name)
+        if isinstance(value, Settings):
+            found |= open_names(value, f"{prefix}{name}.")
+        found |= {f"{prefix}{name}": check.kind for check in _checks(field) if isinstance(check, _Open)}
+    return found
+
+
+def from_here(of: type[Settings], key: str, value: Any) -> Any:
+    """A value for a setting by its dotted name; a path or FILE.py:NAME in it is relative to the current folder."""
+    *sections, last = key.split(".")
+    if not isinstance(value, str) or last not in keys(of, sections):
+        return value
+    section = of
+    for name in sections:
+        section = section_of(section.model_fields[name].annotation) or section
+    for check in _checks(section.model_fields[last]):
+        if check is _placed:
+            return str(Path(value).absolute())
+        if isinstance(check, _Open):
+            return check.kind.placed(value, Path.cwd().absolute())
+    return value
+
+
+def _checks(field: FieldInfo) -> list[Any]:
+    """The functions that check a field's values."""
+    inner = [one for choice in get_args(field.annotation) for one in getattr(choice, "__metadata__", ())]
+    return [getattr(one, "func", None) for one in (*field.metadata, *inner)]
 
 
 def defaults(of: type[Settings], prefix: str = "") -> dict[str, Any]:

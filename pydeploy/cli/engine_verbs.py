@@ -297,9 +297,10 @@ def _test_feeds(config: Path, names: Sequence[str], batch: int, count: int) -> l
     from pydeploy.run.config import load
     from pydeploy.run.job import open_task
     from pydeploy.tasks import samples
+    from pydeploy.tasks.evaluate import batches
 
     task = open_task(load(config))
-    first = next(iter(task.eval_batches(batch * count)))
+    first = next(batches(task, "test", batch * count))
     arrays = [tensor.numpy() for tensor in first.inputs]
     feeds = samples.exact_batches([dict(zip(task.input_names, arrays, strict=True))], batch)
     return [one for one, _ in zip(samples.under(names, feeds), range(count), strict=False)]

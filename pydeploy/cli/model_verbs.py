@@ -143,12 +143,12 @@ def criteria(json: Annotated[bool, typer.Option("--json", help="Print the list a
 
 def _scores(net: nn.Module, graph: Graph, criterion: str, given: Mapping[str, Any], config: Path | None) -> Any:
     from pydeploy.errors import ConfigError
-    from pydeploy.prune.criteria import find
+    from pydeploy.prune.criteria import CRITERIA
     from pydeploy.prune.criteria.score import chosen, score
 
     chosen(criterion, given)
     if config is None:
-        if find(criterion).labelled:
+        if CRITERIA.find(criterion).labelled:
             raise ConfigError(
                 f"criterion '{criterion}' needs labelled batches: pass --config with the task, or use one of weights (l1)"
             )

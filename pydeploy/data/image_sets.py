@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydeploy.data.idx import read_idx
 from pydeploy.data.preprocessing import Preprocessing
 from pydeploy.errors import ConfigError, DataError, nearest
-from pydeploy.guests.arguments import make
+from pydeploy.guests.resolve import call
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 REMEDY = "install it (apt-get install dataset-fashion-mnist) or set PYDEPLOY_DATA to the folder with the four files"
@@ -200,4 +200,4 @@ def load(name: str, **settings: Any) -> ImageSet:
     """The named image set; raises `ConfigError` for an unknown name or setting, `DataError` when files are missing."""
     if name not in DATA:
         raise ConfigError(f"unknown data set '{name}'{nearest(name, DATA)}")
-    return make(DATA[name], settings, f"data set '{name}'")
+    return call(f"data set '{name}'", DATA[name], settings, own=True)

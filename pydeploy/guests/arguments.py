@@ -1,35 +1,35 @@
-"""Functions that are named in a config: their arguments are checked before they are called."""
+"""The arguments of functions that are named in a config or a command: checked before the functions are called."""
 
 from __future__ import annotations
 
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from pydeploy.errors import ConfigError, nearest
 
-Made = TypeVar("Made")
 
-
-def make(factory: Callable[..., Made], settings: Mapping[str, Any], what: str) -> Made:
-    """``factory(**settings)``.
-
-    Raises `ConfigError` that names `what` ("data set 'digits'") and the setting that `factory` does not have, that lacks or
-    whose type is another than the annotated one. Lists may stand for tuples, whole numbers for floats.
-    """
-    parameters = inspect.signature(factory).parameters
-    kinds = {parameter.kind for parameter in parameters.values()}
-    for key in settings:
-        if key not in parameters and inspect.Parameter.VAR_KEYWORD not in kinds:
-            raise ConfigError(f"{what}: no setting '{key}'{nearest(key, parameters)}")
-    for key, parameter in parameters.items():
-        variable = parameter.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-        if key not in settings and parameter.default is inspect.Parameter.empty and not variable:
-            raise ConfigError(f"{what}: setting '{key}' is required")
-    return factory(**typed(what, factory, settings))
+def check_names(what: str, function: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` that calls the function `what` where it lacks one of the settings `given`, or needs further ones."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # compiled code without a signature
+        return
+    by_name = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    names = [p.name for p in by_name]
+    if positional := [p.name for p in parameters if p.kind == p.POSITIONAL_ONLY and p.default is p.empty]:
+        raise ConfigError(
+            f"{what} takes {', '.join(positional)} by position only; write a function that needs no arguments"
+        )
+    if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+        for key in given:
+            if key not in names:
+                raise ConfigError(f"{what}: no setting '{key}'" + (nearest(key, names) if names else "; it takes none"))
+    if missing := [p.name for p in by_name if p.default is p.empty and p.name not in given]:
+        raise ConfigError(f"{what} needs {', '.join(missing)}: give {'it' if len(missing) == 1 else 'them'} as options")
 
 
 def typed(what: str, function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,7 +42,6 @@ def typed(what: str, function: Callable[..., Any], given: Mapping[str, Any]) -> 
 
 
 def _typed(value: Any, hint: Any, what: str) -> Any:
-    """`value` as the annotated type `hint`, strictly: text is no number, and neither is yes or no."""
     if hint is Any:
         return value
     try:

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import inspect
 import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from pydeploy.errors import ConfigError, DataError, DeployError, nearest
+from pydeploy.guests.arguments import check_names, typed
 from pydeploy.guests.folders import PREFIX, Folder, folder_of
 
+Made = TypeVar("Made")
 _FOLDERS: dict[Path, Folder] = {}
 
 
@@ -42,53 +42,17 @@ def find(spec: str, what: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def choose(name: str, known: Mapping[str, Any], kind: str, entry_points: str) -> Any:
-    """``known[name]``, what an installed package registers as `name` in the group `entry_points`, or what ``FILE.py:NAME`` names.
+def call(spec: str, function: Callable[..., Made], given: Mapping[str, Any], *, own: bool = False) -> Made:
+    """What `function`, called `spec` in errors, returns for the arguments `given`; `ConfigError` where they do not fit.
 
-    `kind` says what is chosen in errors, which are as those of `find`, with the nearest known name for an unknown one.
+    Errors of users' code become a `ConfigError`. A function of pydeploy's `own` has annotations that its settings have to
+    follow, and its errors come through.
     """
-    if name in known:
-        return known[name]
-    if ":" in name:
-        return find(name, f"a {kind}")
-    points = metadata.entry_points(group=entry_points)
-    if name in points.names:
-        with _guest(None, f"{kind} '{name}' of an installed package cannot be loaded"):
-            return points[name].load()
-    raise ConfigError(f"unknown {kind} '{name}'{nearest(name, [*known, *points.names])}; or your own, as FILE.py:NAME")
-
-
-def file_of(name: str) -> Path | None:
-    """The file that a name ``FILE.py:NAME`` names."""
-    home = name.rpartition(":")[0]
-    return Path(home) if home.endswith(".py") else None
-
-
-def call(spec: str, function: Callable[..., Any], given: Mapping[str, Any]) -> Any:
-    """What `function`, found as `spec`, returns for the arguments `given`; `ConfigError` where they do not fit or it fails."""
-    _check_arguments(spec, function, given)
-    with _guest(folder_of(function), f"{spec} cannot be built with {dict(given)}"):
+    check_names(spec, function, given)
+    if own:
+        return function(**typed(spec, function, given))
+    with guest(folder_of(function), f"{spec} cannot be built with {dict(given)}"):
         return function(**given)
-
-
-def _check_arguments(spec: str, function: Callable[..., Any], given: Mapping[str, Any]) -> None:
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # compiled code without a signature
-        return
-    by_name = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    names = [p.name for p in by_name]
-    if positional := [p.name for p in parameters if p.kind == p.POSITIONAL_ONLY and p.default is p.empty]:
-        raise ConfigError(
-            f"{spec} takes {', '.join(positional)} by position only; write a function that needs no arguments"
-        )
-    if missing := [p.name for p in by_name if p.default is p.empty and p.name not in given]:
-        raise ConfigError(f"{spec} needs {', '.join(missing)}: give {' '.join(f'-o {name}=VALUE' for name in missing)}")
-    if any(p.kind == p.VAR_KEYWORD for p in parameters):
-        return
-    for key in given:
-        if key not in names:
-            raise ConfigError(f"{spec} has no argument '{key}'" + (nearest(key, names) if names else "; it takes none"))
 
 
 def _file(path: Path, what: str) -> ModuleType:
@@ -96,18 +60,48 @@ def _file(path: Path, what: str) -> ModuleType:
     if not path.is_file():
         kind = "is a folder" if path.is_dir() else "does not exist"
         raise DataError(f"{path} {kind}; expected a Python file with {what}")
+    root, file = _root_of(path)
+    parts = file.relative_to(root).with_suffix("").parts
+    name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    if len(parts) > 1 and _is_at(parts[0], root / parts[0]):
+        with guest(None, f"{path} cannot be run"):
+            return importlib.import_module(name)
+    folder = _folder(root)
+    with guest(folder, f"{path} cannot be run"):
+        return folder.load(file)
+
+
+def _root_of(path: Path) -> tuple[Path, Path]:
+    """The folder that a file's imports start from (for a package: the one that the package lies in), and the file."""
     file = path.resolve()
     root = file.parent
     while (root / "__init__.py").is_file():
         root = root.parent
-    parts = file.relative_to(root).with_suffix("").parts
-    name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-    if len(parts) > 1 and _is_at(parts[0], root / parts[0]):
-        with _guest(None, f"{path} cannot be run"):
-            return importlib.import_module(name)
-    folder = _folder(root)
-    with _guest(folder, f"{path} cannot be run"):
-        return folder.load(file)
+    return root, file
+
+
+def file_of(module: str, root: Path) -> Path | None:
+    """The file of a module below `root`; None where there is none."""
+    place = root.joinpath(*module.split("."))
+    choices = (place / "__init__.py", place.with_name(f"{place.name}.py"))
+    return next((path for path in choices if path.is_file()), None)
+
+
+def place_of(home: str) -> tuple[Path, Path]:
+    """The folder that the imports of ``FILE.py`` or ``PACKAGE.MODULE`` start from, and its file, without running it."""
+    if home.endswith(".py"):
+        return _root_of(Path(home))
+    if (found := file_of(home, Path.cwd())) is not None:
+        return _root_of(found)
+    try:
+        spec = importlib.util.find_spec(home)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        raise ConfigError(f"the code of module {home} cannot be found")
+    file = Path(spec.origin).resolve()
+    up = len(home.split(".")) - (file.stem != "__init__")
+    return file.parents[up], file
 
 
 def is_module(name: str) -> bool:
@@ -127,7 +121,7 @@ def _module(name: str) -> ModuleType:
     """The module of that name; in the current folder, as for ``python -m``, or of an installed package."""
     top, dot, rest = name.partition(".")
     home = _here(top)
-    with _guest(_folder(Path.cwd()) if home else None, f"module {name} cannot be imported"):
+    with guest(_folder(Path.cwd()) if home else None, f"module {name} cannot be imported"):
         return importlib.import_module((home or top) + dot + rest)
 
 
@@ -149,7 +143,7 @@ def _is_at(top: str, place: Path) -> bool:
 
 
 @contextmanager
-def _guest(folder: Folder | None, failing: str) -> Iterator[None]:
+def guest(folder: Folder | None, failing: str) -> Iterator[None]:
     """Run a user's code: its folder's modules by plain names, its output on stderr, its errors as one sentence."""
     try:
         with redirect_stdout(sys.stderr), nullcontext() if folder is None else folder.visible():

@@ -21,7 +21,7 @@ from pydeploy.errors import DataError, Mismatch, nearest
 from pydeploy.onnxfile.load import Loaded, files_hash, read_float_model
 from pydeploy.onnxfile.prepare import prepare
 from pydeploy.quant.counts import Counts, sample_hash
-from pydeploy.quant.observe import Ranges, check_observer, observe
+from pydeploy.quant.observe import OBSERVERS, Ranges, observe
 from pydeploy.quant.placement import plan
 from pydeploy.quant.styles import STYLES, style_named
 from pydeploy.quant.tapped import Tapped
@@ -61,7 +61,7 @@ def calibrate(
     `Mismatch` where `resume` holds samples that `batches` lacks.
     """
     onnx_path = Path(onnx_path)
-    check_observer(observer)
+    OBSERVERS.check(observer)
     source = read_float_model(onnx_path)
     with ThreadPoolExecutor(1) as other:
         digest = other.submit(files_hash, source.files)  # while the session is made

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from pydeploy import _core
 from pydeploy.errors import ConfigError, DataError, Mismatch, nearest
 from pydeploy.files import parsed, write_json
+from pydeploy.guests.names import Names
 
 SIGNED_LEVELS = 128
 """Grid steps on one side of zero: int8, and uint8 for a tensor with both signs."""
@@ -106,8 +107,18 @@ def mse(seen: Seen, levels: int) -> Range:
     return seen.clip(_core.mse_threshold(seen.magnitudes(), seen.histogram.bin_width, levels - 1))
 
 
-OBSERVERS: Mapping[str, Observer] = {"minmax": minmax, "moving_average": moving_average, "percentile": percentile,
-                                     "entropy": entropy, "mse": mse}  # fmt: skip
+OBSERVERS: Names[Observer] = Names(
+    kind="observer",
+    expected="a function (seen, levels) -> (lo, hi)",
+    known={
+        "minmax": minmax,
+        "moving_average": moving_average,
+        "percentile": percentile,
+        "entropy": entropy,
+        "mse": mse,
+    },
+    group="pydeploy.observers",
+)
 
 
 def observe(seen: Seen, observer: str, *, unsigned: bool = False) -> Range:
@@ -115,21 +126,26 @@ def observe(seen: Seen, observer: str, *, unsigned: bool = False) -> Range:
 
     Raises `ConfigError` for an unknown observer, `DataError` for a histogram without values.
     """
-    check_observer(observer)
+    choose = OBSERVERS[observer]
     histogram = seen.histogram
     if histogram.count == 0:
         raise DataError("no values were observed; calibrate with at least one sample")
     if histogram.minimum == histogram.maximum:  # a constant: one value, covered as it is
         return float(histogram.minimum), float(histogram.maximum)
     one_sided = histogram.minimum >= 0 or histogram.maximum <= 0
-    lo, hi = OBSERVERS[observer](seen, UNSIGNED_LEVELS if unsigned and one_sided else SIGNED_LEVELS)
-    return float(lo), float(hi)
+    found = choose(seen, UNSIGNED_LEVELS if unsigned and one_sided else SIGNED_LEVELS)
+    return _checked(observer, found)
 
 
-def check_observer(name: str) -> None:
-    """Raise `ConfigError` unless `name` is one of `OBSERVERS`."""
-    if name not in OBSERVERS:
-        raise ConfigError(f"unknown observer '{name}'{nearest(name, OBSERVERS)}")
+def _checked(observer: str, found: Any) -> Range:
+    """What an observer returned, as an interval; users' observers may return anything."""
+    try:
+        lo, hi = (float(value) for value in found)
+    except (TypeError, ValueError):
+        raise ConfigError(f"observer '{observer}' returned {found!r}; expected two numbers (lo, hi)") from None
+    if not (math.isfinite(lo) and math.isfinite(hi) and lo <= hi):
+        raise ConfigError(f"observer '{observer}' returned ({lo}, {hi}); expected finite numbers, ascending")
+    return lo, hi
 
 
 @dataclass(frozen=True, slots=True)

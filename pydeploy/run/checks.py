@@ -17,9 +17,10 @@ from pydeploy.run.job import Job, fresh_model, model_of
 def check_structure(job: Job) -> None:
     """Raise `ConfigError` for settings that no network of this structure can follow, or weights that do not fit it."""
     from pydeploy.prune.structure.trace import trace
+    from pydeploy.tasks.evaluate import example
 
     config, weights = job.config, job.config.train.weights
-    graph = trace(model_of(job, weights) if weights else fresh_model(job), job.task.example())
+    graph = trace(model_of(job, weights) if weights else fresh_model(job), example(job.task))
     widths = grid(graph, 2, config.table.align or job.backend.align, config.prune.min_width)
     if not any(len(choices) > 1 for choices in widths.values()):
         widest = max((group.width for group in graph.prunable), default=0)
@@ -31,9 +32,10 @@ def check_structure(job: Job) -> None:
 
 def _check_excluded(job: Job, exclude: list[str]) -> None:
     from pydeploy.export import export
+    from pydeploy.tasks.evaluate import example
 
     with TemporaryDirectory(prefix="pydeploy-") as folder:
-        onnx = export(fresh_model(job), job.task.example(), Path(folder) / "model.onnx", batch=job.backend.batch,
+        onnx = export(fresh_model(job), example(job.task), Path(folder) / "model.onnx", batch=job.backend.batch,
                       input_names=job.task.input_names, output_names=job.task.output_names)  # fmt: skip
         layers = prepare(read_float_model(onnx))
     style = style_on(job.backend.int8_style, job.backend.target())

@@ -7,31 +7,34 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from pydeploy.data.shipped import find
 from pydeploy.errors import ConfigError, DeployError
 from pydeploy.files import read_yaml
-from pydeploy.settings import Number, Positive, Settings, Share, Whole, found_by, name_in, sentences
+from pydeploy.settings import Number, Place, Positive, Settings, Share, Whole, from_here, open_name, placed, sentences
 from pydeploy.train.settings import FinetuneSettings, TrainSettings
 
-Criterion = Annotated[str, found_by("pydeploy.prune.criteria:find")]
-Observer = Annotated[str, name_in("observer", "pydeploy.quant.observe:OBSERVERS")]
-TaskName = Annotated[str, name_in("task", "pydeploy.tasks.contract:TASKS")]
+CRITERIA = "pydeploy.prune.criteria:CRITERIA"
+Criterion = Annotated[str, open_name(CRITERIA)]
+Observer = Annotated[str, open_name("pydeploy.quant.observe:OBSERVERS")]
+TaskName = Annotated[str, open_name("pydeploy.tasks.named:TASKS")]
+ModelName = Annotated[str, open_name("pydeploy.models.named:MODELS")]
 
 
 class TaskSection(Settings):
     """What is learned and on which data; `options` go to the task as they are."""
 
     name: TaskName = "classification"
-    data: str = "fashion_mnist"
+    data: str | None = None
+    """Name of the data set; by default the task's own choice."""
     options: dict[str, Any] = Field(default_factory=dict)
 
 
 class ModelSection(Settings):
-    """A name of the model zoo and the arguments of its factory."""
+    """What builds the network, and the arguments of that factory."""
 
-    name: str
+    name: ModelName
     options: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -85,6 +88,13 @@ class PruneSection(Settings):
             raise ValueError("give exactly one of 'budget' (share of dense) and 'budget_us'")
         return self
 
+    @field_validator("options")
+    @classmethod
+    def _fallback_placed(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        """The fallback's file is relative to the config, as the criterion's."""
+        fallback = options.get("fallback")
+        return {**options, "fallback": placed(CRITERIA, fallback, info)} if isinstance(fallback, str) else options
+
     @model_validator(mode="after")
     def _known_options(self) -> PruneSection:
         from pydeploy.prune.criteria.score import chosen
@@ -100,9 +110,9 @@ class QuantizeSection(Settings):
     """INT8 of the fine-tuned model, calibrated on the manifest's images."""
 
     observer: Observer = "entropy"
-    calibration: Path = Path("calib/fashion_mnist.yaml")
+    calibration: Place = Path("fashion_mnist")
     exclude: list[str] = Field(default_factory=list)
-    table: Path | None = None
+    table: Place | None = None
     """Latency table of this network in the other precision (int8; for an int8 target, what int8 leaves in float), for the
     choice of layers in mixed precision. Without it, both engines are profiled."""
 
@@ -152,22 +162,23 @@ class Config(Settings):
         return self
 
 
-def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
+def load(path: Path | str, overrides: Sequence[str] = (), *, folder: Path | None = None) -> Config:
     """The checked settings of a YAML file after ``section.key=value`` overrides.
 
+    Paths in it are relative to `folder`, by default to that of the file; those in `overrides` to the current folder.
     Raises `ConfigError` naming the file, the key and what was expected.
     """
     path = find("configs", path)
     data = read_yaml(path, "config", "pass a file, or a name that 'pydeploy configs' lists")
     for text in overrides:
         _override(data, text)
-    return parse(data, str(path))
+    return parse(data, str(path), path.parent if folder is None else folder)
 
 
-def parse(data: Mapping[str, Any], source: str) -> Config:
-    """The checked settings of a mapping; `source` names it in errors."""
+def parse(data: Mapping[str, Any], source: str, folder: Path = Path()) -> Config:
+    """The checked settings of a mapping; `source` names it in errors, `folder` is what paths in it are relative to."""
     try:
-        return Config.model_validate(data)
+        return Config.model_validate(data, context={"folder": folder})
     except ValidationError as error:
         raise ConfigError("\n".join(f"{source}: {text}" for text in sentences(error, Config))) from None
 
@@ -183,6 +194,6 @@ def _override(data: dict[str, Any], text: str) -> None:
         if not isinstance(place, dict):
             raise ConfigError(f"--set {text}: '{section}' is a value, not a section")
     try:
-        place[last] = yaml.safe_load(value)
+        place[last] = from_here(Config, key, yaml.safe_load(value))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"--set {text}: the value is not YAML: {error}") from None

@@ -120,7 +120,7 @@ def _last_config(root: Path) -> tuple[dict[str, Any], float]:
     """Settings by dotted name of the last run in `root`, and when it began; nothing where there was none."""
     path = root / "config.json"
     try:
-        return leaves(load(path)), path.stat().st_mtime
+        return leaves(load(path, folder=Path())), path.stat().st_mtime
     except (DeployError, OSError):
         return {}, math.inf
 
@@ -187,6 +187,8 @@ def _distill(job: Job) -> list[str]:
 def _section(job: Job, name: str) -> dict[str, Any]:
     """A section as it was dumped: training and fine-tuning both had weights and distillation."""
     data: dict[str, Any] = getattr(job.config, name).model_dump(mode="json")
+    if name == "task":
+        data["data"] = job.task.data  # which was written where it is the default
     found = {key: data[key] for key in SECTIONS[name]}
     if name == "train":
         return {**found, "distill": None}

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydeploy.backends.base import Backend, code_digest, open_backend, reopen
 from pydeploy.data.manifest import Manifest, load_manifest
+from pydeploy.data.shipped import find
 from pydeploy.errors import ConfigError
 from pydeploy.files import sha256
-from pydeploy.guests import resolve
 from pydeploy.latency.table.by_precision import other_table, other_target
 from pydeploy.run.config import Config
 from pydeploy.run.folder import Console
-from pydeploy.settings import leaves
+from pydeploy.settings import leaves, open_names
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,15 +63,21 @@ class Job:
         values |= {f"target.{key}": value for key, value in {**target, **target.pop("facts")}.items()}
         if code := code_digest(config.target.backend):
             values["target.code"] = {"sha256": code}
-        values["task.data"] = {"name": config.task.data, "sha256": self.task.digest()}
+        for key, kind in open_names(config).items():
+            values[key] = kind.stamp(values[key])
+        if isinstance(fallback := config.prune.options.get("fallback"), str):
+            stamp = open_names(config)["prune.criterion"].stamp(fallback)
+            values["prune.options"] = {**config.prune.options, "fallback": stamp}
+        values["task.data"] = {"name": self.task.data, "sha256": self.task.digest()}
         for key, path in {"train.weights": config.train.weights,
                           "quantize.table": config.quantize.table if config.quantize else None}.items():  # fmt: skip
             if path is not None:
                 values[key] = {"sha256": sha256(path)}
-        if (file := resolve.file_of(config.prune.criterion)) is not None:
-            values["prune.criterion"] = {"name": config.prune.criterion.rpartition(":")[2], "sha256": sha256(file)}
         if config.quantize is not None:
-            values["quantize.calibration"] = {"sha256": sha256(config.quantize.calibration), "samples": self.samples}
+            values["quantize.calibration"] = {
+                "sha256": sha256(find("calib", config.quantize.calibration)),
+                "samples": self.samples,
+            }
         return values
 
 
@@ -99,31 +105,39 @@ def calibration_of(config: Config) -> Manifest | None:
 
 def open_task(config: Config) -> Task:
     """The task of a config, its data loaded. Raises `ConfigError` where its settings do not fit."""
-    from pydeploy.tasks.contract import build_task
+    from pydeploy.tasks.named import build_task
 
-    task, model = config.task, config.model
+    task = config.task
     homes = {"data": "task.data", "model": "model.name", "model_settings": "model.options"}
     for key in task.options:
         if key in homes:
             raise ConfigError(f"task.options: '{key}' is given by {homes[key]}")
-    made = build_task(task.name, data=task.data, model=model.name, model_settings=model.options, **task.options)
+    data = {} if task.data is None else {"data": task.data}
+    made = build_task(task.name, **data, **task.options)
     for section, size in (("train", config.train.batch_size), ("prune", config.prune.batch_size),
                           ("finetune", config.finetune.batch_size)):  # fmt: skip
-        if size > made.train_size:
-            raise ConfigError(f"{section}.batch_size is {size}, the data set has {made.train_size} training samples")
+        if size > made.size("train"):
+            raise ConfigError(f"{section}.batch_size is {size}, the data set has {made.size('train')} training samples")
     return made
 
 
 def fresh_model(job: Job) -> nn.Module:
-    """The config's architecture with weights that follow its seed."""
+    """The config's network with weights that follow its seed."""
     import torch
 
     torch.manual_seed(job.seed)
-    return job.task.build_model()
+    return build_model(job.config, job.task)
+
+
+def build_model(config: Config, task: Task) -> nn.Module:
+    """The config's network, freshly initialized, with as many inputs and classes as the data have."""
+    from pydeploy.models.named import named
+
+    return named(config.model.name, config.model.options, task.model_options())
 
 
 def model_of(job: Job, weights: Path) -> nn.Module:
     """The config's architecture, cut to and filled with the tensors of `weights`."""
     from pydeploy.prune.surgery.save import load
 
-    return load(weights, job.task.build_model())
+    return load(weights, build_model(job.config, job.task))

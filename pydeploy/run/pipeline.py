@@ -162,7 +162,7 @@ def run_stage(out: Path, name: str, console: Console) -> Path:
     Raises `DataError` where a stage before it is not finished.
     """
     at = Artefacts(out)
-    job = open_job(configs.load(at.config), console)
+    job = open_job(configs.load(at.config, folder=Path()), console)
     folder, table_ = RunFolder(out, console, earlier=Earlier(job, [out])), stages_of(job)
     known = {stage.name: stage for stage in table_}
     if name not in known:

@@ -1,27 +1,33 @@
-"""All that training, evaluation and calibration know of a task.
+"""All that training, scoring, calibration and evaluation know of a task: its data, its loss, its metric.
 
-A task owns its data, its loss and its metric. Nothing outside ``pydeploy.train`` looks into a batch's
-target or a model's outputs, so segmentation, detection and inspection fit behind the same contract.
+A task of one's own is a class that follows `Task`, named ``FILE.py:CLASS`` in a config. Nothing outside a task looks into a
+batch's target, knows what an output means, or says by what number networks are judged.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from pydeploy.data.preprocessing import Preprocessing
-from pydeploy.errors import ConfigError, nearest
-from pydeploy.guests.arguments import make
-from pydeploy.prune.forward import evaluating
+from pydeploy.tasks.metric import Metric
 
-Predict = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
+SPLITS = ("train", "test")
+
+Arrays = Mapping[str, NDArray[Any]]
+"""Outputs of an engine by name, samples along the first axis."""
+Tensors = Mapping[str, Tensor]
+"""Outputs of a network by name, samples along the first axis."""
+Predict = Callable[[Arrays], Arrays]
 """Feeds by input name to outputs by output name, at one fixed batch size: what a session's ``run`` is."""
 
 
@@ -32,98 +38,80 @@ class Batch:
     inputs: tuple[Tensor, ...]
     target: Any
 
-
-class Task(Protocol):
-    """A model, its data, its loss and its metric."""
-
     @property
-    def name(self) -> str:
-        """The task's name in `TASKS`."""
+    def count(self) -> int:
+        """Number of samples."""
+        return len(self.inputs[0])
 
-    @property
-    def data(self) -> str:
-        """The name of the task's data set."""
 
-    @property
-    def metric(self) -> str:
-        """The primary metric: a key of what `evaluate` returns; higher is better."""
+class Task(ABC):
+    """Data, loss and metric. `size`, `samples`, `loss` and `metrics` have to be written; the rest has a default."""
 
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """Names of the forward's arguments in an exported file."""
+    data: str = ""
+    """Name of the data set."""
+    metric: Metric
+    """What networks are judged by: a number that `metrics` returns under its name."""
+    input_names: tuple[str, ...] = ("input",)
+    """Names of the forward's arguments, in order, in exported files."""
+    output_names: tuple[str, ...] = ("output",)
+    """Names of the forward's outputs, in order, in exported files."""
 
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """Names of the forward's outputs in an exported file."""
+    @abstractmethod
+    def size(self, split: str) -> int:
+        """Number of samples in ``train`` or ``test``."""
 
-    def digest(self) -> str:
-        """A hash of the data set's contents."""
+    @abstractmethod
+    def samples(self, split: str, chosen: NDArray[np.int64], preprocessing: Preprocessing | None = None) -> Batch:
+        """The `chosen` samples of a split as a deployed network sees them: without augmentation, in the order of `chosen`.
 
-    @property
-    def train_size(self) -> int:
-        """Number of training samples in an epoch."""
+        `preprocessing` replaces the data set's own; a task without pictures may ignore it.
+        """
 
-    def build_model(self) -> nn.Module:
-        """A freshly initialized model (weights follow torch's global seed)."""
+    @abstractmethod
+    def loss(self, outputs: Tensors, batch: Batch) -> Tensor:
+        """Scalar training loss of a network's `outputs` (in float32)."""
 
-    def example(self) -> tuple[Tensor, ...]:
-        """The forward's arguments at batch size 1."""
+    @abstractmethod
+    def metrics(self, results: Iterable[tuple[Arrays, Batch]]) -> Mapping[str, float]:
+        """Numbers by name, that of `metric` among them, from the outputs for batches that make up the test set."""
 
     def train_batches(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
-        """Augmented full batches of one epoch, a function of the arguments alone: no state is carried over."""
+        """Full batches of one epoch, a function of the arguments alone: here shuffled, without augmentation."""
+        order = np.random.default_rng([seed, epoch]).permutation(self.size("train"))
+        for start in range(0, len(order) - batch_size + 1, batch_size):
+            yield self.samples("train", order[start : start + batch_size])
 
-    def eval_batches(
-        self, batch_size: int, split: str = "test", preprocessing: Preprocessing | None = None
-    ) -> Iterator[Batch]:
-        """Batches as deployed, without augmentation, in a fixed order; the last one may be smaller.
+    def distill_loss(self, student: Tensors, teacher: Tensors, temperature: float) -> Tensor:  # noqa: ARG002
+        """Scalar distance of the student's outputs from the teacher's: here the mean of their squared differences."""
+        parts = [F.mse_loss(student[name], teacher[name].detach()) for name in self.output_names]
+        return torch.stack(parts).mean()
 
-        `split` is ``test``, or ``train`` (for calibration and recalibration of normalization statistics);
-        `preprocessing` replaces the data set's own.
-        """
+    def check(self, outputs: Mapping[str, tuple[int, ...]], batch: Batch) -> None:  # noqa: B027  # may be left out
+        """Raise `DataError` where outputs of these shapes cannot be those for `batch`; asked before any training."""
 
-    def loss(self, outputs: Any, batch: Batch) -> Tensor:
-        """Scalar training loss of a model's `outputs` (what its forward returned, in float32)."""
+    def model_options(self) -> Mapping[str, int]:
+        """What the data ask of a network, ``num_classes`` and ``in_channels``: given to model factories that take them."""
+        return {}
 
-    def distill_loss(self, student_outputs: Any, teacher_outputs: Any, temperature: float) -> Tensor:
-        """Scalar distance of the student's outputs from the teacher's; gradients flow to the student only."""
-
-    def evaluate(self, predict: Predict, *, batch_size: int, limit: int | None = None) -> dict[str, float]:
-        """Metrics over the test set (its first `limit` samples), computed from what `predict` returns.
-
-        `predict` always gets exactly `batch_size` samples: the last batch is padded and the padding ignored.
-        Raises `DataError` when an output is missing, has another shape or holds NaN.
-        """
-
-
-TASKS: Mapping[str, str] = {
-    "classification": "pydeploy.tasks.classification:classification",
-}
-"""Where each task's factory lives; its parameters are the task's settings."""
-
-
-def build_task(name: str, **settings: Any) -> Task:
-    """The named task; raises `ConfigError` for an unknown name or setting, `DataError` when its data is missing."""
-    if name not in TASKS:
-        raise ConfigError(f"unknown task '{name}'{nearest(name, TASKS)}")
-    module, _, attribute = TASKS[name].partition(":")
-    factory: Callable[..., Task] = getattr(importlib.import_module(module), attribute)
-    return make(factory, settings, f"task '{name}'")
+    def digest(self) -> str:
+        """A hash of the data set's contents: here of every sample as `samples` gives it."""
+        found = hashlib.sha256()
+        for split in SPLITS:
+            for start in range(0, self.size(split), 256):
+                batch = self.samples(split, np.arange(start, min(start + 256, self.size(split))))
+                for tensor in _tensors([*batch.inputs, batch.target]):
+                    array = np.ascontiguousarray(tensor.numpy())
+                    found.update(repr((array.shape, array.dtype.str)).encode())
+                    found.update(array.data)
+        return found.hexdigest()
 
 
-def predict_with(model: nn.Module, task: Task) -> Predict:
-    """A `Predict` that runs `model` itself in float32, to evaluate a network that was not built into an engine."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-
-    def predict(feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        with evaluating(model), torch.no_grad():
-            outputs = model(*(torch.from_numpy(feeds[name]).to(device) for name in task.input_names))
-        values = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
-        return {name: value.float().cpu().numpy() for name, value in zip(task.output_names, values, strict=True)}
-
-    return predict
-
-
-def padded(array: NDArray[Any], batch_size: int) -> NDArray[Any]:
-    """`array` with its last sample repeated until there are `batch_size` of them."""
-    missing = batch_size - len(array)
-    return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value.detach().cpu()
+    elif isinstance(value, Mapping):
+        yield from (tensor for key in sorted(value) for tensor in _tensors(value[key]))
+    elif isinstance(value, list | tuple):
+        yield from (tensor for item in value for tensor in _tensors(item))
+    elif isinstance(value, np.ndarray | int | float):
+        yield torch.as_tensor(value)

@@ -24,10 +24,12 @@ def calibration_batches(task: Task, manifest: Manifest) -> Iterator[dict[str, ND
     manifest, that one. Any other data set, folder or file is read as the manifest says. Raises `ConfigError` where such
     samples are not of the network's shape, `DataError` where they cannot be read or have another hash than the pinned one.
     """
+    from pydeploy.tasks.evaluate import example
+
     own = manifest.path is None and manifest.source == task.data
     for feeds in _of_task(task, manifest) if own else _of_manifest(task, manifest):
-        for name, example in zip(task.input_names, task.example(), strict=True):
-            found, wanted = feeds[name].shape[1:], tuple(example.shape[1:])
+        for name, one in zip(task.input_names, example(task), strict=True):
+            found, wanted = feeds[name].shape[1:], tuple(one.shape[1:])
             if found != wanted:
                 raise ConfigError(
                     f"calibration samples of '{manifest.source}' have the shape {found}, the network takes {wanted}: name "
@@ -56,17 +58,13 @@ def under(names: Sequence[str], batches: Iterable[Feeds]) -> Iterator[Feeds]:
 
 
 def _of_task(task: Task, manifest: Manifest) -> Iterator[dict[str, NDArray[np.float32]]]:
-    total = sum(len(batch.inputs[0]) for batch in task.eval_batches(1024, manifest.split))
-    wanted = manifest.indices(total)
-    digest, at = hashlib.sha256(), 0
-    for batch in task.eval_batches(256, manifest.split, manifest.settings):
-        count = len(batch.inputs[0])
-        inside = wanted[(wanted >= at) & (wanted < at + count)] - at
-        at += count
-        if len(inside):
-            arrays = [tensor.numpy()[inside] for tensor in batch.inputs]
-            digest.update(np.ascontiguousarray(arrays[0], dtype="<f4").data)
-            yield dict(zip(task.input_names, arrays, strict=True))
+    wanted = manifest.indices(task.size(manifest.split))
+    digest = hashlib.sha256()
+    for start in range(0, len(wanted), 256):
+        batch = task.samples(manifest.split, wanted[start : start + 256], manifest.settings)
+        arrays = [tensor.numpy() for tensor in batch.inputs]
+        digest.update(np.ascontiguousarray(arrays[0], dtype="<f4").data)
+        yield dict(zip(task.input_names, arrays, strict=True))
     manifest.require_hash(digest.hexdigest())
 
 

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,8 @@ from accelerate.utils import broadcast, convert_to_fp32, send_to_device
 from torch import Tensor, nn
 
 from pydeploy.errors import ConfigError, DataError
-from pydeploy.tasks.contract import Batch, Task
+from pydeploy.tasks.contract import Batch, Task, Tensors
+from pydeploy.tasks.evaluate import named
 from pydeploy.train import checkpoint
 from pydeploy.train.distill.logits import LOSSES, Teacher
 from pydeploy.train.distill.settings import DistillSettings
@@ -91,7 +91,7 @@ def fit(
     path = Path(out) / "checkpoint.safetensors"
     numbers = {**settings.model_dump(include=set(FitSettings.model_fields)), "seed": seed,
                "distill": distill.model_dump() if distill else None}  # fmt: skip
-    identity = {"task": task.name, "settings": numbers, "start": checkpoint.weights_digest(model),
+    identity = {"task": type(task).__name__.lower(), "settings": numbers, "start": checkpoint.weights_digest(model),
                 "teacher": checkpoint.weights_digest(teacher.model) if teacher else "", "bf16": run.bf16,
                 "processes": accelerator.num_processes}  # fmt: skip
     history: list[EpochRecord] = []
@@ -128,11 +128,12 @@ class _Run:
     ) -> None:  # fmt: skip
         self.accelerator, self.task, self.settings, self.seed = accelerator, task, settings, seed
         self.teacher, self.distill = teacher, distill
-        self.steps = task.train_size // (settings.batch_size * accelerator.num_processes)
+        self.samples = task.size("train")
+        self.steps = self.samples // (settings.batch_size * accelerator.num_processes)
         if self.steps == 0:
             raise ConfigError(
                 f"batch_size {settings.batch_size} on {accelerator.num_processes} process(es) exceeds the "
-                f"{task.train_size} training samples; lower batch_size"
+                f"{self.samples} training samples; lower batch_size"
             )
         self.bf16 = bf16_wanted(settings.amp, accelerator.device)
         # Channels last is the layout of the fast convolution kernels on CPUs and GPUs alike.
@@ -181,11 +182,11 @@ class _Run:
         moved: Batch = Batch(*send_to_device((batch.inputs, batch.target), self.accelerator.device))
         return Batch(tuple(_channels_last(value) for value in moved.inputs), moved.target)
 
-    def forward(self, network: nn.Module, batch: Batch) -> Any:
-        """The network's outputs in float32, computed in the run's precision."""
+    def forward(self, network: nn.Module, batch: Batch) -> Tensors:
+        """The network's outputs by name in float32, computed in the run's precision."""
         with torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             outputs = network(*batch.inputs)
-        return convert_to_fp32(outputs)
+        return named(self.task, convert_to_fp32(outputs))
 
     def loss(self, batch: Batch) -> Tensor:
         """The task's loss, mixed with the distillation loss when there is a teacher."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pydeploy.settings import Number, Positive, Settings, name_in
+from pydeploy.settings import Number, Place, Positive, Settings, name_in
 from pydeploy.train.distill.settings import DistillSettings
 
 
@@ -73,7 +72,7 @@ class FitSettings(Settings):
 class TrainSettings(FitSettings):
     """Training of the dense model."""
 
-    weights: Path | None = None
+    weights: Place | None = None
     """Take the tensors of this file instead of training."""
 
 

@@ -89,7 +89,7 @@ def test_users_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(net(x), net.conv(x) * 2)
     monkeypatch.chdir(tmp_path)
     assert named("net:Net", {"width": 3})(x).shape[1] == 3
-    with pytest.raises(ConfigError, match=r"net\.py:Net needs width: give -o width=VALUE$"):
+    with pytest.raises(ConfigError, match=r"net\.py:Net needs width: give it as options$"):
         named(f"{file}:Net", {})
     for name, kind in (("wrong", "int"), ("nothing", "NoneType")):
         with pytest.raises(ConfigError, match=f"returns {kind}; expected a PyTorch module"):

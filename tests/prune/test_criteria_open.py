@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 import zoo
 from pydeploy.errors import ConfigError, DataError, DeployError
-from pydeploy.guests import resolve
-from pydeploy.prune.criteria import CRITERIA, find
+from pydeploy.prune.criteria import CRITERIA
 from pydeploy.prune.criteria.score import score
 from pydeploy.prune.structure.trace import trace
 
@@ -121,20 +120,21 @@ def test_entry_points_of_installed_packages(tmp_path: Path, monkeypatch: pytest.
             EntryPoint("none", "nowhere:f", "pydeploy.criteria"),
         ]
     )
-    monkeypatch.setattr(resolve.metadata, "entry_points", lambda *, group: points.select(group=group))
+    monkeypatch.setattr("pydeploy.guests.names.entry_points", lambda *, group: points.select(group=group))
     model = zoo.build("residual")
     assert score(model, trace(model, X), "ones")["stem.0"].tolist() == list(range(8))
     with pytest.raises(ConfigError, match=r"'onse' .did you mean 'ones'"):
-        find("onse")
+        CRITERIA.find("onse")
     with pytest.raises(
-        ConfigError, match=r"criterion 'none' of an installed package cannot be loaded: ModuleNotFoundError"
+        ConfigError,
+        match=r"criterion 'none' of an installed package cannot be loaded: module nowhere cannot be imported: ModuleNotFoundError",
     ):
-        find("none")
+        CRITERIA.find("none")
     sys.modules.pop("a_package", None)
 
 
 def test_every_criterion_says_what_it_is() -> None:
-    for name, criterion in CRITERIA.items():
+    for name, criterion in CRITERIA.known.items():
         assert criterion.function.__doc__, name
         assert criterion.source or name == "random"
         assert criterion.takes or name == "random"

@@ -56,7 +56,7 @@ class JobSpy:
     def __init__(self, job: Job) -> None:
         self.seen: set[str] = set()
         self.config = SettingsSpy(job.config, "", self.seen)
-        self.task = Passing(job.task, self.seen, ("task",), {"build_model": "model"})
+        self.task = Passing(job.task, self.seen, ("task",), {})
         self.backend = Passing(job.backend, self.seen, ("target",), {})
         self.console, self._job = job.console, job
         self.shared = {"samples": list(islice(check_samples(job), agreement.SAMPLES))}

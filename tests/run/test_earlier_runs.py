@@ -24,6 +24,7 @@ from pydeploy.run.earlier import Earlier
 from pydeploy.run.folder import RunFolder
 from pydeploy.run.job import fresh_model, open_job
 from pydeploy.run.pipeline import foresee, stages_of
+from pydeploy.tasks.evaluate import example
 from pydeploy.timing.records import Target, Timing
 from quiet import Quiet
 
@@ -48,7 +49,7 @@ def out(tmp_path: Path, config: dict[str, Any]) -> Path:
     for name, stamp in OLD["stamps"].items():
         (root / name).mkdir(parents=True)
         (root / name / "stamp.json").write_text(json.dumps({"stamp": stamp, "seconds": 1.0, "files": {}}))
-    graph = find(fresh_model(job), job.task.example())
+    graph = find(fresh_model(job), example(job.task))
     graph.save(root / "02_graph" / "graph.json")
     _table(root, graph, job.backend.target())
     (root / "09_quantized" / "ranges.json").write_text(json.dumps({"data": OLD["samples"]}))

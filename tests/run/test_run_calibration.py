@@ -16,13 +16,13 @@ from pydeploy.data.preprocessing import Preprocessing
 from pydeploy.errors import ConfigError, DataError, DeployError
 from pydeploy.run.config import parse
 from pydeploy.run.job import open_job
-from pydeploy.tasks.contract import build_task
+from pydeploy.tasks.named import build_task
 from pydeploy.tasks.samples import calibration_batches, exact_batches, samples_digest
 from quiet import Quiet
 
 SIZE = 12
 DATA = {"size": SIZE, "train_size": 64, "test_size": 32}
-TASK = build_task("classification", model="resnet8", data="synthetic", data_settings=DATA)
+TASK = build_task("classification", data="synthetic", data_settings=DATA)
 OWN = Manifest("synthetic", count=20)
 
 

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from pydeploy.data.image_sets import synthetic
 from pydeploy.errors import ConfigError, DataError
+from pydeploy.models import build
 from pydeploy.tasks.augment import Augment, augment, augment_by
 from pydeploy.tasks.classification import Classification
-from pydeploy.tasks.contract import Task, build_task, predict_with
+from pydeploy.tasks.contract import Task
+from pydeploy.tasks.evaluate import batches, evaluate, example, predict_with
+from pydeploy.tasks.named import build_task
 
 SMALL: dict[str, Any] = {
-    "model": "resnet20",
-    "model_settings": {"width": 4},
     "data": "synthetic",
     "data_settings": {"train_size": 70, "test_size": 23, "size": 8, "channels": 2, "classes": 3},
 }
@@ -29,13 +30,17 @@ def task() -> Task:
     return build_task("classification", **SMALL)
 
 
+def network(task: Task) -> torch.nn.Module:
+    return build("resnet20", width=4, **task.model_options())
+
+
 def test_names_and_shapes_agree(task: Task) -> None:
-    model = task.build_model().eval()
-    example = task.example()
-    assert len(example) == len(task.input_names)
-    assert example[0].shape == (1, 2, 8, 8)
-    assert example[0].dtype == torch.float32
-    assert model(*example).shape == (1, 3)
+    model = network(task).eval()
+    inputs = example(task)
+    assert len(inputs) == len(task.input_names)
+    assert inputs[0].shape == (1, 2, 8, 8)
+    assert inputs[0].dtype == torch.float32
+    assert model(*inputs).shape == (1, 3)
 
 
 def test_an_epoch_depends_on_epoch_and_seed_alone(task: Task) -> None:
@@ -52,8 +57,8 @@ def test_an_epoch_depends_on_epoch_and_seed_alone(task: Task) -> None:
 
 def test_an_epoch_holds_every_image_once_in_full_batches(task: Task) -> None:
     batches = list(task.train_batches(0, 16, 0))
-    assert [len(batch.target) for batch in batches] == [16] * (task.train_size // 16)
-    plain = Classification("resnet20", synthetic(train_size=32, size=8), {"width": 4}, Augment(pad=0, flip="none"))
+    assert [len(batch.target) for batch in batches] == [16] * (task.size("train") // 16)
+    plain = Classification(synthetic(train_size=32, size=8), Augment(pad=0, flip="none"))
     seen = torch.cat([batch.inputs[0] for batch in plain.train_batches(5, 8, 1)]).flatten(1)
     everything = torch.from_numpy(plain.images.normalize(plain.images.train_images)).flatten(1)
     assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, everything.tolist()))
@@ -62,20 +67,20 @@ def test_an_epoch_holds_every_image_once_in_full_batches(task: Task) -> None:
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_eval_batches_are_plain_and_in_order(split: str) -> None:
     images = synthetic(train_size=21, test_size=10, size=8, channels=3)
-    task = Classification("resnet20", images)
-    batches = list(task.eval_batches(8, split))
-    x = torch.cat([batch.inputs[0] for batch in batches]).numpy()
+    task = Classification(images)
+    found = list(batches(task, split, 8))
+    x = torch.cat([batch.inputs[0] for batch in found]).numpy()
     source = images.train_images if split == "train" else images.test_images
     np.testing.assert_allclose(x, (source / 255.0 - 0.5) / 0.25, rtol=0, atol=1e-5)
     labels = images.train_labels if split == "train" else images.test_labels
-    assert torch.cat([batch.target for batch in batches]).tolist() == labels.tolist()
+    assert torch.cat([batch.target for batch in found]).tolist() == labels.tolist()
 
 
 @settings(deadline=None, max_examples=25)
 @given(batch_size=st.integers(1, 30), limit=st.one_of(st.none(), st.integers(1, 40)))
 def test_evaluation_ignores_the_padding(batch_size: int, limit: int | None) -> None:
     images = synthetic(train_size=1, test_size=23, size=8, classes=3)
-    task = Classification("resnet20", images)
+    task = Classification(images)
     weights = np.random.default_rng(0).normal(size=(64, 3))
     sizes = []
 
@@ -83,7 +88,7 @@ def test_evaluation_ignores_the_padding(batch_size: int, limit: int | None) -> N
         sizes.append(len(feeds["image"]))
         return {"logits": feeds["image"].reshape(-1, 64) @ weights}
 
-    found = task.evaluate(predict, batch_size=batch_size, limit=limit)
+    found = evaluate(task, predict, batch_size=batch_size, limit=limit)
     total = min(limit or 23, 23)
     logits = ((images.test_images[:total] / 255.0 - 0.5) / 0.25).reshape(total, 64) @ weights
     labels = images.test_labels[:total]
@@ -95,52 +100,54 @@ def test_evaluation_ignores_the_padding(batch_size: int, limit: int | None) -> N
 
 
 def test_predict_with_runs_in_evaluation_mode_and_restores_the_mode(task: Task) -> None:
-    model = task.build_model().train()
+    model = network(task).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = task.evaluate(predict_with(model, task), batch_size=10)
+    found = evaluate(task, predict_with(model, task), batch_size=10)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert model.training
     model.eval()
     with torch.no_grad():
-        correct = sum(int((model(*b.inputs).argmax(1) == b.target).sum()) for b in task.eval_batches(10))
+        correct = sum(int((model(*b.inputs).argmax(1) == b.target).sum()) for b in batches(task, "test", 10))
     assert found["accuracy"] == pytest.approx(correct / 23)
 
 
 @pytest.mark.parametrize(
     ("output", "text"),
     [
-        ({"scores": np.zeros((4, 3))}, r"must return 'logits' of shape \(4, 3\), got {'scores': \(4, 3\)}"),
-        ({"logits": np.zeros((4, 5))}, r"got {'logits': \(4, 5\)}"),
+        ({"scores": np.zeros((4, 3))}, r"must return 'logits' for 4 samples, got {'scores': \(4, 3\)}"),
+        (
+            {"logits": np.zeros((4, 5))},
+            r"must return 'logits' of shape \(samples, 3\), got .*'synthetic' has 3 classes",
+        ),
         ({"logits": np.full((4, 3), np.nan)}, "holds NaN or infinity"),
     ],
     ids=["name", "shape", "nan"],
 )
 def test_broken_outputs_are_refused(task: Task, output: dict[str, NDArray[Any]], text: str) -> None:
     with pytest.raises(DataError, match=text):
-        task.evaluate(lambda _: output, batch_size=4)
+        evaluate(task, lambda _: output, batch_size=4)
 
 
 def test_label_smoothing_follows_its_definition() -> None:
-    task = Classification("resnet20", synthetic(size=8, classes=3), label_smoothing=0.2)
-    batch = next(task.eval_batches(5))
+    task = Classification(synthetic(size=8, classes=3), label_smoothing=0.2)
+    batch = next(batches(task, "test", 5))
     logits = torch.randn(5, 3, dtype=torch.float64)
     wanted = torch.full((5, 3), 0.2 / 3, dtype=torch.float64)
     wanted[torch.arange(5), batch.target] += 0.8
     expected = -(wanted * logits.log_softmax(1)).sum(1).mean()
-    torch.testing.assert_close(task.loss(logits, batch), expected)
+    torch.testing.assert_close(task.loss({"logits": logits}, batch), expected)
 
 
 @pytest.mark.parametrize(
     ("name", "more", "text"),
     [
         ("clasification", {}, r"unknown task 'clasification' \(did you mean 'classification'\?\)"),
-        ("classification", {"modle": "vgg11_bn"}, r"no setting 'modle' \(did you mean 'model'\?\)"),
+        ("classification", {"dat": "digits"}, r"no setting 'dat' \(did you mean 'data'\?\)"),
         ("classification", {"data": "synthetics"}, r"unknown data set 'synthetics' \(did you mean 'synthetic'\?\)"),
         ("classification", {"data_settings": {"sise": 8}}, "data set 'synthetic': .*'sise'"),
-        ("classification", {"model_settings": {"widths": 8}}, r"did you mean 'width'\?"),
         ("classification", {"label_smoothing": 1.0}, r"label_smoothing must lie in \[0, 1\), got 1.0"),
     ],
-    ids=["task", "setting", "data", "data setting", "model setting", "smoothing"],
+    ids=["task", "setting", "data", "data setting", "smoothing"],
 )
 def test_wrong_settings_are_refused(name: str, more: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
@@ -149,7 +156,7 @@ def test_wrong_settings_are_refused(name: str, more: dict[str, Any], text: str) 
 
 def test_unknown_split_is_refused(task: Task) -> None:
     with pytest.raises(ConfigError, match="unknown split 'tests'"):
-        next(task.eval_batches(4, "tests"))
+        next(batches(task, "tests", 4))
 
 
 # ---- augmentation

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pydeploy.data.image_sets import synthetic
 from pydeploy.errors import ConfigError
 from pydeploy.tasks.contract import Batch
+from pydeploy.tasks.evaluate import batches as batches_of
 from pydeploy.tasks.losses import soft_divergence
 from pydeploy.train.distill.logits import Teacher
 from pydeploy.train.distill.settings import DistillSettings
@@ -22,7 +23,7 @@ from pydeploy.train.loop import FitResult, fit
 from pydeploy.train.settings import FitSettings
 from train_helpers import TinyTask
 
-TASK = TinyTask("tiny", synthetic(train_size=64, test_size=32, size=8))
+TASK = TinyTask(synthetic(train_size=64, test_size=32, size=8))
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +102,7 @@ def test_the_teachers_memory_is_bounded() -> None:
         out: Tensor = model(*batch.inputs)
         return out
 
-    batches = list(TASK.eval_batches(8))
+    batches = list(batches_of(TASK, "test", 8))
     teacher = Teacher(TASK.build_model(), room_bytes=2 * 8 * 4 * 4)  # two batches of 8 samples, 4 classes, float32
     for batch in batches + batches:
         teacher(batch, run)

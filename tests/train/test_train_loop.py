@@ -20,7 +20,8 @@ from torch import nn
 from pydeploy.data.image_sets import synthetic
 from pydeploy.errors import ConfigError, DataError, Mismatch
 from pydeploy.tasks.augment import Augment
-from pydeploy.tasks.contract import Batch, predict_with
+from pydeploy.tasks.contract import Batch
+from pydeploy.tasks.evaluate import evaluate, predict_with
 from pydeploy.train.distill.logits import Teacher
 from pydeploy.train.distill.settings import DistillSettings
 from pydeploy.train.loop import FitResult, fit
@@ -28,7 +29,7 @@ from pydeploy.train.precision import bf16_wanted
 from pydeploy.train.settings import FitSettings, lr_at
 from train_helpers import TinyTask
 
-TASK = TinyTask("tiny", synthetic(train_size=96, test_size=64, size=8, noise=20.0))
+TASK = TinyTask(synthetic(train_size=96, test_size=64, size=8, noise=20.0))
 QUICK = FitSettings(epochs=3, batch_size=16, lr=0.05, warmup_epochs=0.5, amp="off")
 
 
@@ -79,7 +80,7 @@ def test_training_learns_and_leaves_its_input_alone(tmp_path: Path) -> None:
     assert [r.epoch for r in result.history] == list(range(6))
     assert result.history[0].loss == pytest.approx(sum(row[2] for row in seen[:6]) / 6)
     assert result.history[-1].loss < result.history[0].loss
-    accuracy = TASK.evaluate(predict_with(result.model, TASK), batch_size=16)["accuracy"]
+    accuracy = evaluate(TASK, predict_with(result.model, TASK), batch_size=16)["accuracy"]
     assert accuracy > 0.6  # chance is 0.25
     assert result.seconds == sum(r.seconds for r in result.history)
 
@@ -170,7 +171,7 @@ from pydeploy.train.loop import fit
 from pydeploy.train.settings import FitSettings
 from train_helpers import TinyTask
 
-task = TinyTask("tiny", synthetic(train_size=96, test_size=64, size=8, noise=20.0))
+task = TinyTask(synthetic(train_size=96, test_size=64, size=8, noise=20.0))
 torch.manual_seed(0)
 settings = FitSettings(epochs=2, batch_size=8, lr=0.05, amp="off")
 result = fit(task.build_model(), task, settings, out=Path(sys.argv[1]), resume=True)
@@ -216,7 +217,7 @@ class Broken(TinyTask):
 
 def test_nan_in_a_batch_names_the_place(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"input 0 of the batch at epoch 1, step 2 holds NaN"):
-        fit(fresh(), Broken("tiny", TASK.images), QUICK, out=tmp_path)
+        fit(fresh(), Broken(TASK.images), QUICK, out=tmp_path)
 
 
 def test_nan_in_weights_is_refused_before_training(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from pydeploy.quant.implicit import entropy_calibrator, write_cache
 from pydeploy.quant.observe import Ranges
 from pydeploy.run.job import open_task
 from pydeploy.tasks import samples
+from pydeploy.tasks.evaluate import batches
 
 UNSEEN_PLANS = 8
 
@@ -162,7 +163,7 @@ def _int8_backend(run: CheckedRun, options: str = "") -> TensorRt:
 def _implicit_int8(run: CheckedRun, backend: TensorRt, engine: Engine) -> str:
     """The engine of a float file has int8 layers and answers test images nearly as the float file does."""
     task = open_task(run.config)
-    images = next(iter(task.eval_batches(backend.batch))).inputs
+    images = next(batches(task, "test", backend.batch)).inputs
     feeds = {name: tensor.numpy() for name, tensor in zip(task.input_names, images, strict=True)}
     with backend.open(engine) as session:
         layers, mine = session.describe(), session.run(feeds)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib import metadata
+from typing import Any
 
-from pydeploy.guests import resolve
+from pydeploy.guests.names import Names
 from pydeploy.prune.criteria import batchnorm, gradient, magnitude, random
 from pydeploy.prune.criteria.contract import Criterion
 
@@ -16,22 +15,25 @@ _KNOWN = (
     Criterion("bn_scale", batchnorm.bn_scale, "global", "a batch norm", "Liu et al., ICCV 2017"),
     Criterion("taylor", gradient.taylor, "global", source="Molchanov et al., CVPR 2019"),
 )
-GROUP = "pydeploy.criteria"
-"""Of entry points."""
-CRITERIA: Mapping[str, Criterion] = {criterion.name: criterion for criterion in _KNOWN}
+
+
+class CriterionNames(Names[Criterion]):
+    """`Names` of criteria; a user's function becomes a `Criterion`."""
+
+    def find(self, name: str) -> Criterion:
+        found: Any = super().find(name)
+        return found if isinstance(found, Criterion) else Criterion(name, found, source="yours")
+
+
+CRITERIA = CriterionNames(
+    kind="criterion",
+    expected="a criterion",
+    known={criterion.name: criterion for criterion in _KNOWN},
+    group="pydeploy.criteria",
+)
+"""All criteria; ``CRITERIA[NAME]`` raises `ConfigError` for a function whose signature asks for what there is not."""
 
 
 def installed() -> list[Criterion]:
-    """All criteria that have a name: those of `CRITERIA` and the entry points of installed packages."""
-    names = metadata.entry_points(group=GROUP).names
-    return [*CRITERIA.values(), *(find(name) for name in sorted(names) if name not in CRITERIA)]
-
-
-def find(name: str) -> Criterion:
-    """The criterion `name`: one of `CRITERIA`, an entry point of the group ``pydeploy.criteria``, or ``FILE.py:FUNCTION``.
-
-    Raises `ConfigError` for a name that is not known and for a function whose signature asks for what there is not,
-    `DataError` for a file that does not exist.
-    """
-    found = resolve.choose(name, CRITERIA, "criterion", GROUP)
-    return found if isinstance(found, Criterion) else Criterion(name, found, source="yours")
+    """All criteria that have a name: pydeploy's own and the entry points of installed packages."""
+    return [CRITERIA.find(name) for name in CRITERIA.all()]

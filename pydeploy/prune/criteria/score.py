@@ -15,7 +15,7 @@ from pydeploy.errors import ConfigError, DataError, DeployError, nearest
 from pydeploy.graph import Graph
 from pydeploy.guests import resolve
 from pydeploy.guests.folders import folder_of
-from pydeploy.prune.criteria import CRITERIA, find
+from pydeploy.prune.criteria import CRITERIA
 from pydeploy.prune.criteria.contract import Criterion
 from pydeploy.prune.criteria.members import Groups, members
 from pydeploy.prune.criteria.passes import Batch, Batches, Gradients, Loss
@@ -54,14 +54,14 @@ def score(model: nn.Module, graph: Graph, criterion: str, *, data: Iterable[Batc
 
 def chosen(criterion: str, options: Mapping[str, Any]) -> tuple[Criterion, Criterion | None, dict[str, Any]]:
     """A criterion, the one to fall back to, and the checked options. Raises `ConfigError`, and `DataError` for a missing file."""
-    found = find(criterion)
+    found = CRITERIA.find(criterion)
     own = {key: value for key, value in options.items() if key != "fallback"}
     if "fallback" not in options:
         return found, None, found.settings(own)
     fallback = options["fallback"]
     if not isinstance(fallback, str):
         raise ConfigError(f"option 'fallback' of criterion '{criterion}' names a criterion, got {fallback!r}")
-    return found, find(fallback), found.settings(own)
+    return found, CRITERIA.find(fallback), found.settings(own)
 
 
 def _run(criterion: Criterion, settings: Mapping[str, Any], model: nn.Module, graph: Graph, groups: Groups,

@@ -75,7 +75,9 @@ def make(job: Job, at: Artefacts, here: Path, *, point: Wanted) -> None:
     title = f"fine-tune {point.label}"
     note = ""
     if point.method == "torch-pruning":
-        small = torch_pruning_l1(model_of(job, at.dense_weights), job.task.example(), point.strength)
+        from pydeploy.tasks.evaluate import example
+
+        small = torch_pruning_l1(model_of(job, at.dense_weights), example(job.task), point.strength)
         training.finetune(job, at, small, here, title=title)
         note = "global L1, widths rounded to 16"
     else:

@@ -42,9 +42,10 @@ def build_engine(job: Job, model: nn.Module, here: Path, *, accurate: bool = Fal
     their ranges come from random inputs: latency does not depend on them.
     """
     from pydeploy.export import export
+    from pydeploy.tasks.evaluate import example
 
     int8 = job.backend.precision == "int8"
-    onnx = export(model, job.task.example(), here / ("float.onnx" if int8 else "model.onnx"), batch=job.backend.batch,
+    onnx = export(model, example(job.task), here / ("float.onnx" if int8 else "model.onnx"), batch=job.backend.batch,
                   input_names=job.task.input_names, output_names=job.task.output_names)  # fmt: skip
     return build_int8(job, onnx, here, accurate=accurate) if int8 else build(job, job.backend, onnx, here)
 
@@ -69,13 +70,14 @@ def build(job: Job, backend: Backend, onnx: Path, here: Path, name: str = "model
 
 def check_samples(job: Job) -> Iterator[Feeds]:
     """What engines are compared on. No result depends on it, so no stage counts it among what it reads."""
+    from pydeploy.tasks.evaluate import batches
     from pydeploy.tasks.samples import calibration_batches, exact_batches
 
     if job.manifest is not None:
         return exact_batches(calibration_batches(job.task, job.manifest), job.backend.batch)
     names = job.task.input_names
-    batches = job.task.eval_batches(agreement.SAMPLES * job.backend.batch)
-    feeds = (dict(zip(names, (tensor.numpy() for tensor in batch.inputs), strict=True)) for batch in batches)
+    several = batches(job.task, "test", agreement.SAMPLES * job.backend.batch)
+    feeds = (dict(zip(names, (tensor.numpy() for tensor in batch.inputs), strict=True)) for batch in several)
     return exact_batches(feeds, job.backend.batch)
 
 
@@ -112,9 +114,10 @@ def insert_pairs(job: Job, onnx: Path, ranges: Ranges, here: Path, exclude: Sequ
 def finished_engine(job: Job, model: nn.Module, here: Path) -> None:
     """``model.onnx``, ``model.engine`` and ``facts.json``: latency, accuracy on the engine, size of `model`."""
     from pydeploy.prune.structure.trace import trace
+    from pydeploy.tasks.evaluate import example
 
     engine = build_engine(job, model, here, accurate=True)
-    graph = trace(model, job.task.example())
+    graph = trace(model, example(job.task))
     write_facts(job, job.backend, engine, here, params=graph.learnable, macs=graph.macs())
 
 
@@ -129,8 +132,10 @@ def write_facts(job: Job, backend: Backend, engine: Engine, here: Path, *, param
 
 def accuracy(job: Job, backend: Backend, engine: Engine) -> dict[str, float]:
     """The task's metrics over the whole test set, computed from the engine's outputs."""
+    from pydeploy.tasks.evaluate import evaluate
+
     with backend.open(engine) as session:
-        return job.task.evaluate(session.run, batch_size=backend.batch)
+        return evaluate(job.task, session.run, batch_size=backend.batch)
 
 
 def float_backend(job: Job) -> Backend:

@@ -112,7 +112,7 @@ def _report(job: Job, at: Artefacts, seconds: dict[str, float], command: str) ->
     budget_us = config.prune.budget_us or (config.prune.budget or 1.0) * dense_us
     return Report(
         pydeploy_version=__version__, created=datetime.now(timezone.utc).isoformat(timespec="seconds"), command=command,
-        config=read_json(at.config), seed=config.seed, task=job.task.name, metric=job.task.metric, model=config.model.name,
+        config=read_json(at.config), seed=config.seed, task=config.task.name, metric=job.task.metric.name, model=config.model.name,
         target=target, budget_us=budget_us, budget_share=config.prune.budget, dense_us=dense_us,
         met=Budget(config.prune.budget, config.prune.budget_us).used(times["pruned"], times["dense"]).value <= 1.0,
         models=models,
@@ -130,8 +130,7 @@ def _report(job: Job, at: Artefacts, seconds: dict[str, float], command: str) ->
 
 def _result(job: Job, folder: Path, timing: Timing) -> ModelResult:
     facts = read_json(folder / "facts.json")
-    total = sum(len(batch.inputs[0]) for batch in job.task.eval_batches(1024))
-    return ModelResult(latency_us=Latency.of(timing), accuracy=facts["metrics"][job.task.metric], accuracy_n=total,
+    return ModelResult(latency_us=Latency.of(timing), accuracy=facts["metrics"][job.task.metric.name], accuracy_n=job.task.size("test"),
                        params=facts["params"], macs=facts["macs"], bytes=facts["bytes"], onnx_bytes=facts["onnx_bytes"],
                        precision=facts["precision"], target=facts["target"])  # fmt: skip
 
@@ -144,7 +143,7 @@ def _candidate(at: Artefacts, point: comparison.Wanted, result: ModelResult) -> 
 
 def _lost_by_int8(job: Job, at: Artefacts, dense: ModelResult) -> float:
     """Points of accuracy that the dense engine loses to int8, where that is the target; the limit is counted from float."""
-    return max(0.0, 100 * (float_metrics(at.dense)[job.task.metric] - dense.accuracy))
+    return max(0.0, 100 * (float_metrics(at.dense)[job.task.metric.name] - dense.accuracy))
 
 
 def _of_int8(job: Job, dense: ModelResult, lost: float) -> tuple[str, ...]:

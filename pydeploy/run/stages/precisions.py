@@ -123,7 +123,7 @@ def mix(job: Job, at: Artefacts, here: Path) -> None:
             here / "mixed.json", {"note": f"not tried: what is not int8 would not run in {job.backend.precision}"}
         )
         return
-    pair, metric = _pair(job, at), job.task.metric
+    pair, metric = _pair(job, at), job.task.metric.name
     ranges = pair.ranges
     times, source = _times(job, at, pair)
     options = _options(job, pair, ranges, times)

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 def trace(job: Job, at: Artefacts, here: Path) -> None:
     """``graph.json``: groups and layers of the dense model."""
     from pydeploy.prune.structure.trace import trace as find
+    from pydeploy.tasks.evaluate import example
 
-    find(model_of(job, at.dense_weights), job.task.example()).save(here / "graph.json")
+    find(model_of(job, at.dense_weights), example(job.task)).save(here / "graph.json")
 
 
 def score(job: Job, at: Artefacts, here: Path) -> None:
@@ -40,11 +41,13 @@ def scores_of(
 ) -> dict[str, NDArray[np.float32]]:
     """Importance of every channel by `criterion`, on the first training batches of `task`, of several epochs if need be."""
     from pydeploy.prune.criteria.score import score
+    from pydeploy.tasks.evaluate import named
 
     settings = config.prune
     batches = (b for epoch in count() for b in task.train_batches(epoch, settings.batch_size, config.seed))
     data = ((batch.inputs, batch) for batch in islice(batches, settings.batches))
-    return score(model, graph, criterion, data=data, loss=task.loss, seed=config.seed, options=options)
+    return score(model, graph, criterion, data=data, loss=lambda outputs, batch: task.loss(named(task, outputs), batch),
+                 seed=config.seed, options=options)  # fmt: skip
 
 
 def score_channels(job: Job, model: nn.Module, graph: Graph, path: Path) -> None:

@@ -1,7 +1,7 @@
 """Knowledge distillation: a student learns from the outputs of a frozen teacher.
 
-`LOSSES` maps a name to a function of (task, student outputs, teacher outputs, settings); `Teacher` runs the
-teacher once per batch and remembers its outputs, so that several students may share them.
+`LOSSES` has functions of (task, student's outputs, teacher's outputs, settings) by name. `Teacher` runs the teacher once
+per batch and remembers its outputs, so that several students may share them.
 """
 
 from __future__ import annotations
@@ -15,21 +15,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pydeploy.tasks.contract import Batch, Task
+from pydeploy.guests.names import Names
+from pydeploy.tasks.contract import Batch, Task, Tensors
 from pydeploy.train.distill.settings import DistillSettings
 
 
-def logits(task: Task, student: Any, teacher: Any, settings: DistillSettings) -> Tensor:
+def logits(task: Task, student: Tensors, teacher: Tensors, settings: DistillSettings) -> Tensor:
     """The task's own distance between the final outputs."""
     return task.distill_loss(student, teacher, settings.temperature)
 
 
-DistillLoss = Callable[[Task, Any, Any, DistillSettings], Tensor]
+DistillLoss = Callable[[Task, Tensors, Tensors, DistillSettings], Tensor]
+"""``(task, student's outputs, teacher's outputs, settings) -> scalar``; outputs by name, in float32."""
 
-LOSSES: Mapping[str, DistillLoss] = {
-    "logits": logits,
-}
-"""Every distillation loss that a configuration may name."""
+LOSSES: Names[DistillLoss] = Names(
+    kind="distillation loss",
+    expected="a function (task, student, teacher, settings) -> scalar tensor",
+    known={"logits": logits},
+    group="pydeploy.losses",
+)
 
 
 @dataclass

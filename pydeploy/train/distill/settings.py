@@ -6,12 +6,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pydeploy.settings import Number, Settings, name_in
+from pydeploy.settings import Number, Settings, open_name
 
 
 class DistillSettings(Settings):
     """``(1 - alpha) * task loss + alpha * distillation loss``; `temperature` is that of both networks' softmax."""
 
-    loss: Annotated[str, name_in("distillation loss", "pydeploy.train.distill.logits:LOSSES")] = "logits"
+    loss: Annotated[str, open_name("pydeploy.train.distill.logits:LOSSES")] = "logits"
     alpha: Annotated[Number, Field(ge=0, le=1)] = 0.7
     temperature: Annotated[Number, Field(gt=0)] = 4.0

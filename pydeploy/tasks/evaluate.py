@@ -1,0 +1,103 @@
+"""What is done with any task: batches in order, one example, named outputs, and the numbers that a network reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pydeploy.data.preprocessing import Preprocessing
+from pydeploy.errors import ConfigError, DataError
+from pydeploy.prune.forward import evaluating
+from pydeploy.tasks.contract import Arrays, Batch, Predict, Task, Tensors
+
+
+def batches(
+    task: Task, split: str, batch_size: int, *, limit: int | None = None, preprocessing: Preprocessing | None = None
+) -> Iterator[Batch]:
+    """The first `limit` samples of a split in order, as deployed; the last batch may be smaller."""
+    total = min(task.size(split), limit or task.size(split))
+    for start in range(0, total, batch_size):
+        yield task.samples(split, np.arange(start, min(start + batch_size, total)), preprocessing)
+
+
+def example(task: Task) -> tuple[Tensor, ...]:
+    """The forward's arguments at batch size 1."""
+    return task.samples("test", np.zeros(1, dtype=np.int64)).inputs
+
+
+def named(task: Task, outputs: Any) -> Tensors:
+    """What a network's forward returned, by the task's output names. Raises `ConfigError` for more or fewer tensors."""
+    values = (
+        [outputs]
+        if isinstance(outputs, Tensor)
+        else [*outputs.values()]
+        if isinstance(outputs, Mapping)
+        else [*outputs]
+    )
+    if len(values) != len(task.output_names) or not all(isinstance(value, Tensor) for value in values):
+        kinds = ", ".join(type(value).__name__ for value in values)
+        raise ConfigError(
+            f"the network returns {len(values)} output{'s' * (len(values) != 1)} ({kinds}), the task names "
+            f"{len(task.output_names)} tensors: {', '.join(task.output_names)}"
+        )
+    return dict(zip(task.output_names, values, strict=True))
+
+
+def evaluate(task: Task, predict: Predict, *, batch_size: int, limit: int | None = None) -> dict[str, float]:
+    """The task's metrics over the test set (its first `limit` samples), from what `predict` returns.
+
+    `predict` always gets exactly `batch_size` samples: the last batch is padded, and the padding is ignored. Raises
+    `DataError` where an output is missing, has another shape than the task expects or holds NaN.
+    """
+    found = {name: float(value) for name, value in task.metrics(_results(task, predict, batch_size, limit)).items()}
+    value = found.get(task.metric.name)
+    if value is None:
+        raise ConfigError(
+            f"the task's metrics are {', '.join(found) or 'none'}; expected '{task.metric.name}' among them"
+        )
+    if not np.isfinite(value) or (task.metric.share and not 0 <= value <= 1):
+        wanted = "a share in [0, 1]" if task.metric.share else "a number"
+        raise DataError(f"the metric '{task.metric.name}' came out as {value}; expected {wanted}")
+    return found
+
+
+def _results(task: Task, predict: Predict, batch_size: int, limit: int | None) -> Iterator[tuple[Arrays, Batch]]:
+    for batch in batches(task, "test", batch_size, limit=limit):
+        arrays = (padded(tensor.numpy(), batch_size) for tensor in batch.inputs)
+        outputs = predict(dict(zip(task.input_names, arrays, strict=True)))
+        shapes = {name: value.shape for name, value in outputs.items()}
+        if any(name not in outputs or len(outputs[name]) != batch_size for name in task.output_names):
+            raise DataError(
+                f"the network must return {', '.join(map(repr, task.output_names))} for {batch_size} samples, got {shapes}"
+            )
+        task.check(shapes, batch)
+        cut = {name: outputs[name][: batch.count] for name in task.output_names}
+        for name, value in cut.items():
+            if not np.isfinite(value).all():
+                raise DataError(
+                    f"output '{name}' holds NaN or infinity; the weights or the quantization ranges are broken"
+                )
+        yield cut, batch
+
+
+def predict_with(model: nn.Module, task: Task) -> Predict:
+    """A `Predict` that runs `model` itself in float32, to evaluate a network that was not built into an engine."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+
+    def predict(feeds: Arrays) -> dict[str, NDArray[Any]]:
+        with evaluating(model), torch.no_grad():
+            outputs = model(*(torch.from_numpy(feeds[name]).to(device) for name in task.input_names))
+        return {name: value.float().cpu().numpy() for name, value in named(task, outputs).items()}
+
+    return predict
+
+
+def padded(array: NDArray[Any], batch_size: int) -> NDArray[Any]:
+    """`array` with its last sample repeated until there are `batch_size` of them."""
+    missing = batch_size - len(array)
+    return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
