@@ -11,13 +11,11 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -27,6 +25,7 @@ from numpy.typing import NDArray
 from pydeploy.errors import BackendUnavailable, ConfigError, DataError, Mismatch, nearest
 from pydeploy.files import read_json, sha256, write_json
 from pydeploy.guests import resolve
+from pydeploy.guests.names import Names
 from pydeploy.timing.records import Padding, Target
 
 Feeds = Mapping[str, NDArray[Any]]
@@ -40,8 +39,8 @@ BACKENDS: Mapping[str, str] = {
 }
 """Where each backend lives; named by import path so that listing them imports nothing heavy."""
 
-GROUP = "pydeploy.backends"
-"""Entry points of installed packages that bring a backend: ``name = "package.module:Class"``."""
+NAMES: Names[Any] = Names("backend", "a class that derives from Backend", BACKENDS, "pydeploy.backends")
+"""`BACKENDS`, entry points of installed packages (``name = "package.module:Class"``), and users' own code."""
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 
 
@@ -219,7 +218,7 @@ def parse_target(text: str) -> Choice:
 
 def names() -> tuple[str, ...]:
     """All backends that have a name here: pydeploy's own, then those that installed packages register."""
-    return (*BACKENDS, *sorted(metadata.entry_points(group=GROUP).names - set(BACKENDS)))
+    return tuple(NAMES.all())
 
 
 def backend_class(name: str) -> type[Backend]:
@@ -234,7 +233,7 @@ def backend_class(name: str) -> type[Backend]:
         raise BackendUnavailable(
             f"unknown backend '{name}'{nearest(name, names())}; or your own: FILE.py:CLASS, PACKAGE.MODULE:CLASS"
         )
-    found: object = resolve.choose(name, {}, "backend", GROUP)
+    found: object = NAMES.find(name)
     if not (isinstance(found, type) and issubclass(found, Backend)):
         raise ConfigError(f"{name} is no backend: expected a class that derives from pydeploy.backends.base.Backend")
     if missing := sorted(found.__abstractmethods__):
@@ -243,9 +242,8 @@ def backend_class(name: str) -> type[Backend]:
 
 
 def code_digest(name: str) -> str:
-    """SHA-256 of the file that holds a backend from outside of pydeploy; '' for pydeploy's own."""
-    file = None if name in BACKENDS else inspect.getsourcefile(backend_class(name))
-    return "" if file is None else sha256(Path(file))
+    """SHA-256 of the code of a backend from outside of pydeploy; '' for pydeploy's own."""
+    return "" if name in BACKENDS else str(NAMES.stamp(name)["sha256"])
 
 
 def _own(name: str) -> type[Backend]:

@@ -55,6 +55,12 @@ class TargetSection(Settings):
         """YAML reads a bare ``null`` as nothing; here it is the name of the analytic backend."""
         return "null" if value is None else value
 
+    @field_validator("backend")
+    @classmethod
+    def _backend_placed(cls, name: str, info: ValidationInfo) -> str:
+        """The file of a backend of one's own is relative to the config."""
+        return placed("pydeploy.backends.base:NAMES", name, info)
+
 
 class TableSection(Settings):
     """How much is measured for the latency table."""
