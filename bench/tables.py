@@ -31,7 +31,8 @@ from pydeploy.files import write_json, write_text
 from pydeploy.graph import Graph
 from pydeploy.latency.check.verify import Pair, judged, verify
 from pydeploy.latency.probes.design import grid
-from pydeploy.latency.probes.measure import Lab, Probe, build, layer_timings, measure, opened, sessions, timed
+from pydeploy.latency.probes.lab import Lab, Probe, build, layer_timings, opened, sessions, timed
+from pydeploy.latency.probes.measure import measure
 from pydeploy.latency.table import store
 from pydeploy.latency.table.table import Table
 from pydeploy.plan import Plan

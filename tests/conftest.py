@@ -23,7 +23,7 @@ def impatient() -> Iterator[None]:
     """Tests want rows, not good ones: measuring does not wait for a busy computer to become quiet."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pydeploy.timing.reference.SURVEY_S", 0.05)
-        patch.setattr("pydeploy.latency.probes.measure.PATIENCE_S", 0.2)
+        patch.setattr("pydeploy.latency.probes.lab.PATIENCE_S", 0.2)
         patch.setattr("pydeploy.latency.probes.measure.AGAIN", 0)
         patch.setattr("pydeploy.profiling.engines.PATIENCE_S", 2.0)
         patch.setattr("pydeploy.profiling.engines.TRIES", 1)

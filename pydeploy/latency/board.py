@@ -29,10 +29,12 @@ from pydeploy.files import read_json, replacing, write_json, write_text
 from pydeploy.graph import Graph, Widths
 from pydeploy.latency.probes.cut_onnx import resize
 from pydeploy.latency.probes.design import Grid, probe_plans
-from pydeploy.latency.probes.measure import Transform, load_model, probe_name
+from pydeploy.latency.probes.lab import Transform
+from pydeploy.latency.probes.measure import probe_name
 from pydeploy.latency.table.table import Table, provenance
 from pydeploy.onnxfile.half import is_typed
-from pydeploy.profiling.profile import attribute, paddings
+from pydeploy.onnxfile.read import load_whole
+from pydeploy.profiling.profile import named_layers, paddings
 from pydeploy.timing.records import Profile, Target, Timing
 
 
@@ -56,7 +58,7 @@ class ProbeFolder:
 
         Raises `DataError` for a file that is no ONNX model, `Mismatch` for one that `graph` does not describe.
         """
-        resize(load_model(model), graph, {})
+        resize(load_whole(model), graph, {})
         path.mkdir(parents=True, exist_ok=True)
         with replacing(path / "model.onnx") as partial:
             shutil.copyfile(model, partial)
@@ -99,7 +101,7 @@ class ProbeFolder:
         convert: Transform | None = None,
     ) -> Path:
         """``measure.sh`` and the ONNX files that it runs through trtexec; `convert` makes typed or int8 ones of them."""  # fmt: skip
-        dense, plans = load_model(self.model), self.plans(limit)
+        dense, plans = load_whole(self.model), self.plans(limit)
         least = max(1, round(len(plans) * trtexec.LEAST_S / 60))
         lines = [
             "#!/bin/sh",
@@ -182,7 +184,7 @@ def profile_from(run: trtexec.Run, target: Target, ops: Sequence[str] | None = N
     """
     variation = float(run.whole_us.std() / run.whole_us.mean())
     unstable = variation > UNSTABLE
-    medians = _by_name(run) if ops is None else {op: float(us[0]) for op, us in attribute(run.layers, ops).items()}
+    medians = {name: float(us[0]) for name, us in named_layers(run.layers, ops).items()}
     if ops is not None and not set(ops) & set(medians):
         raise DataError(
             f"trtexec's layers are not the model's: '{run.layers[0].name}' and the others name none of its operators; "
@@ -196,11 +198,3 @@ def profile_from(run: trtexec.Run, target: Target, ops: Sequence[str] | None = N
     }
     whole = Timing.of(run.whole_us, disturbed=unstable)
     return Profile(target, whole, layers, condition, paddings(run.layers, ops))
-
-
-def _by_name(run: trtexec.Run) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for layer in run.layers:
-        name = layer.nodes[0] if layer.nodes else layer.name
-        found[name] = found.get(name, 0.0) + float(layer.samples_us[0])
-    return found

@@ -43,6 +43,16 @@ def read_onnx(path: Path, *, precision: str, batch: int, dynamic_batch: bool = F
     return model
 
 
+def load_whole(path: Path) -> onnx.ModelProto:
+    """The model in `path` with the weights that lie in other files, unchecked; raises `DataError` where there is none."""
+    try:
+        return onnx.load(path, format="protobuf")
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except Exception as error:  # protobuf's parse errors share no base with the file system's
+        raise DataError(f"{path} is not a readable ONNX file ({error}); export the model again") from None
+
+
 def with_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
     """A copy without weights in which dynamic first dimensions of the inputs are `batch`."""
     weights = {tensor.name for tensor in model.graph.initializer}

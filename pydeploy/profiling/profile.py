@@ -74,12 +74,10 @@ def _of_rounds(
     target: Target, whole: Timing, inside: Rounds[Sequence[LayerTime]], ops: Sequence[str] | None,
     condition: Mapping[str, float],
 ) -> Profile:  # fmt: skip
-    def named(layers: Sequence[LayerTime]) -> dict[str, NDArray[np.float64]]:
-        return _by_name(layers) if ops is None else attribute(layers, ops)
-
     first = inside.results[0]
-    counted = named([replace(layer, samples_us=np.array([float(layer.samples_us.any())])) for layer in first])
-    samples = _joined([named(layers) for layers in inside.results])
+    ran = [replace(layer, samples_us=np.array([float(layer.samples_us.any())])) for layer in first]
+    counted = named_layers(ran, ops)
+    samples = _joined([named_layers(layers, ops) for layers in inside.results])
     layers = {name: Timing.of(values, disturbed=inside.disturbed) for name, values in samples.items()}
     parts = {name: int(count[0]) for name, count in counted.items()}
     return Profile(target, whole, layers, condition, paddings(first, ops), parts)
@@ -111,6 +109,11 @@ def time_engines(
         turn_us = TURN_US if measured and len(engines) > 1 else 0.0
         return interleave(timers, rounds=rounds, runs=runs, turn_us=turn_us, retries=retries, patience_s=patience_s,
                           watch=watch, on_round=on_round)  # fmt: skip
+
+
+def named_layers(layers: Sequence[LayerTime], ops: Sequence[str] | None) -> dict[str, NDArray[np.float64]]:
+    """Time by operator (see `attribute`); without `ops` by the first ONNX node that a layer came from, if any."""
+    return _by_name(layers) if ops is None else attribute(layers, ops)
 
 
 def attribute(layers: Sequence[LayerTime], ops: Sequence[str]) -> dict[str, NDArray[np.float64]]:

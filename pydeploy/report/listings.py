@@ -81,23 +81,23 @@ def measured_points(report: Report) -> Listing:
         return _listing([], [])
     shown = points(report)
     front = {id(point) for point in frontier(shown)}
-    details = [(m.precision, "this run", m.params, m.macs, 1, "") for m in report.models.present.values()]
-    details += [(c.precision, c.method, c.params, c.macs, c.seeds, c.note) for c in report.candidates]
+    details = [(m.precision, "this run", m.params, m.macs, "") for m in report.models.present.values()]
+    details += [(c.precision, c.method, c.params, c.macs, c.note) for c in report.candidates]
     places = ms_places(*(p.latency_us.median for p in shown))
     rows = []
-    for point, (precision, method, params, macs, seeds, note) in zip(shown, details, strict=True):
+    for point, (precision, method, params, macs, note) in zip(shown, details, strict=True):
         name = point.series if point.series != "other" else point.name
         times = (
             milliseconds(point.latency_us.median, places) + _flag(point.latency_us),
             _spread(point.latency_us, places),
         )
-        cells = (name, method, precision, *times, f"{point.percent:.2f}", _short(params), _short(macs), f"{seeds}",
+        cells = (name, method, precision, *times, f"{point.percent:.2f}", _short(params), _short(macs),
                  "yes" if id(point) in front else "", note)  # fmt: skip
         rows.append((point.latency_us.median, -point.accuracy, cells))
     ordered = [cells for *_, cells in sorted(rows, key=lambda row: row[:2])]
     basis = _basis(report)
     heads = ["engine", "method", "precision", f"latency, ms{basis}>", f"p10 to p90, ms{basis}>", f"{report.metric}, %>",
-             "parameters>", "MACs>", "seeds>", "front", "note"]  # fmt: skip
+             "parameters>", "MACs>", "front", "note"]  # fmt: skip
     strong = [i for i, cells in enumerate(ordered) if cells[1] == "this run"]
     return _listing(heads, ordered, strong)
 
@@ -172,14 +172,13 @@ def latency_table(report: Report) -> Listing:
     """How the latency table was made."""
     if report.table is None:
         return _listing([], [])
-    facts, error = report.table, report.table.verification_error
+    facts = report.table
     rows = [
         ("probe networks", f"{facts.probes}"),
         ("keys", f"{facts.keys}"),
         ("seconds", f"{facts.seconds:.1f}"),
     ]
     rows += [("disturbed by other load", f"{facts.disturbed}")] if facts.disturbed else []
-    rows += [] if error is None else [("median error on unseen plans", f"{100 * error:.1f} %")]
     return _listing(["fact", "value>"], rows)
 
 

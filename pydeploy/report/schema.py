@@ -127,8 +127,6 @@ class Candidate:
     accuracy: Fraction
     params: Count
     macs: Count
-    seeds: Annotated[int, Field(ge=1)] = 1
-    """Number of training seeds that `accuracy` rests on."""
     note: str = ""
 
 
@@ -178,14 +176,13 @@ class GroupWidth:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CHECKED)
 class TableFacts:
-    """How the latency table was made. `verification_error`: median relative error on plans not used for it."""
+    """How the latency table was made."""
 
     probes: Count
     keys: Count
     seconds: Seconds
     disturbed: Count = 0
     """Probe networks of which there is no measurement but under other load."""
-    verification_error: Annotated[float, Field(ge=0)] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CHECKED)
@@ -282,7 +279,7 @@ class Report:
         if found != SCHEMA:
             raise DataError(f"not a report of schema {SCHEMA} (schema: {found!r}); write it again with this version")
         try:
-            return _ADAPTER.validate_json(json.dumps(data), strict=True)
+            return _ADAPTER.validate_json(json.dumps(_present(data)), strict=True)
         except ValidationError as error:
             raise DataError(f"not a valid report: {_explained(error)}; write it again with 'pydeploy run'") from None
 
@@ -300,6 +297,19 @@ class Report:
 
 
 _ADAPTER: TypeAdapter[Report] = TypeAdapter(Report)
+
+
+def _present(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The data without entries of earlier versions that no report has any more; they were never filled."""
+    gone, found = ("seeds", "verification_error"), dict(data)
+    if isinstance(table := data.get("table"), dict):
+        found["table"] = {key: value for key, value in table.items() if key not in gone}
+    if isinstance(points := data.get("candidates"), list):
+        found["candidates"] = [
+            {key: value for key, value in one.items() if key not in gone} if isinstance(one, dict) else one
+            for one in points
+        ]
+    return found
 
 
 def _explained(error: ValidationError, most: int = 4) -> str:

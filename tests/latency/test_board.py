@@ -147,7 +147,7 @@ def test_the_minutes_are_told_after_the_first_build(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(trt_fake.BuilderCore, "build_serialized_network", slow)
     clock = SimpleNamespace(monotonic=lambda: 60.0 * len(builds))
-    monkeypatch.setattr("pydeploy.latency.probes.measure.time", clock)
+    monkeypatch.setattr("pydeploy.latency.probes.lab.time", clock)
     backend = open_backend("tensorrt", precision="fp16")
     table = Table.open(tmp_path / "t.sqlite", backend.target())
     told: list[tuple[int, float]] = []

@@ -11,7 +11,7 @@ from latency_nets import residual
 from pydeploy.backends.base import open_backend
 from pydeploy.latency.probes.design import plan_keys, probe_plans
 from pydeploy.latency.probes.measure import measure
-from pydeploy.latency.probes.refine import _middles, costs, front, further_plans, off_grid, refine
+from pydeploy.latency.probes.refine import _middles, further_plans, off_grid, refine
 from pydeploy.latency.table.table import Table
 
 GRID = {"a": (8, 64, 128), "b": (8, 64, 128)}
@@ -36,21 +36,6 @@ def test_middles_are_taken_at_steep_rises_and_falls_only() -> None:
     assert _middles(curve, 8) == [56, 120]
     assert _middles([(8, 1.0), (16, 9.0), (24, 9.5)], 8) == []  # nothing lies between them
     assert _middles([(8, 1.0), (64, 2.0)], 8) == []
-
-
-def test_front_drops_what_a_larger_width_beats(measured) -> None:
-    graph, fill = measured
-    # 17..32 channels are padded to 32: computing costs the same, so 24 is beaten unless moving data decides.
-    grid = {"a": (8, 16, 24, 32, 128), "b": (8, 16, 24, 32, 128)}
-    table = fill(grid)
-    kept = front(graph, table, grid)
-    for name, values in grid.items():
-        assert set(kept[name]) <= set(values)
-        assert values[-1] in kept[name]
-    for name in grid:
-        group = graph.by_name[name]
-        curve = costs(graph, table, group, grid[name])
-        assert all(curve[one] < curve[other] for one, other in zip(kept[name], kept[name][1:], strict=False))
 
 
 def test_refined_widths_are_measured_with_few_networks(measured) -> None:

@@ -85,7 +85,7 @@ def reports(draw: st.DrawFn) -> Report:
         "groups": tuple(GroupWidth(name=f"stage{i}.0.conv", before=64, after=draw(st.integers(1, 64)))
                         for i in range(draw(st.integers(0, 2)))),
         "table": TableFacts(probes=26, keys=draw(st.integers(0, 999)), seconds=draw(st.floats(0, 1e4)),
-                            disturbed=draw(st.integers(0, 26)), verification_error=draw(st.floats(0, 1))),
+                            disturbed=draw(st.integers(0, 26))),
         "seconds": {"01_train": draw(st.floats(0, 1e4))}, "total_seconds": draw(st.floats(0, 1e4)),
         "dense_us": draw(st.floats(100, 1e4)), "target": CPU,
     }  # fmt: skip

@@ -108,15 +108,19 @@ def expected_rows(report: Report) -> dict[str, list[Numbers]]:
     points: list[ModelResult | Candidate] = [*report.models.present.values(), *report.candidates]
     table = report.table
     assert table is not None
-    told: list[Numbers] = [[table.probes], [table.keys], [table.seconds], *([[table.disturbed]] if table.disturbed else []),
-            [100 * (table.verification_error or 0.0)]]  # fmt: skip
+    told: list[Numbers] = [
+        [table.probes],
+        [table.keys],
+        [table.seconds],
+        *([[table.disturbed]] if table.disturbed else []),
+    ]
     return {
         "Predicted against measured, by round": list(rounds), "Layers": layers,
         "Channel groups": [[x.before, x.after, 100 * x.after / x.before] for x in report.groups],
         "Latency table": told,
         "Time spent": [*([x] for x in report.seconds.values()), [report.total_seconds]],
         "All points": [[x.latency_us.median / 1000, x.latency_us.p10 / 1000, x.latency_us.p90 / 1000, 100 * x.accuracy,
-                        x.params, x.macs, getattr(x, "seeds", 1)]
+                        x.params, x.macs]
                        for x in sorted(points,
                                        key=lambda x: (x.latency_us.median, -x.accuracy))],
     }  # fmt: skip

@@ -23,7 +23,8 @@ from pydeploy.backends.base import Backend
 from pydeploy.errors import DataError
 from pydeploy.graph import Graph, OpKey, Widths
 from pydeploy.latency.check.isolated import isolated_us
-from pydeploy.latency.probes.measure import CHUNK, Lab, Probe, Transform, build, opened, probe_name, sessions, timed
+from pydeploy.latency.probes.lab import CHUNK, Lab, Probe, Transform, build, opened, sessions, timed
+from pydeploy.latency.probes.measure import probe_name
 from pydeploy.latency.table import store
 from pydeploy.latency.table.table import Table
 from pydeploy.timing.ratio import of_limit

@@ -2,7 +2,6 @@
 
 * Between two measured widths lies an edge where the time rises more steeply than over the whole range, or falls.
   `refine` puts the width in the middle on the grid, until neighbours are one alignment step apart.
-* `front` keeps the widths that are worth choosing: none that a larger one beats in every layer.
 * `off_grid` draws widths that the grid lacks, to prove that nothing between them was missed.
 """
 
@@ -10,10 +9,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from itertools import pairwise, product
+from itertools import pairwise
 
 from pydeploy.errors import MissingTiming
-from pydeploy.graph import Graph, Group, Op
+from pydeploy.graph import Graph, Group
 from pydeploy.latency.probes.design import Grid, plan_keys
 from pydeploy.latency.table.table import Table
 
@@ -28,7 +27,7 @@ def costs(graph: Graph, table: Table, group: Group, widths: Sequence[int]) -> di
     ops = [op for op in graph.ops if group.name in op.scope]
     found: dict[int, float] = {}
     for width in widths:
-        full = {**graph.widths, group.name: width}
+        full = graph.at({group.name: width})
         try:
             found[width] = sum(table.latency_us(op.key(full)) for op in ops)
         except MissingTiming:
@@ -56,37 +55,6 @@ def _middles(curve: Sequence[tuple[int, float]], align: int) -> list[int]:
         if low < middle < high and (slope > STEEP * average or slope < 0):
             found.append(middle)
     return found
-
-
-def front(graph: Graph, table: Table, grid: Grid) -> dict[str, tuple[int, ...]]:
-    """The grid without widths that a larger one beats: as fast or faster in every layer, whatever it meets there."""
-    return {group.name: tuple(w for i, w in enumerate(sorted(grid[group.name]))
-                              if not any(_beats(graph, table, grid, group, larger, w)
-                                         for larger in sorted(grid[group.name])[i + 1:]))
-            for group in graph.prunable}  # fmt: skip
-
-
-def _beats(graph: Graph, table: Table, grid: Grid, group: Group, larger: int, width: int) -> bool:
-    return all(
-        _time(table, op, graph, met, group, larger) <= _time(table, op, graph, met, group, width)
-        for op in graph.ops
-        if group.name in op.scope
-        for met in _contexts(op, grid, group)
-    )
-
-
-def _contexts(op: Op, grid: Grid, group: Group) -> list[Mapping[str, int]]:
-    others = [name for name in op.scope if name != group.name and name in grid]
-    if len(others) > 1:  # a concat: its sums are too many, so the others stay dense
-        return [{}]
-    return [dict(zip(others, values, strict=True)) for values in product(*(grid[name] for name in others))]
-
-
-def _time(table: Table, op: Op, graph: Graph, met: Mapping[str, int], group: Group, width: int) -> float:
-    try:
-        return table.latency_us(op.key({**graph.widths, **met, group.name: width}))
-    except MissingTiming:
-        return float("inf")
 
 
 def further_plans(
