@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pydeploy.report.svg import FONT_PX, text_width
+from pydeploy.report.drawing import FONT_PX, text_width
 
 
 @dataclass(frozen=True, slots=True)

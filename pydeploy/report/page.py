@@ -1,22 +1,24 @@
 """Write a report's renderings: Markdown for a terminal, one HTML file that needs nothing else, the charts as files.
 
-* Nothing is loaded from anywhere: style and charts are in the page, and its content policy forbids the rest.
+* Nothing is loaded from anywhere: style and charts are in the page. Its content policy allows that one style, by its hash, and
+  forbids everything else: scripts, pictures, styles inside of elements.
 * All text is data: escaped by the template engine in HTML, by the XML writer in SVG, by `in_line` in Markdown.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 from pydeploy.files import write_text
-from pydeploy.report import svg
 from pydeploy.report.charts import all_charts
+from pydeploy.report.drawing import DARK, LIGHT, Chart, css
 from pydeploy.report.listings import Listing, all_listings
 from pydeploy.report.schema import Report
-from pydeploy.report.svg import Drawing
 from pydeploy.report.verdict import doubtful, headline, milliseconds, ms_places, shown_model, speedup
 
 CHART_FILES = ("pareto.svg", "rounds.svg", "widths.svg", "layers.svg")
@@ -43,22 +45,34 @@ def render(report: Report, folder: Path) -> tuple[Path, Path]:
     return markdown, page
 
 
-def to_markdown(report: Report, charts: dict[str, Drawing]) -> str:
+def to_markdown(report: Report, charts: dict[str, Chart]) -> str:
     """The report as Markdown whose tables are aligned in plain text as well."""
     environment = _environment(autoescape=False)
     environment.filters.update(line=in_line, grid=markdown_grid, code=code_block)
     return str(environment.get_template("report.md.j2").render(**_context(report), charts=charts))
 
 
-def to_html(report: Report, charts: dict[str, Drawing]) -> str:
+def to_html(report: Report, charts: dict[str, Chart]) -> str:
     """The report as one HTML page."""
+    return _page("report.html.j2", charts, **_context(report), tiles=tiles(report))
+
+
+def chart_page(chart: Chart) -> str:
+    """One chart as an HTML page of its own."""
+    return _page("chart.html.j2", {chart.name: chart}, chart=chart)
+
+
+def _page(template: str, charts: dict[str, Chart], **context: Any) -> str:
     from markupsafe import Markup
 
+    environment = _environment(autoescape=True)
+    rules = environment.get_template("report.css").render()
+    style = f"{rules}\n{css(LIGHT)}\n@media screen and (prefers-color-scheme: dark) {{\n{css(DARK)}\n}}\n"
+    allowed = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     # Safe without escaping: written by the XML writer, and literal style rules.
     drawn = {name: Markup(chart.inline()) for name, chart in charts.items()}
-    styles = {"light": Markup(svg.css(svg.LIGHT)), "dark": Markup(svg.css(svg.DARK))}
-    template = _environment(autoescape=True).get_template("report.html.j2")
-    return str(template.render(**_context(report), charts=drawn, chart_css=styles, tiles=tiles(report)))
+    page = environment.get_template(template).render(context, charts=drawn, style=Markup(style), style_hash=allowed)
+    return str(page)
 
 
 def tiles(report: Report) -> list[tuple[str, str, str]]:

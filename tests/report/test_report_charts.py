@@ -1,55 +1,38 @@
-"""Charts: scales, label placement, the Pareto front, and well-formed accessible drawings."""
+"""Charts: label placement, the Pareto front, what is drawn where, and well-formed accessible drawings."""
 
 from __future__ import annotations
 
+import re
+import sys
 from dataclasses import replace
-from itertools import combinations, pairwise
+from itertools import combinations
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from pydeploy.report import Layer
-from pydeploy.report.charts import all_charts, frontier, points
+from pydeploy.report import Layer, render
+from pydeploy.report.charts import WIDTH, all_charts, frontier, points
+from pydeploy.report.drawing import DARK, HEAD, LIGHT, css, shortened, writable
 from pydeploy.report.labels import Box, place
-from pydeploy.report.svg import DARK, LIGHT, Scale, css, shortened, tick_labels, ticks
+from pydeploy.report.stairs import Step, write
 from report_factory import CPU, candidate, latency, model, models, sample
 
 SVG = "{http://www.w3.org/2000/svg}"
 CHARTS = ("pareto", "rounds", "widths", "layers")
 
 
-@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.integers(2, 10))
-def test_ticks_are_round_evenly_spaced_and_inside(lo: float, span: float, most: int) -> None:
-    hi = lo + span
-    assume(hi - lo > 1e-9 * max(abs(lo), abs(hi)))
-    values = ticks(lo, hi, most)
-    assert len(values) <= most
-    assert all(lo - 1e-6 * span <= value <= hi + 1e-6 * span for value in values)
-    for (a, b), (c, d) in pairwise(list(pairwise(values))):
-        assert b - a == pytest.approx(d - c, rel=1e-3, abs=1e-9 * max(abs(lo), abs(hi)))
-
-
-@given(st.floats(0, 1000), st.floats(1e-3, 1e4))
-def test_tick_labels_differ_and_read_back(lo: float, span: float) -> None:
-    values = ticks(lo, lo + span)
-    labels = tick_labels(values)
-    assert len(set(labels)) == len(values)
-    for value, label in zip(values, labels, strict=True):
-        assert float(label) == pytest.approx(value, rel=1e-6, abs=1e-6 * span)
-
-
-def test_scale_maps_its_ends_to_the_frame() -> None:
-    scale = Scale(2.0, 4.0, 100.0, 300.0)
-    assert [scale.at(value) for value in (2.0, 3.0, 4.0)] == [100.0, 200.0, 300.0]
-
-
 @given(st.text(max_size=80), st.integers(3, 40))
 def test_shortened_names_fit_and_keep_their_ends(words: str, most: int) -> None:
     short = shortened(words, most)
+    line = " ".join(writable(words).split())
     assert len(short) <= most
-    assert short == words or (short[0] == words[0] and short[-1] == words[-1])
+    assert short == line or len(line) > most
+    assert not short or (short[0], short[-1]) == (writable(words).split()[0][0], writable(words).split()[-1][-1])
 
 
 FRAME = Box(0, 0, 600, 400)
@@ -94,25 +77,113 @@ def test_a_chart_is_well_formed_and_described(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CHARTS)
-def test_a_file_of_its_own_carries_background_style_and_title(name: str) -> None:
+def test_a_file_of_its_own_carries_background_colours_and_title(name: str) -> None:
     chart = all_charts(sample())[name]
-    root = ET.fromstring(chart.standalone())
-    background = root.find(f"{SVG}rect")
-    assert background is not None
-    assert background.get("fill") == LIGHT["back"]
-    assert root.findtext(f"{SVG}style") == css(LIGHT)
-    assert chart.title in [element.text for element in root.findall(f"{SVG}text")]
-    assert "var(" not in chart.standalone()
+    found = parts(chart.standalone())
+    assert found["background"][0].get("fill") == LIGHT["back"]
+    assert found["title"][0].text == chart.title
+    drawn = [
+        element for element in ET.fromstring(chart.standalone()).iter() if element.tag in (f"{SVG}path", f"{SVG}text")
+    ]
+    colours = {element.get(key) for element in drawn for key in ("fill", "stroke")} - {None, "none"}
+    assert colours <= set(LIGHT.values())
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_inside_a_page_colours_are_classes_of_both_palettes(name: str) -> None:
+    root = ET.fromstring(all_charts(sample())[name].inline())
+    assert not {"background", "title"} & set(parts(ET.tostring(root, encoding="unicode")))
+    assert root.get("viewBox", "").split()[:3] == ["0", str(HEAD), str(WIDTH)]
+    used = {name for element in root.iter() for name in element.get("class", "").split()} - {"chart"}
+    for palette in (LIGHT, DARK):
+        rules = css(palette)
+        assert all(f".chart .{name} {{" in rules for name in used)
+    for element in root.iter():
+        assert not {"style", "href", "clip-path"} & set(element.attrib)
+        assert not [value for value in element.attrib.values() if value.startswith("#") or "url(" in value]
+
+
+def test_the_same_report_gives_the_same_bytes_whatever_matplotlib_is_set_to() -> None:
+    import matplotlib
+
+    before = {name: chart.standalone() for name, chart in all_charts(sample()).items()}
+    with matplotlib.rc_context(
+        {"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path", "lines.linewidth": 9}
+    ):
+        after = {name: chart.standalone() for name, chart in all_charts(sample()).items()}
+    assert after == before
 
 
 @pytest.mark.parametrize("name", CHARTS)
 def test_everything_drawn_lies_inside_the_drawing(name: str) -> None:
-    chart = all_charts(sample())[name]
-    for element in ET.fromstring(chart.inline()).iter():
-        for key in ("x", "x1", "x2", "cx"):
-            assert 0 <= float(element.get(key, "0")) <= chart.width
-        for key in ("y", "y1", "y2", "cy"):
-            assert 0 <= float(element.get(key, "0")) <= chart.height
+    root = ET.fromstring(all_charts(sample())[name].standalone())
+    width, height = float(root.get("width", "")), float(root.get("height", ""))
+    seen = 0
+    for element in root.iter():
+        at = (
+            [float(one) for one in re.findall(r"-?[\d.]+", element.get("transform", ""))]
+            if element.tag == f"{SVG}path"
+            else []
+        )
+        across, up = at if len(at) == 2 else (0.0, 0.0)
+        corners = [float(one) for one in re.findall(r"-?\d[\d.]*", element.get("d", ""))]
+        places = [
+            *zip(corners[::2], corners[1::2], strict=True),
+            (float(element.get("x", 0)), float(element.get("y", 0))),
+        ]
+        for x, y in places:
+            assert -0.01 <= x + across <= width + 0.01
+            assert -0.01 <= y + up <= height + 0.01
+        seen += len(places)
+    assert seen > 20
+
+
+def parts(markup: str) -> dict[str, list[ET.Element]]:
+    """What is drawn of each named part: paths and texts, in order."""
+    named = [element for element in ET.fromstring(markup).iter() if element.get("data-part")]
+    return {element.get("data-part", ""): [one for one in element.iter() if one.tag in (f"{SVG}path", f"{SVG}text")]
+            for element in named}  # fmt: skip
+
+
+def centres(name: str, part: str, **changes: object) -> list[tuple[float, float]]:
+    """Where the markers of a part lie, in drawing units."""
+    drawn = [element for element in ET.fromstring(all_charts(sample(**changes))[name].standalone()).iter()
+             if element.get("data-part") == part]  # fmt: skip
+    found = [one.get("transform", "") for element in drawn for one in element.iter(f"{SVG}path")]
+    places = [[float(number) for number in re.findall(r"-?[\d.]+", text)] for text in found if text]
+    return [(x, y) for x, y in places]
+
+
+def test_points_lie_where_their_numbers_say() -> None:
+    """Against a straight line through the two outermost engines, in both directions; the budget's line as well."""
+    report = sample()
+    shown = [p for p in points(report) if p.series == "other"]
+    places = centres("pareto", "point-other")
+    assert len(places) == len(shown)
+    for values, at in (
+        ([p.ms for p in shown], [x for x, _ in places]),
+        ([p.percent for p in shown], [y for _, y in places]),
+    ):
+        slope, start = np.polyfit(values, at, 1)
+        np.testing.assert_allclose(np.array(values) * slope + start, at, atol=0.01)
+        if values[0] == shown[0].ms:
+            path = parts(all_charts(report)["pareto"].standalone())["budget"][0].get("d", "")
+            assert float(path.split()[1]) == pytest.approx(report.budget_us / 1000 * slope + start, abs=0.01)
+
+
+def test_bars_are_as_long_as_their_numbers() -> None:
+    report = sample()
+    found = parts(all_charts(report)["layers"].standalone())
+    timed = [layer for layer in report.layers if layer.before_us is not None]
+
+    def length(name: str) -> float:
+        corners = [float(one) for one in re.findall(r"-?\d[\d.]*", found[name][0].get("d", ""))]
+        return max(corners[::2]) - min(corners[::2])
+
+    unit = length("before-0") / timed[0].before_us
+    for at, layer in enumerate(timed):
+        assert length(f"before-{at}") == pytest.approx(unit * layer.before_us, abs=0.01)
+        assert length(f"after-{at}") == pytest.approx(unit * layer.after_us, abs=0.01)
 
 
 def texts(name: str, **changes: object) -> list[str]:
@@ -169,12 +240,40 @@ def test_extreme_values_are_drawn() -> None:
 
 
 def test_hostile_names_stay_text() -> None:
-    name = '<script>alert("x")</script>\x00\x1b&'
+    name = '<script>alert("x")</script>\x00\x1b&$\\frac{1}{2}$'
     rows = tuple(replace(layer, name=name) for layer in sample().layers)
     report = sample(candidates=(candidate(name, "x", 500.0, 0.93),), layers=rows)
     for chart in all_charts(report).values():
         root = ET.fromstring(chart.standalone())
         assert not list(root.iter(f"{SVG}script"))
+        assert not [element for element in root.iter() if [key for key in element.attrib if key.startswith("on")]]
+    assert any("$" in words and "frac" in words for words in texts("pareto", candidates=report.candidates))
+
+
+@pytest.mark.parametrize("suffix", [".svg", ".html", ".png"])
+def test_stairs_of_hostile_names(tmp_path: Path, suffix: str) -> None:
+    name = "</title><script>alert(1)</script>\x1b$"
+    lines = {f"cin={n}{name}": [Step(8 * i, 9.0 * i, 8.0 * i, 11.0 * i) for i in range(1, n)] for n in (3, 5)}
+    write(tmp_path / f"a{suffix}", name, lines)
+    write(tmp_path / f"b{suffix}", name, lines)
+    written = (tmp_path / f"a{suffix}").read_bytes()
+    assert written == (tmp_path / f"b{suffix}").read_bytes()
+    if suffix == ".png":
+        with Image.open(tmp_path / "a.png") as image:
+            assert image.size == (1720, 960)
+    else:
+        assert b"<script" not in written
+        assert b"&lt;script&gt;" in written
+
+
+def test_a_missing_matplotlib_leaves_a_report_without_charts(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    markdown, page = render(sample(), tmp_path)
+    assert ".svg" not in markdown.read_text()
+    assert "<svg" not in page.read_text()
+    assert "pip install matplotlib" in caplog.text
 
 
 def contrast(one: str, other: str) -> float:

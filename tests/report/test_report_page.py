@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -162,7 +164,11 @@ def test_html_needs_nothing_from_outside(tmp_path: Path) -> None:
     assert not re.search(r"@import|url\(|javascript:", page)
     assert not [name for _, a in outline.seen for name in a if name.startswith("on")]
     policy = [a["content"] for _, a in outline.seen if a.get("http-equiv") == "Content-Security-Policy"]
-    assert policy == ["default-src 'none'; style-src 'unsafe-inline'"]
+    style = re.search(r"<style>(.*)</style>", page, re.DOTALL)
+    assert style is not None
+    allowed = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
+    assert policy == [f"default-src 'none'; style-src 'sha256-{allowed}'; base-uri 'none'; form-action 'none'"]
+    assert not [a for _, a in outline.seen if "style" in a], "the policy would ignore it"
     assert len(page.encode()) < 200_000
 
 
