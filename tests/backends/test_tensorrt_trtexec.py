@@ -291,16 +291,15 @@ def test_the_installed_version_is_read_from_the_banner(banner: str, expected: tu
     assert compat.trtexec_version(banner) == expected
 
 
-def test_the_installed_trtexec_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_installed_trtexec_is_asked(tmp_path: Path) -> None:
     program = tmp_path / "trtexec"
     program.write_text('#!/bin/sh\necho "&&&& RUNNING TensorRT.trtexec [TensorRT v100300] # $0 $1"\n')
     program.chmod(0o755)
-    monkeypatch.setattr(trtexec, "PLACES", (str(program),))
-    assert trtexec.find() == (str(program), (10, 3))
+    places = (str(tmp_path / "nowhere"), str(program))
+    assert trtexec.find(places) == (str(program), (10, 3))
     program.write_text("#!/bin/sh\nexit 1\n")
-    assert trtexec.find() is None
-    monkeypatch.setattr(trtexec, "PLACES", (str(tmp_path / "nowhere"),))
-    assert trtexec.find() is None
+    assert trtexec.find(places) is None
+    assert trtexec.find(places[:1]) is None
 
 
 def test_the_verb_prints_one_command(

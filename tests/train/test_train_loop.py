@@ -317,11 +317,8 @@ def test_clipping_bounds_the_step(tmp_path: Path) -> None:
     [({"avx512_bf16", "fma"}, True), ({"amx_bf16"}, True), ({"avx2"}, False), (set(), False)],
     ids=["avx512", "amx", "avx2", "unknown"],
 )
-def test_bf16_is_chosen_where_the_cpu_is_fast_at_it(
-    monkeypatch: pytest.MonkeyPatch, flags: set[str], wanted: bool
-) -> None:
-    monkeypatch.setattr("pydeploy.train.precision._cpu_flags", lambda: flags)
+def test_bf16_is_chosen_where_the_cpu_is_fast_at_it(flags: set[str], wanted: bool) -> None:
     cpu = torch.device("cpu")
-    assert bf16_wanted("auto", cpu) is wanted
-    assert bf16_wanted("bf16", cpu) is True
-    assert bf16_wanted("off", cpu) is False
+    assert bf16_wanted("auto", cpu, flags) is wanted
+    assert bf16_wanted("bf16", cpu, flags) is True
+    assert bf16_wanted("off", cpu, flags) is False

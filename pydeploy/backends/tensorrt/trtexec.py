@@ -70,9 +70,9 @@ class Run:
     """What the profiler added to each layer, already taken off."""
 
 
-def find() -> tuple[str, compat.Version] | None:
-    """The installed trtexec and its version; None where there is none or it does not say."""
-    program = next((found for place in PLACES if (found := shutil.which(place))), None)
+def find(places: Sequence[str] | None = None) -> tuple[str, compat.Version] | None:
+    """The trtexec in the first of `places` (None: `PLACES`) that has one, and its version; None where it does not say."""
+    program = next((found for place in (PLACES if places is None else places) if (found := shutil.which(place))), None)
     if program is None:
         return None
     try:
