@@ -121,7 +121,7 @@ bench: setup
 
 # The pictures and numbers of the README, from the last demo; without one, those that are there are rendered again.
 figures:
-	@mkdir -p docs/demo docs/openvino
+	@mkdir -p docs/figures/demo docs/figures/openvino
 	@for run in demo openvino; do if [ -f $(OUT)/$$run/report.json ]; then cp $(OUT)/$$run/*.svg $(OUT)/$$run/report.md $(OUT)/$$run/report.json docs/$$run/; fi; done
 	@for run in demo openvino; do $(BIN)/pydeploy report docs/$$run && rm docs/$$run/report.html; done
 

@@ -1,4 +1,4 @@
-"""Writes docs/coverage.md: what `trace` and `apply` do with every model of torchvision and with CNNs of timm, beside Torch-Pruning.
+"""Writes docs/figures/coverage.md: what `trace` and `apply` do with every model of torchvision and with CNNs of timm, beside Torch-Pruning.
 
     python bench/coverage.py --work runs/coverage                            # everything that is not there yet
     python bench/coverage.py --work runs/coverage --only 'classification/resnet*'
@@ -361,7 +361,7 @@ def _beside(theirs: dict[str, Any] | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/coverage"), help="folder of the rows")
-    parser.add_argument("--out", type=Path, default=Path("docs/coverage.md"))
+    parser.add_argument("--out", type=Path, default=Path("docs/figures/coverage.md"))
     parser.add_argument("--only", default="*", help="pattern of FAMILY/MODEL")
     parser.add_argument("--side", choices=SIDES, help="run only this side")
     parser.add_argument("--memory", type=float, default=14.0, help="GiB that a process may take")

@@ -1,4 +1,4 @@
-"""INT8 accuracy and error by instruction set. Writes its section of docs/int8.md.
+"""INT8 accuracy and error by instruction set. Writes its section of docs/figures/int8.md.
 
     python bench/int8_accuracy.py --work build/accuracy                          # ResNet-8, trained here on Fashion-MNIST
     python bench/int8_accuracy.py --work build/accuracy --net mobilenet_v2.onnx  # and a file of yours
@@ -266,7 +266,7 @@ def main() -> None:
     """Measure what is missing and write the section."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("build/accuracy"))
-    parser.add_argument("--out", type=Path, default=Path("docs/int8.md"))
+    parser.add_argument("--out", type=Path, default=Path("docs/figures/int8.md"))
     parser.add_argument(
         "--net", type=Path, action="append", default=[], help="float32 ONNX file with an .npz beside it"
     )

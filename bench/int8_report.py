@@ -1,6 +1,6 @@
-"""INT8 of a finished run beside NNCF's: accuracy over the full test set, latency in turns. Writes docs/int8.md.
+"""INT8 of a finished run beside NNCF's: accuracy over the full test set, latency in turns. Writes docs/figures/int8.md.
 
-    python bench/int8_report.py --run runs/demo --resnet18 --mixed runs/mobilenet --out docs/int8.md
+    python bench/int8_report.py --run runs/demo --resnet18 --mixed runs/mobilenet --out docs/figures/int8.md
 
 What `--mixed` names is a finished run whose choice of layers is worth showing; its own report is quoted. NNCF is optional
 (``pip install nncf``); its columns are left out where it is missing. Keep the machine quiet.
@@ -259,7 +259,7 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, help="folder of a finished 'pydeploy run'")
-    parser.add_argument("--out", type=Path, default=Path("docs/int8.md"))
+    parser.add_argument("--out", type=Path, default=Path("docs/figures/int8.md"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("build/int8"))
     parser.add_argument("--resnet18", action="store_true", help="ResNet-18 at 224x224 as well")

@@ -1,4 +1,4 @@
-"""INT8 of many networks beside NNCF's and beside float, and by instruction set. Writes its sections of docs/int8.md.
+"""INT8 of many networks beside NNCF's and beside float, and by instruction set. Writes its sections of docs/figures/int8.md.
 
     python bench/int8_sweep.py --work build/sweep                  # everything that is not there yet, then the page
     python bench/int8_sweep.py --work build/sweep --only 'yolo_*'
@@ -362,7 +362,7 @@ def main() -> None:
     """Measure what is missing and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("build/sweep"))
-    parser.add_argument("--out", type=Path, default=Path("docs/int8.md"))
+    parser.add_argument("--out", type=Path, default=Path("docs/figures/int8.md"))
     parser.add_argument("--only", default="*", help="pattern of the networks to measure")
     parser.add_argument(
         "--capped", action="store_true", help="print errors under this process's instruction sets, as JSON"

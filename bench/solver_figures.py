@@ -1,4 +1,4 @@
-"""Writes the figures at the end of docs/solver.md: time, gap, agreement with CP-SAT, and what other rules keep.
+"""Writes docs/figures/solver.md: time, gap, agreement with CP-SAT, and what other rules keep.
 
     PYDEPLOY_TABLES=runs/tables python bench/solver_figures.py --work runs/solver --minutes 4
     python bench/solver_figures.py --work runs/solver --minutes 0        # only write the page
@@ -22,8 +22,8 @@ from pydeploy.errors import Infeasible
 from pydeploy.files import read_json, write_json, write_text
 from pydeploy.planning.solve import _problem, solve
 
-PAGE = Path("docs/solver.md")
-HEADING = "## Figures"
+PAGE = Path("docs/figures/solver.md")
+HEADING = "# The solver: time, gap, and other rules"
 REPEATS = 3
 CP_SAT_S = 15.0
 TOLERANCES = {"resnet50": 1e-3, "densenet121": 1e-2}
@@ -128,8 +128,7 @@ def main() -> None:
             write_json(path, figures(name))
         if path.is_file():
             found[name] = read_json(path)
-    text = PAGE.read_text(encoding="utf-8").split(HEADING)[0].rstrip()
-    write_text(PAGE, f"{text}\n\n{page(found)}")
+    write_text(PAGE, page(found))
 
 
 if __name__ == "__main__":

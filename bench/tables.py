@@ -1,4 +1,4 @@
-"""Writes docs/tables.md: how well latency tables predict, whether budgets are met, and what other rules keep.
+"""Writes docs/figures/tables.md: how well latency tables predict, whether budgets are met, and what other rules keep.
 
     python bench/tables.py --work runs/tables                                   # everything that is not there yet
     python bench/tables.py --work runs/tables --only resnet18/openvino:bf16 --step verify --minutes 8
@@ -316,7 +316,7 @@ RUN: dict[str, Callable[[Case, Graph], None]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for tables and results")
-    parser.add_argument("--out", type=Path, default=Path("docs/tables.md"))
+    parser.add_argument("--out", type=Path, default=Path("docs/figures/tables.md"))
     parser.add_argument("--only", help="MODEL/TARGET")
     parser.add_argument("--step", choices=[*RUN, "all", "none"], default="all")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no further part after so long")

@@ -1,4 +1,4 @@
-"""Writes docs/trace-speed.md: `trace` + `apply` beside Torch-Pruning's build + step on every classification model of torchvision.
+"""Writes docs/figures/trace-speed.md: `trace` + `apply` beside Torch-Pruning's build + step on every classification model of torchvision.
 
     python bench/trace_zoo.py --work runs/trace_zoo.json --for 280       # goes on where it stopped; an otherwise idle computer
 
@@ -109,7 +109,7 @@ def page(rows: dict[str, dict[str, Any]], names: list[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/trace_zoo.json"), help="file of the rows")
-    parser.add_argument("--out", type=Path, default=Path("docs/trace-speed.md"))
+    parser.add_argument("--out", type=Path, default=Path("docs/figures/trace-speed.md"))
     parser.add_argument(
         "--for", type=float, default=float("inf"), dest="window", help="begin no model after so many seconds"
     )

@@ -1,4 +1,4 @@
-"""Writes docs/v100.md: ResNet-50 on an NVIDIA V100 in FP16, predicted from a published list of measured convolutions.
+"""Writes docs/figures/v100.md: ResNet-50 on an NVIDIA V100 in FP16, predicted from a published list of measured convolutions.
 
     python bench/v100.py conv_fp16.txt.gz --batch 64
 
@@ -162,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("list", type=Path, help="the published list, .txt or .gz")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 64], help="1, 32, 64 or 128")
-    parser.add_argument("--out", type=Path, default=Path("docs/v100.md"))
+    parser.add_argument("--out", type=Path, default=Path("docs/figures/v100.md"))
     asked = parser.parse_args()
     graph, scores = resnet50()
     lines = ["# ResNet-50 on an NVIDIA V100 in FP16, predicted", "",

@@ -27,7 +27,7 @@ from pydeploy.data.manifest import load_manifest
 from pydeploy.run.config import parse
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "howto").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if path.name != "report.md")]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
@@ -175,6 +175,26 @@ def test_every_command_is_understood() -> None:
         lines += [(path.name, shlex.split(example)) for example in examples]
     assert len(lines) > 40
     assert not [f"{where}: {shlex.join(words)}: {fault}" for where, words in lines if (fault := understood(words))]
+
+
+def anchors(path: Path) -> set[str]:
+    """What links may name behind ``#``: headings in small letters, words joined by hyphens."""
+    heads = re.findall(r"(?m)^#+ +(.+)$", path.read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize(
+    "path", [*DOCUMENTS, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=lambda path: path.name
+)
+def test_links_lead_somewhere(path: Path) -> None:
+    text = re.sub(r"`[^`\n]*`", "", path.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("https://", "http://")):
+            continue
+        file, _, anchor = target.partition("#")
+        place = path.parent / file if file else path
+        assert place.exists(), f"{target} does not exist"
+        assert not anchor or anchor in anchors(place), f"{target}: no such heading"
 
 
 def test_this_file_would_notice() -> None:

@@ -66,7 +66,7 @@ def test_the_board_has_no_pytorch(python: Path, board: Board) -> None:
 
 @pytest.mark.slow
 def test_measured_on_the_board_and_cut_elsewhere(board: Board, tmp_path: Path) -> None:
-    """The workflow of docs/tensorrt.md: probes from a PyTorch model, a table from files alone, the file back, a plan."""
+    """The workflow of docs/howto/tensorrt.md: probes from a PyTorch model, a table from files alone, the file back, a plan."""
     model = ("pydeploy:resnet8", "--input", "1x3x32x32", "-o", "width=48")
     invoke("probes", *model, "--out", tmp_path / "probes", "--points", 2, "--align", 8, "--target", "onnxruntime:fp32")
     shutil.copytree(tmp_path / "probes", tmp_path / "board" / "probes")

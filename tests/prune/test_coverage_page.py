@@ -1,4 +1,4 @@
-"""What docs/coverage.md counts: channels of convolutions that are not the model's outputs."""
+"""What docs/figures/coverage.md counts: channels of convolutions that are not the model's outputs."""
 
 from __future__ import annotations
 

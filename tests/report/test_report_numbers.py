@@ -267,7 +267,7 @@ def test_a_report_whose_verdict_contradicts_its_rounds_is_refused(met: bool) -> 
 @pytest.mark.parametrize("name", ["demo", "openvino"])
 def test_the_shown_reports_are_what_this_version_renders(name: str) -> None:
     """`make figures` writes them again."""
-    here = Path(__file__).parents[2] / "docs" / name
+    here = Path(__file__).parents[2] / "docs" / "figures" / name
     report = Report.load(here / "report.json")
     charts = all_charts(report)
     assert (here / "report.md").read_text() == to_markdown(report, charts)
