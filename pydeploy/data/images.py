@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pydeploy.data.decode import MODES, SUFFIXES, decode
 from pydeploy.data.manifest import Manifest
-from pydeploy.errors import BackendUnavailable, ConfigError, DataError
+from pydeploy.errors import ConfigError, DataError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 DECODERS = 2
 BATCH = 8
 log = logging.getLogger(__name__)
@@ -42,10 +42,10 @@ def batches(manifest: Manifest, batch: int = BATCH, threads: int = 0) -> Iterato
         raise ConfigError(f"calibration set {manifest.source}: images need a 'preprocessing', such as 'imagenet'")
     names = _listed(path)
     chosen = [names[index] for index in manifest.indices(len(names))]
-    mode = {1: "L", 3: "RGB"}.get(len(settings.mean))
-    if mode is None:
-        raise ConfigError(f"calibration set {manifest.source}: images have 1 or 3 channels, not {len(settings.mean)}")
-    decoded = _decoded(chosen, mode, int(manifest.max_skipped * manifest.count))
+    channels = len(settings.mean)
+    if channels not in MODES:
+        raise ConfigError(f"calibration set {manifest.source}: images have 1 or 3 channels, not {channels}")
+    decoded = _decoded(chosen, channels, int(manifest.max_skipped * manifest.count))
     yield from manifest.checked(settings.batches(decoded, batch, threads=threads))
 
 
@@ -88,7 +88,7 @@ def _listed(path: Path) -> list[Path]:
     return found
 
 
-def _decoded(paths: Sequence[Path], mode: str, allowed: int) -> Iterator[NDArray[np.uint8]]:
+def _decoded(paths: Sequence[Path], channels: int, allowed: int) -> Iterator[NDArray[np.uint8]]:
     skipped: list[str] = []
     with ThreadPoolExecutor(DECODERS) as pool:
         waiting: deque[tuple[Path, Future[NDArray[np.uint8]]]] = deque()
@@ -96,7 +96,7 @@ def _decoded(paths: Sequence[Path], mode: str, allowed: int) -> Iterator[NDArray
         try:
             while True:
                 while len(waiting) < 2 * BATCH and (path := next(rest, None)) is not None:
-                    waiting.append((path, pool.submit(_decode, path, mode)))
+                    waiting.append((path, pool.submit(decode, path, channels)))
                 if not waiting:
                     break
                 path, future = waiting.popleft()
@@ -116,19 +116,3 @@ def _decoded(paths: Sequence[Path], mode: str, allowed: int) -> Iterator[NDArray
                 future.cancel()
     if skipped:
         log.warning("skipped %d of %d calibration images: %s", len(skipped), len(paths), "; ".join(skipped))
-
-
-def _decode(path: Path, mode: str) -> NDArray[np.uint8]:
-    """An image as ``(H, W, C)`` uint8; `DataError` with the reason where it cannot be read."""
-    try:
-        from PIL import Image
-    except ImportError:
-        raise BackendUnavailable("calibration images need the package 'pillow': pip install pillow") from None
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert(mode), np.uint8)
-    except FileNotFoundError:
-        raise DataError("missing") from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"damaged: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
-    return pixels if pixels.ndim == 3 else pixels[:, :, None]

@@ -9,7 +9,7 @@ float32, in this order, so that the same images give the same bytes everywhere.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -126,6 +126,17 @@ class Preprocessing:
         batcher = self.batcher(size, len(images), planar=planar)
         _submit(batcher, list(np.ascontiguousarray(images)))
         return batcher.take()
+
+    def pixels(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """One ``(H, W, C)`` image resized and cut out, not normalized: ``(h, w, C)`` uint8, on the calling thread's time."""
+        one = replace(self, mean=(0.0,) * image.shape[2], std=(1 / 255,) * image.shape[2])
+        batcher = one.batcher(self.size(*image.shape[:2]), 1, threads=1)
+        _submit(batcher, [np.ascontiguousarray(image)])
+        return np.ascontiguousarray(batcher.take()[0].transpose(1, 2, 0).astype(np.uint8))
+
+    def to_json(self) -> dict[str, Any]:
+        """The mapping that `parse` reads."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 def _submit(batcher: _core.Batcher, images: list[NDArray[np.uint8]]) -> None:
