@@ -61,7 +61,7 @@ class _Open:
 
 def placed(names: str, name: str, info: ValidationInfo) -> str:
     """`name`, of the `Names` at ``module:attribute``, as it is understood from the current folder."""
-    return _names(names).placed(name, _folder(info))
+    return _names(names).placed(name, folder_of(info))
 
 
 def _names(place: str) -> Names[Any]:
@@ -79,12 +79,12 @@ def open_name(names: str) -> AfterValidator:
 
 
 def _placed(path: Path, info: ValidationInfo) -> Path:
-    place = joined(_folder(info), path)
+    place = joined(folder_of(info), path)
     # A plain word may be the name of a file that comes with pydeploy.
     return path if len(path.parts) == 1 and not path.suffix and not place.exists() else place
 
 
-def _folder(info: ValidationInfo) -> Path:
+def folder_of(info: ValidationInfo) -> Path:
     """What paths of a config are relative to; the current folder for settings that are made in Python."""
     return Path((info.context or {}).get("folder", ""))
 

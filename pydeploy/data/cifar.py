@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pydeploy.data.picture_set import PictureSet, Rows, Split
-from pydeploy.data.preprocessing import Preprocessing
+from pydeploy.data.image_sets import ImageSet
 from pydeploy.errors import DataError
 
 PIXELS = 3 * 32 * 32
@@ -21,21 +20,19 @@ MEAN_10, STD_10 = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 MEAN_100, STD_100 = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 
 
-def cifar10(root: str | None = None) -> PictureSet:
+def cifar10(root: str | None = None) -> ImageSet:
     """50000 training and 10000 test pictures of 10 classes, 32x32: ``data_batch_1.bin`` to ``_5`` and ``test_batch.bin``."""
     folder = _found(root, "cifar-10-batches-bin", "test_batch.bin")
-    names = _names(folder / "batches.meta.txt", 10)
-    train = [_rows(folder / f"data_batch_{number}.bin", 1) for number in range(1, 6)]
-    return PictureSet("cifar10", names, _split(train, folder), _split([_rows(folder / "test_batch.bin", 1)], folder),
-                      Preprocessing(MEAN_10, STD_10))  # fmt: skip
+    parts = [_rows(folder / f"data_batch_{number}.bin", 1) for number in range(1, 6)]
+    train, test = _pictures(np.concatenate(parts)), _pictures(_rows(folder / "test_batch.bin", 1))
+    return ImageSet("cifar10", 10, *train, *test, MEAN_10, STD_10)
 
 
-def cifar100(root: str | None = None) -> PictureSet:
+def cifar100(root: str | None = None) -> ImageSet:
     """50000 training and 10000 test pictures of 100 (fine) classes, 32x32: ``train.bin`` and ``test.bin``."""
     folder = _found(root, "cifar-100-binary", "test.bin")
-    names = _names(folder / "fine_label_names.txt", 100)
-    train, test = (_split([_rows(folder / name, 2)], folder) for name in ("train.bin", "test.bin"))
-    return PictureSet("cifar100", names, train, test, Preprocessing(MEAN_100, STD_100))
+    train, test = (_pictures(_rows(folder / name, 2)) for name in ("train.bin", "test.bin"))
+    return ImageSet("cifar100", 100, *train, *test, MEAN_100, STD_100)
 
 
 def _found(root: str | None, unpacked: str, file: str) -> Path:
@@ -45,14 +42,6 @@ def _found(root: str | None, unpacked: str, file: str) -> Path:
             return folder
     raise DataError(f"no {file} in {top or '$PYDEPLOY_DATA, which is not set'} or its folder {unpacked}; unpack the binary "
                     "version of the data set there, or name its folder with 'root'")  # fmt: skip
-
-
-def _names(path: Path, count: int) -> tuple[str, ...]:
-    try:
-        found = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError):
-        found = ()
-    return found if len(found) == count else tuple(map(str, range(count)))
 
 
 def _rows(path: Path, labels: int) -> NDArray[np.uint8]:
@@ -66,8 +55,7 @@ def _rows(path: Path, labels: int) -> NDArray[np.uint8]:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def _split(parts: list[NDArray[np.uint8]], folder: Path) -> Split:
-    rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    labels = rows.shape[1] - PIXELS
-    pictures = rows[:, labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return Split(Rows(pictures, str(folder)), rows[:, labels - 1].astype(np.int64))
+def _pictures(rows: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Pictures ``(N, 3, 32, 32)`` and the labels, which are the byte before them."""
+    first = rows.shape[1] - PIXELS
+    return np.ascontiguousarray(rows[:, first:]).reshape(-1, 3, 32, 32), rows[:, first - 1].astype(np.int64)

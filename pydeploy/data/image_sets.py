@@ -9,18 +9,15 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pydeploy.data.idx import read_idx
 from pydeploy.data.preprocessing import Preprocessing
-from pydeploy.errors import ConfigError, DataError, nearest
-from pydeploy.guests.resolve import call
+from pydeploy.errors import ConfigError, DataError
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 REMEDY = "install it (apt-get install dataset-fashion-mnist) or set PYDEPLOY_DATA to the folder with the four files"
@@ -186,18 +183,3 @@ def _bilinear(count: int, size: int) -> NDArray[np.float64]:
     """``(size, count)`` weights that stretch `count` samples over `size` pixels linearly; pixels' centres count."""
     at = np.clip((np.arange(size) + 0.5) * count / size - 0.5, 0, count - 1)
     return np.maximum(0.0, 1.0 - np.abs(at[:, None] - np.arange(count)))
-
-
-DATA: Mapping[str, Callable[..., ImageSet]] = {
-    "fashion_mnist": fashion_mnist,
-    "digits": digits,
-    "synthetic": synthetic,
-}
-"""Every image set that a configuration may name; each function's parameters are its settings."""
-
-
-def load(name: str, **settings: Any) -> ImageSet:
-    """The named image set; raises `ConfigError` for an unknown name or setting, `DataError` when files are missing."""
-    if name not in DATA:
-        raise ConfigError(f"unknown data set '{name}'{nearest(name, DATA)}")
-    return call(f"data set '{name}'", DATA[name], settings, own=True)

@@ -51,7 +51,7 @@ def _split(top: Path, part: str) -> Split:
             f"{top}/{part}_labels.npy holds {labels.dtype} {labels.shape}; expected {len(images)} whole numbers"
         )
     whole = images[..., None] if images.ndim == 3 else images
-    return Split(Rows(whole, f"{top}/{part}_images.npy"), np.asarray(labels, np.int64))
+    return Split(Rows(whole), np.array(labels, np.int64))
 
 
 def _array(path: Path) -> NDArray[Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -35,9 +35,6 @@ class Pictures(Protocol):
     def read(self, index: int) -> NDArray[np.uint8]:
         """``(H, W, C)``; `DataError` naming the picture that cannot be read."""
 
-    def name(self, index: int) -> str:
-        """Where a picture comes from, for people."""
-
     def fingerprint(self, index: int) -> bytes:
         """Bytes that are others where the picture is another one."""
 
@@ -58,9 +55,6 @@ class Files:
         except DataError as error:
             raise DataError(f"{self.paths[index]}: {error}; repair the picture, or remove it from the set") from None
 
-    def name(self, index: int) -> str:
-        return str(self.paths[index])
-
     def fingerprint(self, index: int) -> bytes:
         """Length, beginning and end of the file: a set of a hundred gigabytes is told from another one in minutes."""
         path = self.paths[index]
@@ -78,53 +72,56 @@ class Rows:
     """Pictures that lie in one array ``(N, H, W, C)`` uint8, which may be mapped from a file."""
 
     array: NDArray[np.uint8]
-    source: str
 
     def __len__(self) -> int:
         return len(self.array)
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        return np.ascontiguousarray(self.array[index])
-
-    def name(self, index: int) -> str:
-        return f"{self.source}, picture {index}"
+        return np.array(self.array[index])
 
     def fingerprint(self, index: int) -> bytes:
         return self.read(index).tobytes()
 
 
 @dataclass(frozen=True)
-class Cached:
-    """Pictures after a resizing, each kept when it was first read: in `folder`, or in memory where there is none."""
+class Resized:
+    """Pictures after a resizing."""
 
     pictures: Pictures
     resizing: Preprocessing
-    folder: Path | None
-    kept: dict[int, NDArray[np.uint8]]
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def read(self, index: int) -> NDArray[np.uint8]:
+        image = self.pictures.read(index)
+        return image if self.resizing.size(*image.shape[:2]) == image.shape[:2] else self.resizing.pixels(image)
+
+    def fingerprint(self, index: int) -> bytes:
+        return self.pictures.fingerprint(index)
+
+
+@dataclass(frozen=True)
+class Cached(Resized):
+    """Each is kept when it was first read: in `folder`, or in memory where there is none."""
+
+    folder: Path | None = None
+    kept: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
         if self.folder is None:
             if index not in self.kept:
-                self.kept[index] = self.resizing.pixels(self.pictures.read(index))
+                self.kept[index] = super().read(index)
             return self.kept[index]
-        key = hashlib.sha256(repr(self.resizing).encode() + self.pictures.fingerprint(index)).hexdigest()
+        key = hashlib.sha256(repr(self.resizing).encode() + self.fingerprint(index)).hexdigest()
         path = self.folder / key[:2] / f"{key}.npy"
         try:
             return np.asarray(np.load(path, allow_pickle=False), np.uint8)
         except (OSError, ValueError, EOFError):
-            found = self.resizing.pixels(self.pictures.read(index))
+            found = super().read(index)
         with replacing(path) as partial, partial.open("wb") as stream:
             np.save(stream, found)
         return found
-
-    def name(self, index: int) -> str:
-        return self.pictures.name(index)
-
-    def fingerprint(self, index: int) -> bytes:
-        return self.pictures.fingerprint(index)
 
     def fill(self, threads: int) -> None:
         """Read everything into memory: what processes that are forked later all see."""
@@ -192,7 +189,7 @@ class PictureSet:
         folder = None if cache == "memory" else Path(cache)
 
         def kept(split: Split) -> Split:
-            return replace(split, pictures=Cached(split.pictures, resizing, folder, {}))
+            return replace(split, pictures=Cached(split.pictures, resizing, folder))
 
         return replace(self, train=kept(self.train), test=kept(self.test))
 

@@ -9,10 +9,23 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from pydeploy.data.named import PLACES
 from pydeploy.data.shipped import find
 from pydeploy.errors import ConfigError, DeployError
-from pydeploy.files import read_yaml
-from pydeploy.settings import Number, Place, Positive, Settings, Share, Whole, from_here, open_name, placed, sentences
+from pydeploy.files import joined, read_yaml
+from pydeploy.settings import (
+    Number,
+    Place,
+    Positive,
+    Settings,
+    Share,
+    Whole,
+    folder_of,
+    from_here,
+    open_name,
+    placed,
+    sentences,
+)
 from pydeploy.train.settings import FinetuneSettings, TrainSettings
 
 CRITERIA = "pydeploy.prune.criteria:CRITERIA"
@@ -29,6 +42,15 @@ class TaskSection(Settings):
     data: str | None = None
     """Name of the data set; by default the task's own choice."""
     options: dict[str, Any] = Field(default_factory=dict)
+    """For classification also those of the data set; `root` and `cache` there are relative to the config."""
+
+    @model_validator(mode="after")
+    def _placed(self, info: ValidationInfo) -> TaskSection:
+        if self.name == "classification":
+            for key in PLACES:
+                if isinstance(value := self.options.get(key), str) and value != "memory":
+                    self.options[key] = str(joined(folder_of(info), Path(value)))
+        return self
 
 
 class ModelSection(Settings):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +11,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pydeploy.data.image_sets import ImageSet, load
+from pydeploy.data.image_sets import ImageSet
 from pydeploy.data.preprocessing import Preprocessing
 from pydeploy.errors import ConfigError, DataError, nearest
-from pydeploy.tasks.augment import Augment, augment, augment_by
+from pydeploy.tasks.augment import Augment, augment
 from pydeploy.tasks.contract import SPLITS, Arrays, Batch, Task, Tensors
 from pydeploy.tasks.losses import soft_divergence
 from pydeploy.tasks.metric import Metric
@@ -99,16 +98,3 @@ class Classification(Task):
         if split == "test":
             return self.images.test_images, self.images.test_labels
         raise ConfigError(f"unknown split '{split}'{nearest(split, SPLITS)}")
-
-
-def classification(
-    data: str = "fashion_mnist",
-    data_settings: Mapping[str, Any] | None = None,
-    augmentation: Mapping[str, Any] | None = None,
-    label_smoothing: float = 0.0,
-) -> Task:
-    """A classification task by the name of an image set (`pydeploy.data.image_sets.DATA`).
-
-    `augmentation` holds fields of `Augment`.
-    """
-    return Classification(load(data, **(data_settings or {})), augment_by(augmentation or {}), label_smoothing)

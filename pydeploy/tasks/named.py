@@ -14,7 +14,7 @@ from pydeploy.tasks.metric import Metric
 TASKS: Names[Callable[..., Task]] = Names(
     kind="task",
     expected="a class that follows pydeploy.tasks.contract.Task",
-    known={"classification": "pydeploy.tasks.classification:classification"},
+    known={"classification": "pydeploy.tasks.classify:classification"},
     group="pydeploy.tasks",
 )
 """Each task's class or factory; its parameters are the task's settings."""

@@ -85,9 +85,15 @@ def manifest_batches(manifest: Manifest, threads: int = 0, batch: int = 8) -> It
 
         yield from batches(manifest, batch, threads)
         return
-    from pydeploy.data.image_sets import load
+    from pydeploy.data.named import load
+    from pydeploy.data.picture_set import PictureSet
 
     images = load(manifest.source)
+    if isinstance(images, PictureSet):
+        raise ConfigError(
+            f"a manifest alone cannot read the data set '{manifest.source}', whose settings the config has: name its folder "
+            "as the source, or calibrate with --config"
+        )
     parts = {"train": images.train_images, "test": images.test_images}
     if manifest.split not in parts:
         raise ConfigError(f"unknown split '{manifest.split}'{nearest(manifest.split, parts)}")

@@ -109,7 +109,7 @@ def test_the_key_follows_every_setting() -> None:
 
 def test_the_pinned_set_is_the_evaluations_to_the_byte() -> None:
     from pydeploy.data.image_sets import find_fashion_mnist
-    from pydeploy.tasks.classification import classification
+    from pydeploy.tasks.classify import classification
     from pydeploy.tasks.samples import calibration_batches, manifest_batches
 
     try:
@@ -118,19 +118,19 @@ def test_the_pinned_set_is_the_evaluations_to_the_byte() -> None:
         pytest.skip(f"needs Fashion-MNIST: {error}")
     manifest = load_manifest(SHIPPED[0].parent / "fashion_mnist.yaml")
     alone = np.concatenate([batch.copy() for batch in manifest_batches(manifest)])  # raises unless it is the pinned set
-    task = classification("resnet8")
+    task = classification("fashion_mnist")
     evaluated = np.concatenate([feeds["image"].copy() for feeds in calibration_batches(task, manifest)])
     assert manifest.sha256
     np.testing.assert_array_equal(alone, evaluated)
 
 
 def test_a_set_that_changed_is_refused() -> None:
-    from pydeploy.tasks.classification import classification
+    from pydeploy.tasks.classify import classification
     from pydeploy.tasks.samples import calibration_batches, manifest_batches
 
     manifest = load_manifest(SHIPPED[0].parent / "smoke.yaml")
     assert sum(len(batch) for batch in manifest_batches(manifest)) == manifest.count
     other = replace(manifest, sha256="0" * 64)
-    for batches in (manifest_batches(other), calibration_batches(classification("resnet8", "synthetic"), other)):
+    for batches in (manifest_batches(other), calibration_batches(classification("synthetic"), other)):
         with pytest.raises(DataError, match="the data or their preprocessing changed"):
             list(batches)

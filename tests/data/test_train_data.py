@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from pydeploy.data import image_sets as data
+from pydeploy.data import named
 from pydeploy.data.idx import read_idx
 from pydeploy.errors import ConfigError, DataError
 
@@ -79,7 +80,7 @@ def test_fashion_mnist_is_found_in_the_users_folder(
 ) -> None:
     write_fashion(tmp_path / "data" / place, packed=packed)
     monkeypatch.setenv("PYDEPLOY_DATA", str(tmp_path / "data"))
-    images = data.load("fashion_mnist")
+    images = named.load("fashion_mnist")
     assert images.train_images.shape == (60000, 1, 28, 28)
     assert images.test_images[250, 0, 0, 0] == 250
     assert images.test_labels[:12].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
@@ -96,7 +97,7 @@ def test_missing_fashion_mnist_says_what_to_install(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(data, "DEBIAN_FOLDER", tmp_path / "nowhere")
     monkeypatch.setattr(torchvision.datasets, "FashionMNIST", offline)
     with pytest.raises(DataError, match=r"Fashion-MNIST is not in PYDEPLOY_DATA=.*download failed") as caught:
-        data.load("fashion_mnist")
+        named.load("fashion_mnist")
     assert "apt-get install dataset-fashion-mnist" in str(caught.value)
     assert "set PYDEPLOY_DATA" in str(caught.value)
 
@@ -112,7 +113,7 @@ def test_fashion_mnist_statistics_are_those_of_the_files() -> None:
 
 def test_digits_statistics_are_those_of_the_arrays() -> None:
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
-    images = data.load("digits")
+    images = named.load("digits")
     assert images.train_images.shape == (1437, 1, 8, 8)
     assert images.test_images.shape == (360, 1, 8, 8)
     assert images.train_images.mean() / 255 == pytest.approx(images.mean[0], abs=1e-3)
@@ -122,7 +123,7 @@ def test_digits_statistics_are_those_of_the_arrays() -> None:
 
 def test_synthetic_is_seeded_and_learnable() -> None:
     settings = {"classes": 5, "channels": 3, "size": 12, "train_size": 200, "test_size": 100}
-    one, again, other = (data.load("synthetic", **settings, seed=seed) for seed in (3, 3, 4))
+    one, again, other = (named.load("synthetic", **settings, seed=seed) for seed in (3, 3, 4))
     np.testing.assert_array_equal(one.train_images, again.train_images)
     assert not np.array_equal(one.train_images, other.train_images)
     assert one.test_images.shape == (100, 3, 12, 12)
@@ -154,4 +155,4 @@ def test_labels_outside_the_classes_are_refused() -> None:
 
 def test_synthetic_sizes_are_checked() -> None:
     with pytest.raises(ConfigError, match="'classes' of the synthetic data set must be at least 1, got 0"):
-        data.load("synthetic", classes=0)
+        named.load("synthetic", classes=0)

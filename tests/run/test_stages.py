@@ -164,7 +164,7 @@ def test_another_data_set_is_another_run(data: dict[str, Any], tmp_path: Path) -
 
 def test_a_data_set_whose_files_change(data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Same name, same settings, one label flipped."""
-    from pydeploy.data import image_sets
+    from pydeploy.data import image_sets, named
 
     pretend(job_of(data), tmp_path / "run")
     real = image_sets.synthetic
@@ -175,7 +175,7 @@ def test_a_data_set_whose_files_change(data: dict[str, Any], tmp_path: Path, mon
         return images
 
     other.__annotations__ = {"return": image_sets.ImageSet}
-    monkeypatch.setitem(image_sets.DATA, "synthetic", other)
+    monkeypatch.setitem(named.DATA, "synthetic", other)
     assert "01_train" in again(data, tmp_path / "run")
 
 
