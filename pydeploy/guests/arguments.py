@@ -37,7 +37,7 @@ def typed(what: str, function: Callable[..., Any], given: Mapping[str, Any]) -> 
 
     Lists may stand for tuples, whole numbers for floats. Raises `ConfigError` that names the setting whose value does not fit.
     """
-    hints = get_type_hints(function)
+    hints = get_type_hints(function, include_extras=True)
     return {key: _typed(value, hints.get(key, Any), f"'{key}' of {what}") for key, value in given.items()}
 
 

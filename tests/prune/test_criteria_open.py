@@ -64,7 +64,7 @@ def score(groups, gradients, graph, generator):
 
 WRONG: dict[str, tuple[str, type[DeployError], str]] = {
     "needs what there is not": ("def score(group, gradient): pass", ConfigError, "'gradient', which .* .did you mean 'gradients'"),
-    "scores nothing": ("def score(graph): pass", ConfigError, "must take 'group' or 'groups'"),
+    "scores nothing": ("def score(graph): pass", ConfigError, "must take 'group', 'groups' or"),
     "an option without a default": ("def score(group, *, power): pass", ConfigError, "option 'power' .* needs a default"),
     "fails": ("def score(group): return 1 / 0", ConfigError, r"mine.py:score' fails: ZeroDivisionError.*mine.py, line 2"),
     "of another length": ("def score(group): return np.ones(3)", ConfigError, r"gives shape \[3\] for group 'stem.0', expected \[8\]"),

@@ -9,6 +9,16 @@ from pydeploy.prune.criteria.members import Members, Rows
 
 def bn_scale(group: Members) -> Rows | None:
     """abs(gamma) of the batch norms on the group's channels, mean over them (Network Slimming, Liu et al. 2017)."""
-    if not group.scales:
-        return None
-    return np.asarray(np.mean([np.abs(member.rows()).sum(axis=1) for member in group.scales], axis=0))
+    return np.asarray(np.mean(_sizes(group), axis=0)) if group.scales else None
+
+
+def bn_ista(group: Members) -> Rows | None:
+    """The largest abs(gamma) of the batch norms on a channel (Ye et al., ICLR 2018): 0 where all are exactly 0.
+
+    For networks trained with the proximal step, whose zeros a threshold of 0 removes without loss.
+    """
+    return np.asarray(np.max(_sizes(group), axis=0)) if group.scales else None
+
+
+def _sizes(group: Members) -> list[Rows]:
+    return [np.abs(member.rows()).sum(axis=1) for member in group.scales]

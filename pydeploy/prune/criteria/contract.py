@@ -20,10 +20,12 @@ NEEDS: Mapping[str, str] = {
     "groups": "weights of all groups, {name: Members}",
     "graph": "the graph that `trace` found",
     "generator": "a seeded NumPy generator",
+    "norm_after": "a function that gives the batch norm that alone follows a layer, or None",
+    "activations": "batches: each iteration is one (Seen), with the maps of each group's channels",
     "gradients": "labelled batches: each iteration is one batch, whose gradients the members then have",
 }
 """What a criterion may ask for, by the names of its parameters."""
-WORDS = {"group": "weights", "groups": "weights", "gradients": "labelled batches"}
+WORDS = {"group": "weights", "groups": "weights", "activations": "batches", "gradients": "labelled batches"}
 LABELLED = ("gradients",)
 """Needs that take batches and a loss."""
 
@@ -50,8 +52,10 @@ class Criterion:
         for option in _parameters(self.function):
             if option.kind == option.KEYWORD_ONLY and option.default is option.empty:
                 raise ConfigError(f"option '{option.name}' of criterion '{self.name}' needs a default")
-        if not {"group", "groups"} & {*self.needs}:
-            raise ConfigError(f"criterion '{self.name}' must take 'group' or 'groups', what is to be scored")
+        if not {"group", "groups", "activations"} & {*self.needs}:
+            raise ConfigError(
+                f"criterion '{self.name}' must take 'group', 'groups' or 'activations', what is to be scored"
+            )
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -70,6 +74,12 @@ class Criterion:
     def labelled(self) -> bool:
         """Whether it needs batches and a loss."""
         return any(need in LABELLED for need in self.needs)
+
+    def lacks(self, *, data: bool, loss: bool) -> str:
+        """What is not given of what it needs, '' for nothing."""
+        if self.labelled and not (data and loss):
+            return "labelled batches: pass data= and loss="
+        return "batches: pass data=" if "activations" in self.needs and not data else ""
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The options `given`, checked against the signature. Raises `ConfigError`."""

@@ -39,9 +39,13 @@ class Member:
         assert isinstance(value, Tensor)
         return value
 
-    def rows(self) -> Rows:
-        """Values by channel, shape ``(width, entries of a channel)`` in float64."""
-        return self._rows(self.tensor)
+    def rows(self, factor: Tensor | None = None) -> Rows:
+        """Values by channel, shape ``(width, entries of a channel)`` in float64; times `factor`, one for each entry of the dim."""
+        tensor = self.tensor.detach()
+        if factor is not None:
+            shape = [-1 if axis == self.piece.dim else 1 for axis in range(tensor.dim())]
+            tensor = tensor * factor.to(tensor.device).view(shape)
+        return self._rows(tensor)
 
     def products(self) -> Rows:
         """Sum of value * gradient over each channel's entries, shape ``(width,)``; 0 where there is no gradient."""

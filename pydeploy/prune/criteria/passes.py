@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from pydeploy.errors import DataError
+from pydeploy.graph import Graph
 from pydeploy.prune.criteria.members import Groups
-from pydeploy.prune.forward import arguments
+from pydeploy.prune.forward import arguments, norms_after
 
 Loss = Callable[[Any, Any], Tensor]
 Batch = tuple[Any, Any]
@@ -42,6 +44,28 @@ class Batches:
             yield batch
 
 
+class NormAfter:
+    """The batch norm that alone follows a layer, or None. Found when first asked for, by one run on a batch or an example."""
+
+    def __init__(self, model: nn.Module, graph: Graph, batches: Batches | None) -> None:
+        self._model, self._graph, self._batches = model, graph, batches
+        self._found: dict[int, Any] | None = None
+
+    def __call__(self, layer: nn.Module) -> Any:
+        if self._found is None:
+            with torch.no_grad():
+                pairs = norms_after(self._model, self._example())
+            modules = dict(self._model.named_modules())
+            self._found = {id(modules[name]): modules[norm] for name, norm in pairs.items()}
+        return self._found.get(id(layer))
+
+    def _example(self) -> tuple[Any, ...]:
+        if self._batches is not None:
+            return arguments(next(iter(self._batches))[0])
+        first = next((p for p in self._model.parameters() if p.is_floating_point()), torch.zeros(()))
+        return tuple(torch.zeros(shape, dtype=first.dtype, device=first.device) for shape in self._graph.inputs)
+
+
 class Gradients:
     """One run forward and backward a batch. Within an iteration each member's tensor has the gradient of that batch alone."""
 
@@ -59,14 +83,9 @@ class Gradients:
 
 def loss_of(model: nn.Module, loss: Loss, inputs: Any, target: Any, batch: int) -> Tensor:
     """The loss of one batch, or a `DataError` that says what is wrong with it."""
-    given: tuple[Any, ...] = arguments(inputs)
-    try:
+    given = arguments(inputs)
+    with _told(given, batch):
         value: Any = loss(model(*given), target)
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-        shapes = [list(t.shape) for t in given if isinstance(t, Tensor)]
-        raise DataError(
-            f"the model or the loss fails on batch {batch} with inputs {shapes}: {type(error).__name__}: {error}"
-        ) from error
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
         found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise DataError(f"the loss must be one number that depends on the model's outputs; it gave {found}")
@@ -75,6 +94,23 @@ def loss_of(model: nn.Module, loss: Loss, inputs: Any, target: Any, batch: int) 
             f"the loss is {float(value.detach())} on batch {batch} while scoring: NaN in the weights or the data"
         )
     return value
+
+
+def ran(model: nn.Module, given: tuple[Any, ...], batch: int) -> Any:
+    """The model's output, or a `DataError` that says on which batch it fails."""
+    with _told(given, batch):
+        return model(*given)
+
+
+@contextmanager
+def _told(given: tuple[Any, ...], batch: int) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        shapes = [list(t.shape) for t in given if isinstance(t, Tensor)]
+        raise DataError(
+            f"the model or the loss fails on batch {batch} with inputs {shapes}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _watch(tensors: Iterable[Tensor]) -> None:

@@ -16,9 +16,10 @@ from pydeploy.graph import Graph
 from pydeploy.guests import resolve
 from pydeploy.guests.folders import folder_of
 from pydeploy.prune.criteria import CRITERIA
+from pydeploy.prune.criteria.activations import Activations
 from pydeploy.prune.criteria.contract import Criterion
 from pydeploy.prune.criteria.members import Groups, members
-from pydeploy.prune.criteria.passes import Batch, Batches, Gradients, Loss
+from pydeploy.prune.criteria.passes import Batch, Batches, Gradients, Loss, NormAfter
 from pydeploy.prune.forward import evaluating
 
 Found = Mapping[str, NDArray[np.float64]]
@@ -29,14 +30,14 @@ def score(model: nn.Module, graph: Graph, criterion: str, *, data: Iterable[Batc
     """Importance of every channel of every prunable group, ``{group: (width,) float32}``, higher = keep.
 
     `criterion` is a name (``pydeploy criteria`` lists them), ``FILE.py:FUNCTION``, or what an installed package registers.
-    `options` are its own, and ``fallback``, the criterion of those groups that it cannot judge. Criteria of gradients need
-    `data`, batches of ``(inputs, target)`` with `inputs` a tensor or the tuple of the forward's arguments, and
-    ``loss(outputs, target) -> scalar``. `model` is left as it was.
+    `options` are its own, and ``fallback``, the criterion of those groups that it cannot judge. Those that look at activations
+    need `data`, batches of ``(inputs, target)`` with `inputs` a tensor or the tuple of the forward's arguments; those of
+    gradients also ``loss(outputs, target) -> scalar``. `model` is left as it was.
     """
     first, second, settings = chosen(criterion, options or {})
     for one in (first, second):
-        if one is not None and one.labelled and (data is None or loss is None):
-            raise ConfigError(f"criterion '{one.name}' needs labelled batches: pass data= and loss=")
+        if one is not None and (lack := one.lacks(data=data is not None, loss=loss is not None)):
+            raise ConfigError(f"criterion '{one.name}' needs {lack}")
     with _no_side_effects(model):
         groups = members(model, graph)
         batches = None if data is None else Batches(data)
@@ -67,11 +68,11 @@ def chosen(criterion: str, options: Mapping[str, Any]) -> tuple[Criterion, Crite
 def _run(criterion: Criterion, settings: Mapping[str, Any], model: nn.Module, graph: Graph, groups: Groups,
          batches: Batches | None, loss: Loss | None, seed: int) -> dict[str, NDArray[np.float64]]:  # fmt: skip
     """Checked scores of those of `groups` that the criterion judges."""
-    needs: dict[str, Any] = {"groups": groups, "graph": graph, "generator": np.random.default_rng(seed)}
-    if criterion.labelled:
-        assert batches is not None
-        assert loss is not None
-        needs["gradients"] = Gradients(model, groups, batches, loss)
+    needs: dict[str, Any] = {"groups": groups, "graph": graph, "generator": np.random.default_rng(seed),
+                             "norm_after": NormAfter(model, graph, batches)}  # fmt: skip
+    if batches is not None:
+        needs["activations"] = Activations(model, groups, batches)
+        needs["gradients"] = Gradients(model, groups, batches, loss) if loss is not None else None
     given = {name: needs[name] for name in criterion.needs if name != "group"}
     try:
         if "group" in criterion.needs:
