@@ -143,15 +143,15 @@ def criteria(json: Annotated[bool, typer.Option("--json", help="Print the list a
 
 def _scores(net: nn.Module, graph: Graph, criterion: str, given: Mapping[str, Any], config: Path | None) -> Any:
     from pydeploy.errors import ConfigError
-    from pydeploy.prune.criteria import CRITERIA
     from pydeploy.prune.criteria.score import chosen, score
 
-    chosen(criterion, given)
+    first, second, _ = chosen(criterion, given)
     if config is None:
-        if CRITERIA.find(criterion).labelled:
-            raise ConfigError(
-                f"criterion '{criterion}' needs labelled batches: pass --config with the task, or use one of weights (l1)"
-            )
+        for one in (first, second):
+            if one is not None and one.batches:
+                raise ConfigError(
+                    f"criterion '{one.name}' needs {one.batches}: pass --config with the task, or use one of weights (l1)"
+                )
         return score(net, graph, criterion, options=given)
     from pydeploy.run.config import load
     from pydeploy.run.job import open_task

@@ -71,15 +71,11 @@ class Criterion:
         return tuple(p.name for p in _parameters(self.function) if p.kind == p.KEYWORD_ONLY)
 
     @property
-    def labelled(self) -> bool:
-        """Whether it needs batches and a loss."""
-        return any(need in LABELLED for need in self.needs)
-
-    def lacks(self, *, data: bool, loss: bool) -> str:
-        """What is not given of what it needs, '' for nothing."""
-        if self.labelled and not (data and loss):
-            return "labelled batches: pass data= and loss="
-        return "batches: pass data=" if "activations" in self.needs and not data else ""
+    def batches(self) -> str:
+        """The batches that it needs: "labelled batches", "batches" or ''."""
+        if any(need in LABELLED for need in self.needs):
+            return "labelled batches"
+        return "batches" if "activations" in self.needs else ""
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The options `given`, checked against the signature. Raises `ConfigError`."""

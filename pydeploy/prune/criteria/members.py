@@ -70,7 +70,8 @@ class Members:
     width: int
     """Number of channels."""
     filters: Sequence[Member]
-    """Outputs of weights of layers. A weight that holds them in several runs (fused, grouped) has several members."""
+    """Outputs of weights of layers, first the one that the group is called after. A weight that holds them in several runs
+    (fused, grouped) has several members."""
     biases: Sequence[Member]
     """Biases of layers, and parameters that are added to the channels."""
     inputs: Sequence[Member]
@@ -102,7 +103,7 @@ def members(model: nn.Module, graph: Graph) -> Groups:
 
 def _members(model: nn.Module, graph: Graph, group: Group) -> Members:
     by_role: dict[str, dict[tuple[int, str, Slice], Member]] = {role: {} for role in ROLES}
-    for piece in group.slices:
+    for piece in sorted(group.slices, key=lambda piece: piece.param.removesuffix(".weight") != group.name):
         owner, name = _place(model, piece, graph.params[piece.param]) if piece.roles else (model, "")
         for role in piece.roles:
             # Parts of one parametrized weight (direction and length) are one member.

@@ -36,8 +36,13 @@ def score(model: nn.Module, graph: Graph, criterion: str, *, data: Iterable[Batc
     """
     first, second, settings = chosen(criterion, options or {})
     for one in (first, second):
-        if one is not None and (lack := one.lacks(data=data is not None, loss=loss is not None)):
-            raise ConfigError(f"criterion '{one.name}' needs {lack}")
+        if one is None or not one.batches:
+            continue
+        labelled = one.batches == "labelled batches"
+        if data is None or (labelled and loss is None):
+            raise ConfigError(
+                f"criterion '{one.name}' needs {one.batches}: pass data={' and loss=' if labelled else ''}"
+            )
     with _no_side_effects(model):
         groups = members(model, graph)
         batches = None if data is None else Batches(data)
