@@ -242,10 +242,10 @@ def mixed_section(run: Path) -> list[str]:
     )
     text = [f"## Mixed precision: {report.model} on {data}", "", about, "", *HEAD]
     for name, result in report.models.present.items():
-        before = None if name == "dense" else report.models.dense.accuracy
+        before = None if name == "dense" else report.models.dense.value
         time = result.latency_us
         text.append(_line(report.target.backend, f"{name}, {result.precision}", (time.median, time.p10, time.p90), time.disturbed,
-                          result.accuracy, before))  # fmt: skip
+                          result.value, before))  # fmt: skip
     tried = [f"{len(choice['int8'])} layers: {100 * choice[report.metric]:.2f} %" for choice in mixed["tried"]]
     reason = report.recommendation.reason
     told = (

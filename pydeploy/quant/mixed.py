@@ -1,4 +1,4 @@
-"""Which layers become int8: those that gain time, as long as the accuracy they cost stays within a limit.
+"""Which layers become int8: those that gain time, as long as what they cost in the outputs stays within a limit.
 
 * What a layer gains is measured inside running networks: its time in the float engine and in the int8 engine.
 * What it costs is measured as well: the error of the outputs with only that layer quantized (`sensitivity`). Errors

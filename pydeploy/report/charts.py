@@ -1,6 +1,6 @@
 """The report's four charts. Each returns None where the report lacks what it would show.
 
-Times are drawn in milliseconds for networks and microseconds for layers, accuracies in percent. Where the target
+Times are drawn in milliseconds for networks and microseconds for layers, metrics in percent or their unit. Where the target
 is analytic, the axis says that nothing was measured.
 """
 
@@ -16,6 +16,7 @@ from pydeploy.report.drawing import HEAD, LIGHT, Chart, axes, chart, shortened, 
 from pydeploy.report.labels import Box, place
 from pydeploy.report.schema import Latency, Report
 from pydeploy.report.verdict import milliseconds, ms_places
+from pydeploy.tasks.metric import Metric
 
 WIDTH = 680
 _MARKERS = {"dense": "s", "quantized": "D", "mixed": "D", "other": "^"}
@@ -27,20 +28,27 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One engine in the plane of latency (ms) and accuracy (%)."""
+    """One engine in the plane of latency (ms) and metric."""
 
     name: str
     series: str
     latency_us: Latency
-    accuracy: float
+    value: float
+    metric: Metric
 
     @property
     def ms(self) -> float:
         return self.latency_us.median / 1000
 
     @property
-    def percent(self) -> float:
-        return 100 * self.accuracy
+    def shown(self) -> float:
+        """The value as it is drawn: shares in percent."""
+        return self.metric.scale * self.value
+
+    @property
+    def goodness(self) -> float:
+        """Higher is better."""
+        return self.value if self.metric.better == "higher" else -self.value
 
     @property
     def label(self) -> str:
@@ -49,15 +57,16 @@ class Point:
 
 def points(report: Report) -> list[Point]:
     """All measured engines: the run's own first, then those that they are compared with."""
-    own = [Point(f"{n}, {m.precision}", n, m.latency_us, m.accuracy) for n, m in report.models.present.items()]
-    return own + [Point(c.name, "other", c.latency_us, c.accuracy) for c in report.candidates]
+    metric, present = report.metric, report.models.present
+    own = [Point(f"{n}, {m.precision}", n, m.latency_us, m.value, metric) for n, m in present.items()]
+    return own + [Point(c.name, "other", c.latency_us, c.value, metric) for c in report.candidates]
 
 
 def frontier(shown: Sequence[Point]) -> list[Point]:
-    """The points that no other beats in both latency and accuracy, from fast to slow."""
+    """The points that no other beats in both latency and metric, from fast to slow."""
     best: list[Point] = []
-    for point in sorted(shown, key=lambda p: (p.latency_us.median, -p.accuracy)):
-        if not best or point.accuracy > best[-1].accuracy:
+    for point in sorted(shown, key=lambda p: (p.latency_us.median, -p.goodness)):
+        if not best or point.goodness > best[-1].goodness:
             best.append(point)
     return best
 
@@ -77,33 +86,34 @@ def all_charts(report: Report) -> dict[str, Chart]:
 
 
 def pareto(report: Report) -> Chart:
-    """Accuracy against latency: every engine with its p10 to p90, the Pareto front, the budget as a line."""
+    """The metric against latency: every engine with its p10 to p90, the Pareto front, the budget as a line."""
     shown, height = points(report), 420
-    title = f"{report.metric[:1].upper()}{report.metric[1:]} against latency"
+    title = f"{report.metric.title} against latency"
     with styled(WIDTH, height, title) as figure:
         frame = Box(64, 30, WIDTH - 20, height - 56)
         plane = axes(figure, frame.left, frame.top, frame.right, frame.bottom)
         plane.set_xlim(*_spread([p.latency_us.p10 / 1000 for p in shown] + [p.latency_us.p90 / 1000 for p in shown]
                                 + [report.budget_us / 1000]))  # fmt: skip
-        values = [p.percent for p in shown]
-        # A span of at least one point, so that noise is not drawn as a difference.
-        spare = max(0.18 * (max(values) - min(values)), (1 - (max(values) - min(values))) / 2, 0.1)
+        values = [p.shown for p in shown]
+        # A span of at least one point (or a hundredth of the values), so that noise is not drawn as a difference.
+        span, least = max(values) - min(values), 1.0 if report.metric.share else 0.01 * max(*map(abs, values), 1e-9)
+        spare = max(0.18 * span, (least - span) / 2, 0.1 * least)
         plane.set_ylim(min(values) - spare, max(values) + spare)
         plane.set_xlabel(
             f"{_latency_name(report)}, ms (batch {report.target.batch}); whiskers from p10 to p90", labelpad=10
         )
         plane.set_title(
-            f"{report.metric}, %", loc="left", fontsize=plane.xaxis.label.get_size(), color=LIGHT["muted"], pad=6
+            report.metric.label, loc="left", fontsize=plane.xaxis.label.get_size(), color=LIGHT["muted"], pad=6
         )
         plane.axvline(report.budget_us / 1000, **_LIMIT)
         best = frontier(shown)
-        plane.step([p.ms for p in best], [p.percent for p in best], where="post", color=LIGHT["muted"], gid="front",
+        plane.step([p.ms for p in best], [p.shown for p in best], where="post", color=LIGHT["muted"], gid="front",
                    linestyle=(0, (1, 3)), linewidth=1.5)  # fmt: skip
         _name_budget(plane, report)
         _name_points(plane, shown, best, frame, height + HEAD)
         for point in shown:
             _draw_point(plane, point)
-        listed = "; ".join(f"{p.name}: {p.ms:.3f} ms, {p.percent:.2f} %" for p in shown)
+        listed = "; ".join(f"{p.name}: {p.ms:.3f} ms, {p.metric.text(p.value)}" for p in shown)
         return chart(figure, "pareto", title, f"Scatter plot of {len(shown)} engines. {listed}.")
 
 
@@ -120,9 +130,9 @@ def _draw_point(plane: Any, point: Point) -> None:
     colour, ring = LIGHT[point.series], point.series == "other"
     spread = [[point.ms - point.latency_us.p10 / 1000], [point.latency_us.p90 / 1000 - point.ms]]
     plane.errorbar(
-        [point.ms], [point.percent], xerr=spread, color=colour, fmt="none", elinewidth=1.5, capsize=4, zorder=3
+        [point.ms], [point.shown], xerr=spread, color=colour, fmt="none", elinewidth=1.5, capsize=4, zorder=3
     )
-    plane.plot([point.ms], [point.percent], _MARKERS.get(point.series, "o"), color=colour, markersize=11, zorder=5,
+    plane.plot([point.ms], [point.shown], _MARKERS.get(point.series, "o"), color=colour, markersize=11, zorder=5,
                markerfacecolor=LIGHT["back"] if ring else colour, gid=f"point-{point.series}")  # fmt: skip
 
 
@@ -141,12 +151,12 @@ def _name_points(plane: Any, shown: Sequence[Point], best: Sequence[Point], fram
         across, up = plane.transData.transform((x, y))
         return float(across), float(height - HEAD - up)
 
-    where = [at(p.ms, p.percent) for p in shown]
+    where = [at(p.ms, p.shown) for p in shown]
     bars = [Box(at(p.latency_us.p10 / 1000, 0)[0], y - 5, at(p.latency_us.p90 / 1000, 0)[0], y + 5)
             for p, (_, y) in zip(shown, where, strict=True)]  # fmt: skip
     fences = [Box(line - 2, frame.top, line + 2, frame.bottom) for line in (at(plane.lines[0].get_xdata()[0], 0)[0],)]
     named = [(x, y, p.label) for p, (x, y) in zip(shown, where, strict=True)]
-    for point, (x, y), label in zip(shown, where, place(named, [*bars, *fences, *_steps([at(p.ms, p.percent) for p in best])],
+    for point, (x, y), label in zip(shown, where, place(named, [*bars, *fences, *_steps([at(p.ms, p.shown) for p in best])],
                                                         frame), strict=True):  # fmt: skip
         if label.distant:
             near = min(max(x, label.box.left), label.box.right)

@@ -9,6 +9,7 @@ from pydeploy.report.charts import frontier, points
 from pydeploy.report.sampling import right_answers, wilson
 from pydeploy.report.schema import Latency, ModelResult, Report
 from pydeploy.report.verdict import milliseconds, ms_places, speedup
+from pydeploy.tasks.metric import Metric
 from pydeploy.timing.ratio import Ratio
 
 NONE = "-"
@@ -41,7 +42,7 @@ def all_listings(report: Report) -> dict[str, Listing]:
 
 def engines(report: Report) -> Listing:
     """The run's own engines side by side, one column each: few columns fit a phone and a terminal."""
-    present, dense = report.models.present, report.models.dense
+    present, dense, metric = report.models.present, report.models.dense, report.metric
     places = ms_places(*(m.latency_us.median for m in present.values()))
     basis = _basis(report)
 
@@ -60,10 +61,10 @@ def engines(report: Report) -> Listing:
         row("against dense", lambda m: NONE if m is dense else speedup(m.latency_us.ratio_to(dense.latency_us))),
         row("share of budget", lambda m: _share(report.used(m))),
         row("within budget", lambda m: _met(report.within(m), report.used(m).disturbed)),
-        row(f"{report.metric}, %", lambda m: f"{100 * m.accuracy:.2f}"),
-        row("95 % interval", _sampled),
-        row("change, points", lambda m: NONE if m is dense else f"{100 * (m.accuracy - dense.accuracy):+.2f}"),
-        row("test samples", lambda m: f"{m.accuracy_n}"),
+        row(metric.label, lambda m: metric.number(m.value)),
+        row("95 % interval", lambda m: _sampled(metric, m)),
+        row(metric.change_label, lambda m: NONE if m is dense else metric.signed(dense.value, m.value)),
+        row("test samples", lambda m: f"{m.samples}"),
         row("parameters", lambda m: _short(m.params)),
         row("MACs", lambda m: _short(m.macs)),
         row("engine file", lambda m: _size(m.bytes)),
@@ -91,12 +92,12 @@ def measured_points(report: Report) -> Listing:
             milliseconds(point.latency_us.median, places) + _flag(point.latency_us),
             _spread(point.latency_us, places),
         )
-        cells = (name, method, precision, *times, f"{point.percent:.2f}", _short(params), _short(macs),
+        cells = (name, method, precision, *times, report.metric.number(point.value), _short(params), _short(macs),
                  "yes" if id(point) in front else "", note)  # fmt: skip
-        rows.append((point.latency_us.median, -point.accuracy, cells))
+        rows.append((point.latency_us.median, -point.goodness, cells))
     ordered = [cells for *_, cells in sorted(rows, key=lambda row: row[:2])]
     basis = _basis(report)
-    heads = ["engine", "method", "precision", f"latency, ms{basis}>", f"p10 to p90, ms{basis}>", f"{report.metric}, %>",
+    heads = ["engine", "method", "precision", f"latency, ms{basis}>", f"p10 to p90, ms{basis}>", f"{report.metric.label}>",
              "parameters>", "MACs>", "front", "note"]  # fmt: skip
     strong = [i for i, cells in enumerate(ordered) if cells[1] == "this run"]
     return _listing(heads, ordered, strong)
@@ -203,12 +204,12 @@ def _flag(latency: Latency) -> str:
     return " (disturbed)" if latency.disturbed else ""
 
 
-def _sampled(result: ModelResult) -> str:
+def _sampled(metric: Metric, result: ModelResult) -> str:
     """What the size of the test set leaves open (not what other training seeds would give)."""
-    k = right_answers(result.accuracy, result.accuracy_n)
+    k = right_answers(result.value, result.samples) if metric.share else None
     if k is None:
         return NONE
-    low, high = wilson(k, result.accuracy_n)
+    low, high = wilson(k, result.samples)
     return f"{100 * low:.2f} to {100 * high:.2f}"
 
 

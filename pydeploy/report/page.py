@@ -77,17 +77,16 @@ def _page(template: str, charts: dict[str, Chart], **context: Any) -> str:
 
 def tiles(report: Report) -> list[tuple[str, str, str]]:
     """The key figures of the shown engine: name, value, comparison."""
-    name, dense = shown_model(report), report.models.dense
+    name, dense, metric = shown_model(report), report.models.dense, report.metric
     result = report.models.present[name]
     places = ms_places(dense.latency_us.median, result.latency_us.median)
-    change = 100 * (result.accuracy - dense.accuracy)
     ratio, _, direction = speedup(result.latency_us.ratio_to(dense.latency_us)).partition(" ")
     kind = "Latency" if report.target.measured else "Latency (analytic, NOT measured)"
     before = f"dense {milliseconds(dense.latency_us.median, places)} ms"
     shown = [
         (kind, f"{milliseconds(result.latency_us.median, places)} ms", before),
         ("Speed", ratio, f"{direction} {'as' if direction == 'as fast' else 'than'} dense"),
-        (f"{report.metric[:1].upper()}{report.metric[1:]}", f"{100 * result.accuracy:.2f} %", f"{change:+.2f} points"),
+        (metric.title, metric.text(result.value), metric.change(dense.value, result.value)),
         ("Parameters", f"{100 * result.params / max(dense.params, 1):.0f} %", "of dense"),
         ("MACs", f"{100 * result.macs / max(dense.macs, 1):.0f} %", "of dense"),
     ]

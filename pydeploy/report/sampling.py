@@ -1,4 +1,4 @@
-"""What a finite test set leaves open about an accuracy."""
+"""What a finite test set leaves open about a share."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ Z = 1.959964
 """Quantile of the normal distribution for 95 %."""
 
 
-def right_answers(accuracy: float, n: int) -> int | None:
-    """The number of right answers that `accuracy` of `n` samples is; None for a metric that is no such share."""
-    count = round(accuracy * n)
-    return count if abs(accuracy * n - count) <= 1e-6 * max(1, n) else None
+def right_answers(share: float, n: int) -> int | None:
+    """The number of right answers that `share` of `n` samples is; None for a metric that does not count answers."""
+    count = round(share * n)
+    return count if abs(share * n - count) <= 1e-6 * max(1, n) else None
 
 
 def wilson(k: int, n: int) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """The machine form of a report, ``report.json``: typed, checked when built and when loaded.
 
-* Latencies are in microseconds, accuracies are fractions from 0 to 1, sizes are in bytes, durations in seconds.
+* Latencies are in microseconds, sizes in bytes, durations in seconds; what networks are judged by is a number of `Report.metric`.
 * Everything derived (speed-up, prediction error) is a property or a function, never a second copy in the file.
 * NumPy scalars become plain numbers; NaN and infinity are refused, because JSON has neither.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,11 +20,13 @@ from pydantic_core import ErrorDetails
 
 from pydeploy.errors import DataError
 from pydeploy.files import read_json, write_json
+from pydeploy.report.versions import of_version_1
+from pydeploy.tasks.metric import Metric
 from pydeploy.timing.ratio import Ratio, of_limit, ratio
 from pydeploy.timing.records import Target, Timing, Turn
 
-SCHEMA = 1
-"""Version of the file's form; raised when a reader of the old form could misread the new one."""
+SCHEMA = 2
+"""Version of the file's form; raised when a reader of the old form could misread the new one. Version 1 is read as well."""
 
 EngineName = Literal["dense", "pruned", "unquantized", "half", "quantized", "mixed"]
 MODELS: tuple[EngineName, ...] = ("dense", "pruned", "unquantized", "half", "quantized", "mixed")
@@ -34,7 +37,6 @@ _CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False)
 Micros = Annotated[float, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True, slots=True, config=_CHECKED)
@@ -79,11 +81,11 @@ class Latency:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CHECKED)
 class ModelResult:
-    """One built engine of this run. `accuracy` was measured on the engine, over `accuracy_n` test samples."""
+    """One built engine of this run. `value`, of the report's metric, was measured on the engine over `samples` test samples."""
 
     latency_us: Latency
-    accuracy: Fraction
-    accuracy_n: Annotated[int, Field(ge=1)]
+    value: float
+    samples: Annotated[int, Field(ge=1)]
     params: Count
     macs: Count
     bytes: Count
@@ -124,7 +126,8 @@ class Candidate:
     method: str
     precision: str
     latency_us: Latency
-    accuracy: Fraction
+    value: float
+    """Of the report's metric."""
     params: Count
     macs: Count
     note: str = ""
@@ -193,10 +196,10 @@ class Recommendation:
     reason: str
 
 
-def _all_facts(value: Any) -> Any:
-    """Refuse a target record with keys that `Target` lacks; pydantic alone would drop them."""
+def _all_facts(value: Any, of: type[Any]) -> Any:
+    """Refuse a record with keys that its class lacks; pydantic alone would drop them."""
     if isinstance(value, Mapping):
-        unknown = sorted(set(value) - {field.name for field in fields(Target)})
+        unknown = sorted(set(value) - {field.name for field in fields(of)})
         if unknown:
             raise ValueError(f"unknown key{'s' if len(unknown) > 1 else ''} {', '.join(map(repr, unknown))}")
     return value
@@ -204,9 +207,9 @@ def _all_facts(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CHECKED)
 class Report:
-    """All that a run found out. `metric` names what `accuracy` is (top-1 accuracy, mIoU, ...)."""
+    """All that a run found out."""
 
-    schema: Literal[1] = 1
+    schema: Literal[2] = 2
     pydeploy_version: str
     created: str
     """UTC, ISO 8601."""
@@ -214,9 +217,10 @@ class Report:
     config: dict[str, Any]
     seed: int
     task: str
-    metric: str
+    metric: Annotated[Metric, BeforeValidator(partial(_all_facts, of=Metric))]
+    """What networks are judged by."""
     model: str
-    target: Annotated[Target, BeforeValidator(_all_facts)]
+    target: Annotated[Target, BeforeValidator(partial(_all_facts, of=Target))]
     budget_us: Annotated[float, Field(gt=0)]
     budget_share: Annotated[float, Field(gt=0)] | None = None
     """The budget as a share of the dense engine's latency; None where it was asked for in microseconds, and in older reports."""
@@ -242,6 +246,17 @@ class Report:
     def _recommends_what_exists(self) -> Report:
         if self.recommendation.model not in self.models.present:
             raise ValueError(f"recommends '{self.recommendation.model}', which the report has no measurement of")
+        return self
+
+    @model_validator(mode="after")
+    def _values_of_its_metric(self) -> Report:
+        results: dict[str, ModelResult | Candidate] = {
+            f"models.{name}": one for name, one in self.models.present.items()
+        }
+        results |= {f"candidates.{index}": one for index, one in enumerate(self.candidates)}
+        for place, one in results.items():
+            if self.metric.share and not 0 <= one.value <= 1:
+                raise ValueError(f"'{place}.value' must lie in [0, 1], as shares do, got {one.value}")
         return self
 
     @model_validator(mode="after")
@@ -276,10 +291,12 @@ class Report:
     def from_json(cls, data: Any) -> Report:
         """The report in `data`; raises `DataError` naming each missing, unknown or wrong entry."""
         found = data.get("schema") if isinstance(data, dict) else None
+        if found == 1 and type(found) is int:
+            data, found = of_version_1(data), SCHEMA
         if found != SCHEMA:
             raise DataError(f"not a report of schema {SCHEMA} (schema: {found!r}); write it again with this version")
         try:
-            return _ADAPTER.validate_json(json.dumps(_present(data)), strict=True)
+            return _ADAPTER.validate_json(json.dumps(data), strict=True)
         except ValidationError as error:
             raise DataError(f"not a valid report: {_explained(error)}; write it again with 'pydeploy run'") from None
 
@@ -297,19 +314,6 @@ class Report:
 
 
 _ADAPTER: TypeAdapter[Report] = TypeAdapter(Report)
-
-
-def _present(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The data without entries of earlier versions that no report has any more; they were never filled."""
-    gone, found = ("seeds", "verification_error"), dict(data)
-    if isinstance(table := data.get("table"), dict):
-        found["table"] = {key: value for key, value in table.items() if key not in gone}
-    if isinstance(points := data.get("candidates"), list):
-        found["candidates"] = [
-            {key: value for key, value in one.items() if key not in gone} if isinstance(one, dict) else one
-            for one in points
-        ]
-    return found
 
 
 def _explained(error: ValidationError, most: int = 4) -> str:

@@ -7,14 +7,15 @@ quantized, mixed) has to be at least `NOTICEABLE` faster than the less changed e
 from __future__ import annotations
 
 from pydeploy.report.schema import EngineName, ModelResult, Models, Recommendation, Report
+from pydeploy.tasks.metric import Metric
 from pydeploy.timing.ratio import Ratio
 
 NOTICEABLE = 0.02
 """Relative differences in latency below this are treated as none; two builds of one network differ by as much."""
 
 
-def recommend(models: Models, *, limit_points: float = 1.0, measured: bool = True) -> Recommendation:
-    """The fastest engine whose accuracy is within `limit_points` (percentage points) of dense, with the reason.
+def recommend(models: Models, metric: Metric, *, limit: float = 1.0, measured: bool = True) -> Recommendation:
+    """The fastest engine that loses at most `limit` against dense (points for a share, else the metric's unit), with the reason.
 
     `measured` is `Target.measured`; the reason says so when the latencies are analytic.
     """
@@ -23,17 +24,17 @@ def recommend(models: Models, *, limit_points: float = 1.0, measured: bool = Tru
     for name, result in models.present.items():
         if name == "dense":
             continue
-        lost = _lost_points(models.dense, result)
-        if lost > limit_points:
+        lost = metric.lost(models.dense.value, result.value)
+        if lost > limit:
             remarks.append(
-                f"{_named(name, result)} loses {lost:.2f} points of accuracy, more than the {limit_points:g} allowed"
+                f"{_named(name, result)} loses {metric.amount(round(lost, 2))} of {metric.name}, more than the {limit:g} allowed"
             )
         elif not _faster(result, models.present[chosen]):
             remarks.append(_not_faster(name, result, chosen, models.present[chosen]))
         else:
             chosen = name
     best = models.present[chosen]
-    facts = [_claim(chosen, best, models.dense, limit_points), *remarks]
+    facts = [_claim(chosen, best, models.dense, metric, limit), *remarks]
     disturbed = [name for name, result in models.present.items()
                  if result.latency_us.disturbed or result.latency_us.ratio_to(models.dense.latency_us).disturbed]  # fmt: skip
     if disturbed:
@@ -44,7 +45,7 @@ def recommend(models: Models, *, limit_points: float = 1.0, measured: bool = Tru
 
 
 def headline(report: Report) -> str:
-    """One line: the budget, whether it was met, by what, how much faster and how sure that is, at which accuracy."""
+    """One line: the budget, whether it was met, by what, how much faster and how sure that is, at which value of the metric."""
     name, dense = shown_model(report), report.models.dense
     result = report.models.present[name]
     median = result.latency_us.median
@@ -53,8 +54,8 @@ def headline(report: Report) -> str:
     taken = result.latency_us.ratio_to(dense.latency_us)
     return (
         f"Budget {milliseconds(report.budget_us, places)} ms: {_met(report, name, places)}, {milliseconds(median, places)} "
-        f"ms {how} ({speedup(taken)}{_share_used(report.used(result))}), {report.metric} {100 * result.accuracy:.2f} % "
-        f"(dense {100 * dense.accuracy:.2f} %)"
+        f"ms {how} ({speedup(taken)}{_share_used(report.used(result))}), {report.metric.name} "
+        f"{report.metric.text(result.value)} (dense {report.metric.text(dense.value)})"
     )
 
 
@@ -117,11 +118,6 @@ def milliseconds(value_us: float, places: int) -> str:
     return f"{value_us / 1000:.{places}f}"
 
 
-def _lost_points(dense: ModelResult, result: ModelResult) -> float:
-    # Rounded, so that 0.94 - 0.93 counts as exactly one point.
-    return round(100 * (dense.accuracy - result.accuracy), 6)
-
-
 def _faster(result: ModelResult, than: ModelResult) -> bool:
     """By more than `NOTICEABLE`, and where the rounds tell an interval, by more than that."""
     taken = result.latency_us.ratio_to(than.latency_us)
@@ -141,16 +137,11 @@ def _not_faster(name: str, result: ModelResult, chosen: str, best: ModelResult) 
     return f"{pair[0]} is not faster than {pair[1]} ({said}{small})"
 
 
-def _claim(name: str, result: ModelResult, dense: ModelResult, limit_points: float) -> str:
+def _claim(name: str, result: ModelResult, dense: ModelResult, metric: Metric, limit: float) -> str:
     if name == "dense":
-        return f"no other engine is both faster than dense and within {_points(limit_points)} of its accuracy"
-    change = 0.0 - _lost_points(dense, result)  # no -0.0
+        return f"no other engine is both faster than dense and within {metric.amount(limit)} of its {metric.name}"
     return (
         f"{result.precision} at {milliseconds(result.latency_us.median, 3)} ms is the fastest engine within "
-        f"{_points(limit_points)} of dense: {speedup(result.latency_us.ratio_to(dense.latency_us))}, "
-        f"{change:+.2f} points"
+        f"{metric.amount(limit)} of dense: {speedup(result.latency_us.ratio_to(dense.latency_us))}, "
+        f"{metric.change(dense.value, result.value)}"
     )
-
-
-def _points(count: float) -> str:
-    return f"{count:g} point{'' if count == 1 else 's'}"

@@ -158,7 +158,7 @@ class CompareSection(Settings):
     torch_pruning: list[Annotated[Number, Field(gt=0, lt=1)]] = Field(default_factory=list)
     """Channel ratios for Torch-Pruning's global L1 rounded to 16; skipped with a note where it is not installed."""
     limit: Annotated[Number, Field(ge=0)] = 1.0
-    """Accuracy points below dense that a recommended engine may lose."""
+    """What a recommended engine may lose of the metric against dense: points for a share such as accuracy, else its unit."""
 
     @field_validator("budgets", "uniform", "global_threshold", "halp", "torch_pruning")
     @classmethod

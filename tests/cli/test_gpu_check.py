@@ -17,6 +17,7 @@ from pydeploy.cli.gpu_check import CHECKS, Check, check_all, checked, promises
 from pydeploy.cli.gpu_check.promises import Broken
 from pydeploy.report import Report
 from pydeploy.run.config import Config, parse
+from pydeploy.tasks.metric import Metric
 from pydeploy.timing.records import Profile, Target, Timing, Turn
 from quiet import Quiet
 from trt_bench import machine
@@ -124,7 +125,7 @@ def test_the_budget_must_be_met(met: bool) -> None:
 @pytest.mark.parametrize(("after", "points", "passed"), [(0.8905, 1.0, True), (0.8895, 1.0, False),
                                                          (0.8955, 0.5, True), (0.8945, 0.5, False)])  # fmt: skip
 def test_accuracy_may_fall_by_so_many_points(after: float, points: float, passed: bool) -> None:
-    assert kept(promises.accuracy, 0.9, after, points, "dense, pruned") is passed
+    assert kept(promises.kept, Metric("accuracy"), 0.9, after, points, "dense, pruned") is passed
 
 
 @pytest.mark.parametrize(("error", "passed"), [(0.09, True), (-0.09, True), (0.11, False), (-0.11, False)])

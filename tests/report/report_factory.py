@@ -17,8 +17,10 @@ from pydeploy.report import (
     TableFacts,
     recommend,
 )
+from pydeploy.tasks.metric import Metric
 from pydeploy.timing.records import Target
 
+ACCURACY = Metric("accuracy")
 CPU = Target(
     device="Intel Xeon (2 cores)",
     backend="onnxruntime",
@@ -41,7 +43,7 @@ def latency(median: float, *, n: int = 400, disturbed: bool = False) -> Latency:
 
 
 def model(median: float, accuracy: float, **changes: Any) -> ModelResult:
-    facts = {"latency_us": latency(median), "accuracy": accuracy, "accuracy_n": 10000, "params": 1_083_434,
+    facts = {"latency_us": latency(median), "value": accuracy, "samples": 10000, "params": 1_083_434,
              "macs": 124_700_672, "bytes": 4_361_216, "onnx_bytes": 4_356_008, "precision": "fp32",
              "target": CPU.fingerprint}  # fmt: skip
     return ModelResult(**{**facts, **changes})
@@ -69,7 +71,7 @@ def models(**changes: Any) -> Models:
 
 def candidate(name: str, method: str, median: float, accuracy: float, **changes: Any) -> Candidate:
     facts = {"precision": "fp32", "latency_us": latency(median), "params": 500_000, "macs": 45_000_000}
-    return Candidate(name=name, method=method, accuracy=accuracy, **{**facts, **changes})
+    return Candidate(name=name, method=method, value=accuracy, **{**facts, **changes})
 
 
 def layers() -> tuple[Layer, ...]:
@@ -95,14 +97,14 @@ def sample(**changes: Any) -> Report:
         "config": {"seed": 0, "model": {"name": "resnet20", "width": 32}, "budget": {"fraction": 0.5}},
         "seed": 0,
         "task": "classification",
-        "metric": "accuracy",
+        "metric": ACCURACY,
         "model": "resnet20",
         "target": target,
         "budget_us": 551.2,
         "dense_us": 1102.4,
         "met": True,
         "models": engines,
-        "recommendation": recommend(engines, measured=target.measured),
+        "recommendation": recommend(engines, ACCURACY, measured=target.measured),
         "candidates": (
             candidate("joint 0.36", "joint", 361.0, 0.9312),
             candidate("joint 0.70", "joint", 771.0, 0.9341),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydeploy.report import GroupWidth, Latency, Layer, ModelResult, Models, Report, Round, TableFacts, recommend
 from pydeploy.report.schema import MODELS
 from pydeploy.timing.records import Turn
-from report_factory import CPU, candidate, model, sample
+from report_factory import ACCURACY, CPU, candidate, model, sample
 
 Share = tuple[float, float | None, float | None, int, bool]
 """Median, ends of its interval, rounds, whether disturbed."""
@@ -65,7 +65,7 @@ def reports(draw: st.DrawFn) -> Report:
     names = ["dense", "pruned", *(name for name in MODELS[2:] if draw(st.booleans()))]
     latencies, n = _latencies(draw, len(names) + 1), draw(st.sampled_from([37, 1000, 10_000]))
     engines = Models(**{
-        name: model(latency.median, draw(st.integers(int(0.9 * n), n)) / n, latency_us=latency, accuracy_n=n,
+        name: model(latency.median, draw(st.integers(int(0.9 * n), n)) / n, latency_us=latency, samples=n,
                     params=draw(st.integers(1, 10**8)), macs=draw(st.integers(0, 10**10)),
                     bytes=draw(st.integers(0, 10**10)), onnx_bytes=draw(st.integers(0, 10**7)))
         for name, latency in zip(names, latencies, strict=False)})  # fmt: skip
@@ -75,7 +75,7 @@ def reports(draw: st.DrawFn) -> Report:
     limit = draw(st.sampled_from([0.0, 0.5, 1.0, 3.0]))
     changes |= {
         "models": engines,
-        "recommendation": recommend(engines, limit_points=limit),
+        "recommendation": recommend(engines, ACCURACY, limit=limit),
         "candidates": (candidate("uniform", "uniform", latencies[-1].median, 0.9, latency_us=latencies[-1]),),
         "rounds": tuple(draw(st.lists(_rounds(timed=bool(latencies[0].turns)), max_size=3))),
         "layers": tuple(Layer(name=f"stage{i}.0.conv", kind="conv", cin_before=64, cin_after=draw(st.integers(1, 64)),

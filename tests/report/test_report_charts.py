@@ -56,8 +56,8 @@ def test_frontier_against_its_definition() -> None:
     for point in shown:
         beaten = any(
             other.latency_us.median <= point.latency_us.median
-            and other.accuracy >= point.accuracy
-            and (other.latency_us.median, other.accuracy) != (point.latency_us.median, point.accuracy)
+            and other.value >= point.value
+            and (other.latency_us.median, other.value) != (point.latency_us.median, point.value)
             for other in shown
         )
         assert (point not in best) == beaten
@@ -162,7 +162,7 @@ def test_points_lie_where_their_numbers_say() -> None:
     assert len(places) == len(shown)
     for values, at in (
         ([p.ms for p in shown], [x for x, _ in places]),
-        ([p.percent for p in shown], [y for _, y in places]),
+        ([p.shown for p in shown], [y for _, y in places]),
     ):
         slope, start = np.polyfit(values, at, 1)
         np.testing.assert_allclose(np.array(values) * slope + start, at, atol=0.01)

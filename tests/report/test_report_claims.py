@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from pydeploy.report import Latency, Round, TableFacts, recommend, render
 from pydeploy.report.sampling import right_answers, wilson
+from pydeploy.tasks.metric import Metric
 from pydeploy.timing.records import Turn
-from report_factory import model, models, sample
+from report_factory import ACCURACY, model, models, sample
 
 
 def timed(us: float, spread: list[float], disturbed: bool = False) -> Latency:
@@ -32,7 +33,7 @@ def test_a_gain_is_recommended_only_beyond_its_interval(
     engines = models(dense=model(dense_us, 0.93, latency_us=timed(dense_us, one)), quantized=None,
                      pruned=model(pruned_us, 0.93, latency_us=timed(pruned_us, other, disturbed)))  # fmt: skip
     ratios = sorted(pruned_us * b / (dense_us * a) for a, b in zip(one, other, strict=True))
-    chosen = recommend(engines)
+    chosen = recommend(engines, ACCURACY)
     if chosen.model == "pruned":
         assert ratios[-1] < 1  # of eight rounds the interval reaches from the least to the largest
     assert ("other load disturbed" in chosen.reason) == disturbed
@@ -59,9 +60,9 @@ def test_the_text_says_what_the_facts_hold(
     here: Path = tmp_path_factory.mktemp("report")
     rounds = (Round(predicted_us=1000.0, measured_us=1200.0, met=True, limit_us=1490.0, disturbed=loud),
               Round(number=2, predicted_us=3500.0, measured_us=3600.0, met=False, limit_us=3000.0))  # fmt: skip
-    engines = models(**{name: replace(one, accuracy=share, accuracy_n=n) for name, one in models().present.items()})
+    engines = models(**{name: replace(one, value=share, samples=n) for name, one in models().present.items()})
     table = TableFacts(probes=26, keys=100, seconds=9.0, disturbed=disturbed)
-    report = sample(metric=metric, models=engines, rounds=rounds, table=table)
+    report = sample(metric=Metric(metric), models=engines, rounds=rounds, table=table)
     markdown, page = render(report, here)
     for text in (markdown.read_text(), page.read_text()):
         assert "0.2 points" not in text

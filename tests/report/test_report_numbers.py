@@ -68,7 +68,7 @@ def of_headline(report: Report) -> Numbers:
     shown, pruned = report.models.present[name], report.models.pruned
     excess = 100 * (used(report, shown)[0] - 1)
     times = [x / 1000 for x in (report.budget_us, shown.latency_us.median, pruned.latency_us.median)]
-    return [*times, 100 * shown.accuracy, 100 * dense.accuracy, excess if excess >= LEAST_EXCESS else LEAST_EXCESS,
+    return [*times, 100 * shown.value, 100 * dense.value, excess if excess >= LEAST_EXCESS else LEAST_EXCESS,
             *taken_numbers(share(shown.latency_us, dense.latency_us)), *taken_numbers(used(report, shown))]  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def of_reason(report: Report, limits: Sequence[float]) -> Numbers:
     pairs = [share(one.latency_us, other.latency_us) for one, other in permutations(present.values(), 2)]
     return [*limits, NO_DIFFERENCE, *(x for pair in pairs for x in taken_numbers(pair)),
             *(m.latency_us.median / 1000 for m in present.values()),
-            *(sign * 100 * (m.accuracy - dense.accuracy) for m in present.values() for sign in (1, -1))]  # fmt: skip
+            *(sign * 100 * (m.value - dense.value) for m in present.values() for sign in (1, -1))]  # fmt: skip
 
 
 def of_engine(report: Report, name: str, label: str) -> Numbers:
@@ -87,9 +87,9 @@ def of_engine(report: Report, name: str, label: str) -> Numbers:
     known: dict[str, Numbers] = {
         "precision": (), "latency, ms": [us.median / 1000], "p10 to p90, ms": [us.p10 / 1000, us.p90 / 1000],
         "timed runs": [us.n], "share of dense": taken[:3], "against dense": [taken[0], 1 / taken[0], SAME_SPEED],
-        "share of budget": used(report, m)[:3], "within budget": (), "accuracy, %": [100 * m.accuracy],
-        "95 % interval": [100 * end for end in wilson(round(m.accuracy * m.accuracy_n), m.accuracy_n)],
-        "change, points": [100 * (m.accuracy - dense.accuracy)], "test samples": [m.accuracy_n],
+        "share of budget": used(report, m)[:3], "within budget": (), "accuracy, %": [100 * m.value],
+        "95 % interval": [100 * end for end in wilson(round(m.value * m.samples), m.samples)],
+        "change, points": [100 * (m.value - dense.value)], "test samples": [m.samples],
         "parameters": [m.params], "MACs": [m.macs], "engine file": [m.bytes], "ONNX file": [m.onnx_bytes],
     }  # fmt: skip
     return known[label]
@@ -120,10 +120,10 @@ def expected_rows(report: Report) -> dict[str, list[Numbers]]:
         "Channel groups": [[x.before, x.after, 100 * x.after / x.before] for x in report.groups],
         "Latency table": told,
         "Time spent": [*([x] for x in report.seconds.values()), [report.total_seconds]],
-        "All points": [[x.latency_us.median / 1000, x.latency_us.p10 / 1000, x.latency_us.p90 / 1000, 100 * x.accuracy,
+        "All points": [[x.latency_us.median / 1000, x.latency_us.p10 / 1000, x.latency_us.p90 / 1000, 100 * x.value,
                         x.params, x.macs]
                        for x in sorted(points,
-                                       key=lambda x: (x.latency_us.median, -x.accuracy))],
+                                       key=lambda x: (x.latency_us.median, -x.value))],
     }  # fmt: skip
 
 

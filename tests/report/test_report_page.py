@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pydeploy.errors import DataError
 from pydeploy.report import Report, render
 from pydeploy.report.page import CHART_FILES, in_line
+from pydeploy.tasks.metric import Metric
 from report_factory import CPU, candidate, latency, model, models, sample
 
 ANALYTIC = replace(CPU, device="roofline", backend="null", measured=False)
@@ -186,7 +187,7 @@ HOSTILE = "<script>alert(1)</script>|`*[x](y)&\"'"
 def hostile(words: str) -> Report:
     base = sample()
     return sample(
-        model=words, metric=words, task=words, command=words, config={words: [words]}, warnings=(words,),
+        model=words, metric=Metric(words, words), task=words, command=words, config={words: [words]}, warnings=(words,),
         target=replace(CPU, device=words, facts={words: words}),
         candidates=(candidate(words, words, 500.0, 0.93, note=words),),
         layers=tuple(replace(layer, name=words, kind=words) for layer in base.layers),

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pydeploy.errors import DataError
 from pydeploy.report import Latency, Recommendation, Report, Round
 from pydeploy.timing.records import Target, Timing
-from report_factory import CPU, latency, model, models, sample
+from report_factory import ACCURACY, CPU, latency, model, models, sample
 
 
 def without(data: Any, *path: str | int) -> Any:
@@ -56,14 +56,14 @@ def test_absent_parts_survive_the_round_trip() -> None:
 
 def test_the_json_has_the_promised_names() -> None:
     data = sample().to_json()
-    assert data["schema"] == 1
+    assert data["schema"] == 2
     assert data["target"] == CPU.to_json()
     assert Target.from_json(data["target"]).fingerprint == CPU.fingerprint
     for name in ("dense", "pruned", "quantized"):
         assert {"median", "p10", "p90", "n", "disturbed", "turns", "interval"} == set(
             data["models"][name]["latency_us"]
         )
-        assert {"accuracy", "accuracy_n", "params", "macs", "bytes", "precision", "target"} < set(data["models"][name])
+        assert {"value", "samples", "params", "macs", "bytes", "precision", "target"} < set(data["models"][name])
     assert {"predicted_us", "measured_us", "met"} < set(data["rounds"][0])
     assert list(data["seconds"]) == ["train", "trace", "table", "solve", "finetune", "profile"]
 
@@ -76,7 +76,7 @@ REQUIRED = [
     ("met",),
     ("models", "dense"),
     ("models", "pruned", "latency_us", "p90"),
-    ("models", "quantized", "accuracy"),
+    ("models", "quantized", "value"),
     ("rounds", 1, "measured_us"),
     ("layers", 0, "cout_after"),
     ("recommendation", "model"),
@@ -112,7 +112,7 @@ def test_an_unknown_entry_is_named(path: tuple[str | int, ...], named: str) -> N
         (("budget_us",), 0, "budget_us"),
         (("met",), "yes", "met"),
         (("models", "dense", "params"), "12", r"models\.dense\.params"),
-        (("models", "dense", "accuracy"), 93.2, r"models\.dense\.accuracy"),
+        (("models", "dense", "value"), 93.2, r"models\.dense\.value.*must lie in \[0, 1\], as shares do"),
         (("models", "dense", "latency_us", "p10"), 9e9, r"models\.dense\.latency_us.*ascend"),
         (("rounds", 0, "predicted_us"), -1.0, r"rounds\.0\.predicted_us"),
         (("recommendation", "model"), "tiny", r"recommendation\.model"),
@@ -125,9 +125,9 @@ def test_a_wrong_entry_is_named(path: tuple[str | int, ...], value: Any, named: 
         Report.from_json(replaced(sample().to_json(), value, *path))
 
 
-@pytest.mark.parametrize("data", [None, [], "report", {}, {"schema": 2}, {"schema": "1"}], ids=repr)
+@pytest.mark.parametrize("data", [None, [], "report", {}, {"schema": 3}, {"schema": "1"}], ids=repr)
 def test_another_kind_of_data_is_refused(data: Any) -> None:
-    with pytest.raises(DataError, match="not a report of schema 1"):
+    with pytest.raises(DataError, match="not a report of schema 2"):
         Report.from_json(data)
 
 
@@ -156,7 +156,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_numpy_scalars_become_plain_numbers() -> None:
     result = model(np.float64(1000.0), np.float32(0.5), params=np.int64(7), bytes=np.int32(8))
-    assert (type(result.params), type(result.accuracy)) == (int, float)
+    assert (type(result.params), type(result.value)) == (int, float)
     json.dumps(sample(models=models(pruned=result)).to_json())
 
 
@@ -189,3 +189,16 @@ def test_prediction_error_is_that_of_the_last_round() -> None:
 def test_records_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         latency(5.0).median = 4.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "docs").glob("*/report.json")), ids=lambda path: path.parent.name
+)
+def test_reports_of_version_1_are_read(path: Path) -> None:
+    """All metrics were shares, called accuracies."""
+    report, data = Report.load(path), json.loads(path.read_text())
+    assert report.metric == ACCURACY
+    assert [one.value for one in report.models.present.values()] == [
+        data["models"][name].get("value", data["models"][name].get("accuracy")) for name in report.models.present
+    ]
+    assert Report.from_json(report.to_json()) == report

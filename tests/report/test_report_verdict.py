@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pydeploy.report import headline, recommend
+from pydeploy.report import Report, headline, recommend
+from pydeploy.report.charts import all_charts, frontier, points
+from pydeploy.report.page import to_html
 from pydeploy.report.verdict import NOTICEABLE, speedup
+from pydeploy.tasks.metric import Metric
 from pydeploy.timing.ratio import Ratio
-from report_factory import CPU, latency, model, models, sample
+from report_factory import ACCURACY, CPU, latency, model, models, sample
 
 
 def test_the_fastest_engine_within_the_limit_is_recommended() -> None:
-    chosen = recommend(models())
+    chosen = recommend(models(), ACCURACY)
     assert chosen.model == "quantized"
     assert "int8 at 0.452 ms is the fastest engine within 1 point of dense: 2.44x faster, -0.03 points" in chosen.reason
 
@@ -26,7 +30,7 @@ def test_the_fastest_engine_within_the_limit_is_recommended() -> None:
     ids=["slower", "equal", "1.3 % faster"],
 )
 def test_int8_that_is_not_faster_is_said_and_not_recommended(median: float, said: str) -> None:
-    chosen = recommend(models(quantized=model(median, 0.9318, precision="int8")))
+    chosen = recommend(models(quantized=model(median, 0.9318, precision="int8")), ACCURACY)
     assert chosen.model == "pruned"
     assert (
         f"quantized (int8, {median / 1000:.3f} ms) is not faster than pruned (fp32, 0.532 ms) ({said})" in chosen.reason
@@ -34,19 +38,19 @@ def test_int8_that_is_not_faster_is_said_and_not_recommended(median: float, said
 
 
 def test_an_engine_that_loses_too_much_is_passed_over() -> None:
-    chosen = recommend(models(quantized=model(300.0, 0.9200, precision="int8")))
+    chosen = recommend(models(quantized=model(300.0, 0.9200, precision="int8")), ACCURACY)
     assert chosen.model == "pruned"
     assert "loses 1.21 points of accuracy, more than the 1 allowed" in chosen.reason
 
 
 def test_exactly_the_limit_is_within_it() -> None:
     engines = models(dense=model(1000, 0.94), pruned=model(500, 0.93), quantized=None)
-    assert recommend(engines, limit_points=1.0).model == "pruned"
-    assert recommend(engines, limit_points=0.99).model == "dense"
+    assert recommend(engines, ACCURACY, limit=1.0).model == "pruned"
+    assert recommend(engines, ACCURACY, limit=0.99).model == "dense"
 
 
 def test_dense_stays_when_nothing_is_better() -> None:
-    chosen = recommend(models(pruned=model(1101, 0.9334), quantized=model(400, 0.5, precision="int8")))
+    chosen = recommend(models(pruned=model(1101, 0.9334), quantized=model(400, 0.5, precision="int8")), ACCURACY)
     assert chosen.model == "dense"
     assert "no other engine is both faster than dense and within 1 point" in chosen.reason
     assert "pruned (fp32, 1.101 ms) is not faster than dense (fp32, 1.102 ms)" in chosen.reason
@@ -54,16 +58,16 @@ def test_dense_stays_when_nothing_is_better() -> None:
 
 
 def test_quantized_is_compared_with_dense_where_pruned_is_not_accurate() -> None:
-    chosen = recommend(models(pruned=model(400, 0.80), quantized=model(1150, 0.93, precision="int8")))
+    chosen = recommend(models(pruned=model(400, 0.80), quantized=model(1150, 0.93, precision="int8")), ACCURACY)
     assert chosen.model == "dense"
     assert "is not faster than dense" in chosen.reason
 
 
 def test_disturbed_and_analytic_numbers_are_called_so() -> None:
     engines = models(pruned=model(531.7, 0.9334, latency_us=latency(531.7, disturbed=True)))
-    assert "other load disturbed the measurement of pruned" in recommend(engines).reason
-    assert "analytic, not measured" in recommend(engines, measured=False).reason
-    assert "disturbed" not in recommend(models()).reason
+    assert "other load disturbed the measurement of pruned" in recommend(engines, ACCURACY).reason
+    assert "analytic, not measured" in recommend(engines, ACCURACY, measured=False).reason
+    assert "disturbed" not in recommend(models(), ACCURACY).reason
 
 
 speeds = st.floats(10, 1000)
@@ -75,12 +79,12 @@ def test_what_is_recommended_is_accurate_and_really_faster(
     d: float, p: float, q: float, da: float, pa: float, qa: float, limit: float
 ) -> None:
     engines = models(dense=model(d, da), pruned=model(p, pa), quantized=model(q, qa))
-    chosen = recommend(engines, limit_points=limit).model
+    chosen = recommend(engines, ACCURACY, limit=limit).model
     best = engines.present[chosen]
-    assert 100 * (da - best.accuracy) <= limit + 1e-5
+    assert 100 * (da - best.value) <= limit + 1e-5
     assert chosen == "dense" or best.latency_us.median < (1 - NOTICEABLE) * d
     for other in engines.present.values():
-        if 100 * (da - other.accuracy) <= limit - 1e-5:
+        if 100 * (da - other.value) <= limit - 1e-5:
             # Two steps of "not noticeably faster" are the most that can be left on the table.
             assert best.latency_us.median * (1 - NOTICEABLE) ** 2 <= other.latency_us.median
 
@@ -120,3 +124,25 @@ def test_headline_of_an_analytic_target_says_so() -> None:
 )
 def test_speedup(before: float, after: float, said: str) -> None:
     assert speedup(Ratio(after / before)) == said
+
+
+def test_a_metric_that_is_no_share_has_its_unit_and_its_direction() -> None:
+    error = Metric("mean error", "px", "lower")
+    engines = models(dense=model(1000, 3.0), pruned=model(500, 3.4), quantized=model(300, 4.2, precision="int8"))
+    chosen = recommend(engines, error, limit=0.5)
+    assert chosen.model == "pruned"
+    assert "fastest engine within 0.5 px of dense: 2.00x faster, +0.4 px" in chosen.reason
+    assert "quantized (int8, 0.300 ms) loses 1.2 px of mean error, more than the 0.5 allowed" in chosen.reason
+    assert recommend(engines, error, limit=1.2).model == "quantized"
+    report = sample(models=engines, metric=error, candidates=(), recommendation=chosen)
+    assert "mean error 3.4 px (dense 3 px)" in headline(report)
+    page = to_html(report, all_charts(report))
+    assert "down is a lower mean error" in page
+    assert not re.search("accuracy|points|Wilson", re.sub(r"<[^>]*>", " ", page))
+    assert report.metric == Report.from_json(report.to_json()).metric
+
+
+def test_the_front_goes_the_way_that_is_better() -> None:
+    engines = models(dense=model(1000, 3.0), pruned=model(500, 3.4), quantized=model(600, 3.5, precision="int8"))
+    report = sample(models=engines, metric=Metric("mean error", "px", "lower"), candidates=())
+    assert [point.series for point in frontier(points(report))] == ["pruned", "dense"]

@@ -35,17 +35,17 @@ def _budget(run: CheckedRun) -> str:
     return promises.budget(report.met, report.models.pruned.latency_us.median, report.budget_us, report.dense_us)
 
 
-def _accuracy(run: CheckedRun) -> str:
-    models = run.report.models
-    return promises.accuracy(models.dense.accuracy, models.pruned.accuracy, 1.0, "dense, pruned")
+def _kept(run: CheckedRun) -> str:
+    metric, models = run.report.metric, run.report.models
+    return promises.kept(metric, models.dense.value, models.pruned.value, 1.0, "dense, pruned")
 
 
-def _int8_accuracy(run: CheckedRun) -> str | None:
+def _kept_by_int8(run: CheckedRun) -> str | None:
     models = run.report.models
     if models.quantized is None:
         return None
     what = f"pruned, int8 (which takes {models.quantized.latency_us.median:.1f} us)"
-    return promises.accuracy(models.pruned.accuracy, models.quantized.accuracy, 0.5, what)
+    return promises.kept(run.report.metric, models.pruned.value, models.quantized.value, 0.5, what)
 
 
 def _prediction(run: CheckedRun) -> str:
@@ -182,8 +182,8 @@ def _engines(run: CheckedRun) -> str:
 
 CHECKS: dict[str, Callable[[CheckedRun], str | None]] = {
     "the budget is met": _budget,
-    "pruned: within 1 point of dense": _accuracy,
-    "int8: within 0.5 points of pruned": _int8_accuracy,
+    "pruned: within 1 point of dense": _kept,
+    "int8: within 0.5 points of pruned": _kept_by_int8,
     "the last prediction is within 10 %": _prediction,
     "the table predicts unseen plans": _table_error,
     "outputs equal ONNX Runtime's": _outputs,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pydeploy.tasks.metric import Metric
 from pydeploy.timing.ratio import ratio
 from pydeploy.timing.records import Profile, Timing
 
@@ -37,9 +38,9 @@ def budget(met: bool, pruned_us: float, budget_us: float, dense_us: float) -> st
     return require(met, f"measured {pruned_us:.1f} us, budget {budget_us:.1f} us, dense {dense_us:.1f} us")
 
 
-def accuracy(before: float, after: float, points: float, what: str) -> str:
-    """At most `points` percentage points are lost from `before` to `after`, both in [0, 1]."""
-    return require(100 * (before - after) <= points, f"{what}: {before:.2%}, then {after:.2%}")
+def kept(metric: Metric, before: float, after: float, limit: float, what: str) -> str:
+    """At most `limit` (points or the metric's unit) is lost from `before` to `after`."""
+    return require(metric.lost(before, after) <= limit, f"{what}: {metric.text(before)}, then {metric.text(after)}")
 
 
 def prediction(error: float) -> str:

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 def build_dense(job: Job, at: Artefacts, here: Path) -> None:
-    """The dense engine, its latency and its accuracy."""
+    """The dense engine, its latency and its metrics."""
     finished_engine(job, model_of(job, at.dense_weights), here)
     if job.backend.precision == "int8":
-        float_accuracy(job, here)
+        float_engine_metrics(job, here)
 
 
 def build_pruned(job: Job, at: Artefacts, here: Path) -> None:
-    """The fine-tuned engine and its accuracy."""
+    """The fine-tuned engine and its metrics."""
     finished_engine(job, model_of(job, at.tuned_weights), here)
 
 
@@ -112,7 +112,7 @@ def insert_pairs(job: Job, onnx: Path, ranges: Ranges, here: Path, exclude: Sequ
 
 
 def finished_engine(job: Job, model: nn.Module, here: Path) -> None:
-    """``model.onnx``, ``model.engine`` and ``facts.json``: latency, accuracy on the engine, size of `model`."""
+    """``model.onnx``, ``model.engine`` and ``facts.json``: latency, metrics of the engine, size of `model`."""
     from pydeploy.prune.structure.trace import trace
     from pydeploy.tasks.evaluate import example
 
@@ -123,14 +123,14 @@ def finished_engine(job: Job, model: nn.Module, here: Path) -> None:
 
 def write_facts(job: Job, backend: Backend, engine: Engine, here: Path, *, params: int, macs: int) -> None:
     """``facts.json`` of a built engine."""
-    job.console.say(f"{here.name}: accuracy of the engine over the full test set")
-    facts = {"latency": measure_engines({"": (backend, engine)})[""].to_json(), "metrics": accuracy(job, backend, engine),
+    job.console.say(f"{here.name}: metrics of the engine over the full test set")
+    facts = {"latency": measure_engines({"": (backend, engine)})[""].to_json(), "metrics": metrics(job, backend, engine),
              "params": params, "macs": macs, "precision": backend.precision, "target": backend.target().fingerprint,
              "bytes": engine.path.stat().st_size, "onnx_bytes": (here / "model.onnx").stat().st_size}  # fmt: skip
     write_json(here / "facts.json", facts)
 
 
-def accuracy(job: Job, backend: Backend, engine: Engine) -> dict[str, float]:
+def metrics(job: Job, backend: Backend, engine: Engine) -> dict[str, float]:
     """The task's metrics over the whole test set, computed from the engine's outputs."""
     from pydeploy.tasks.evaluate import evaluate
 
@@ -143,15 +143,15 @@ def float_backend(job: Job) -> Backend:
     return reopen(replace(job.backend.target(), precision=job.backend.beside_int8))
 
 
-def float_accuracy(job: Job, here: Path) -> None:
+def float_engine_metrics(job: Job, here: Path) -> None:
     """``float.json``: the metrics that the network of an int8 engine reaches before it is quantized."""
     backend = float_backend(job)
     engine = build(job, backend, here / "float.onnx", here, "float.engine")
-    write_json(here / "float.json", accuracy(job, backend, engine))
+    write_json(here / "float.json", metrics(job, backend, engine))
 
 
 def float_metrics(folder: Path) -> dict[str, float]:
-    """The metrics of an engine's network in float: what the accuracy limit is counted from."""
+    """The metrics of an engine's network in float: what the limit is counted from."""
     place = folder / "float.json"
     return dict(read_json(place) if place.is_file() else read_json(folder / "facts.json")["metrics"])
 

@@ -112,11 +112,12 @@ def _report(job: Job, at: Artefacts, seconds: dict[str, float], command: str) ->
     budget_us = config.prune.budget_us or (config.prune.budget or 1.0) * dense_us
     return Report(
         pydeploy_version=__version__, created=datetime.now(timezone.utc).isoformat(timespec="seconds"), command=command,
-        config=read_json(at.config), seed=config.seed, task=config.task.name, metric=job.task.metric.name, model=config.model.name,
+        config=read_json(at.config), seed=config.seed, task=config.task.name, metric=job.task.metric, model=config.model.name,
         target=target, budget_us=budget_us, budget_share=config.prune.budget, dense_us=dense_us,
         met=Budget(config.prune.budget, config.prune.budget_us).used(times["pruned"], times["dense"]).value <= 1.0,
         models=models,
-        recommendation=recommend(models, limit_points=max(0.0, round(config.compare.limit - lost, 6)), measured=target.measured),
+        recommendation=recommend(models, job.task.metric, limit=max(0.0, round(config.compare.limit - lost, 6)),
+                                 measured=target.measured),
         candidates=tuple(_candidate(at, point, results[point.slug]) for point in comparison.wanted(config)),
         rounds=tuple(Round(number=r.number, predicted_us=r.predicted_us, measured_us=r.measured_us, met=r.met,
                            limit_us=r.limit_us, disturbed=r.disturbed,
@@ -130,7 +131,7 @@ def _report(job: Job, at: Artefacts, seconds: dict[str, float], command: str) ->
 
 def _result(job: Job, folder: Path, timing: Timing) -> ModelResult:
     facts = read_json(folder / "facts.json")
-    return ModelResult(latency_us=Latency.of(timing), accuracy=facts["metrics"][job.task.metric.name], accuracy_n=job.task.size("test"),
+    return ModelResult(latency_us=Latency.of(timing), value=facts["metrics"][job.task.metric.name], samples=job.task.size("test"),
                        params=facts["params"], macs=facts["macs"], bytes=facts["bytes"], onnx_bytes=facts["onnx_bytes"],
                        precision=facts["precision"], target=facts["target"])  # fmt: skip
 
@@ -138,20 +139,22 @@ def _result(job: Job, folder: Path, timing: Timing) -> ModelResult:
 def _candidate(at: Artefacts, point: comparison.Wanted, result: ModelResult) -> Candidate:
     note = read_json(at.candidate(point.slug) / "note.json")["note"]
     return Candidate(name=point.label, method=point.method, precision=result.precision, latency_us=result.latency_us,
-                     accuracy=result.accuracy, params=result.params, macs=result.macs, note=note)  # fmt: skip
+                     value=result.value, params=result.params, macs=result.macs, note=note)  # fmt: skip
 
 
 def _lost_by_int8(job: Job, at: Artefacts, dense: ModelResult) -> float:
-    """Points of accuracy that the dense engine loses to int8, where that is the target; the limit is counted from float."""
-    return max(0.0, 100 * (float_metrics(at.dense)[job.task.metric.name] - dense.accuracy))
+    """How much of the metric the dense engine loses to int8, where that is the target; the limit is counted from float."""
+    metric = job.task.metric
+    return max(0.0, metric.lost(float_metrics(at.dense)[metric.name], dense.value))
 
 
 def _of_int8(job: Job, dense: ModelResult, lost: float) -> tuple[str, ...]:
     if job.backend.precision != "int8":
         return ()
+    metric = job.task.metric
     told = (
-        f"'dense' and 'pruned' are int8 engines; dense reaches {100 * dense.accuracy:.2f} % in int8, {lost:.2f} points "
-        f"below float, which count towards the {job.config.compare.limit:g} that may be lost"
+        f"'dense' and 'pruned' are int8 engines; dense reaches {metric.text(dense.value)} in int8, "
+        f"{metric.amount(round(lost, 2))} worse than float, which count towards the {job.config.compare.limit:g} that may be lost"
     )
     return (told,)
 
@@ -187,7 +190,11 @@ def _warnings(job: Job, measured: bool) -> tuple[str, ...]:
         found.append(
             "Torch-Pruning is not installed, so it is not in the comparison: pip install 'pydeploy-hil[bench]'"
         )
-    found.append(f"accuracies rest on one training seed ({job.seed}); how much another one changes was not measured")
+    metric = job.task.metric
+    seeds = "how much another one changes was not measured"
+    if metric.seed_spread is not None:
+        seeds = f"another one changes about {metric.amount(metric.seed_spread)}"
+    found.append(f"values of the {metric.name} rest on one training seed ({job.seed}); {seeds}")
     return tuple(found)
 
 

@@ -1,7 +1,7 @@
 """The fine-tuned network in other precisions: half, int8, and int8 where it pays. Measured like everything else.
 
 Which of them is shipped is decided at the end of the run, on latencies measured in turns (`pydeploy.report.verdict`):
-the fastest one within the accuracy limit, so that int8 is never recommended where it is slower.
+the fastest one within the limit of `compare`, so that int8 is never recommended where it is slower.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def mix(job: Job, at: Artefacts, here: Path) -> None:
     """``mixed.json``: which layers are int8 and why; an engine and ``facts.json`` unless that is all of them or none.
 
     The layers' times are those of the latency tables in both precisions where the config names the second one, else those
-    inside the float and the int8 engine; what they cost in accuracy is measured one by one.
+    inside the float and the int8 engine; what they cost in outputs is measured one by one.
     """
     settings = job.config.quantize
     assert settings is not None
@@ -123,19 +123,19 @@ def mix(job: Job, at: Artefacts, here: Path) -> None:
             here / "mixed.json", {"note": f"not tried: what is not int8 would not run in {job.backend.precision}"}
         )
         return
-    pair, metric = _pair(job, at), job.task.metric.name
+    pair, metric = _pair(job, at), job.task.metric
     ranges = pair.ranges
     times, source = _times(job, at, pair)
     options = _options(job, pair, ranges, times)
     edges = _edges(job, pair, ranges, options, settings.exclude, here)
-    reached = {name: float(read_json(place / "facts.json")["metrics"][metric])
+    reached = {name: float(read_json(place / "facts.json")["metrics"][metric.name])
                for name, place in (("float", pair.float_folder), ("int8", pair.int8_folder))}  # fmt: skip
-    reached["dense"] = float_metrics(at.dense)[metric]
+    reached["dense"] = float_metrics(at.dense)[metric.name]
     # Where the float network itself lost more than the limit, int8 may not lose anything on top of it.
-    allowed = max(0.0, job.config.compare.limit / 100 - (reached["dense"] - reached["float"]))
-    lost = reached["float"] - reached["int8"]
+    allowed = max(0.0, job.config.compare.limit - metric.lost(reached["dense"], reached["float"]))
+    lost = metric.lost(reached["float"], reached["int8"])
     total = sum(option.error for option in options)
-    # Points of accuracy are taken to be lost in proportion to the error of the outputs; the engine decides.
+    # The metric is taken to be lost in proportion to the error of the outputs; the engine decides.
     limit = float("inf") if lost <= allowed else total * allowed / lost
     tried: list[dict[str, Any]] = []
     names = [option.name for option in options]
@@ -144,9 +144,9 @@ def mix(job: Job, at: Artefacts, here: Path) -> None:
         if set(choice.int8) in (set(), set(names)):
             break
         _int8(job, at, pair, ranges, _floating(names, choice.int8, settings.exclude), here)
-        found = float(read_json(here / "facts.json")["metrics"][metric])
-        tried.append({**choice.to_json(), "limit": limit, metric: found})
-        over = reached["float"] - found
+        found = float(read_json(here / "facts.json")["metrics"][metric.name])
+        tried.append({**choice.to_json(), "limit": limit, metric.name: found})
+        over = metric.lost(reached["float"], found)
         if over <= allowed:
             break
         limit = TIGHTEN * choice.error * allowed / over
