@@ -77,8 +77,8 @@ def test_the_report_holds_what_it_promises(finished: Path) -> None:
     for name in ("dense", "pruned"):
         model = data["models"][name]
         assert {"median", "p10", "p90", "n"} <= set(model["latency_us"])
-        assert {"accuracy", "params", "macs", "bytes"} <= set(model)
-        assert model["accuracy_n"] == 64
+        assert {"value", "params", "macs", "bytes"} <= set(model)
+        assert model["samples"] == 64
     assert data["models"]["pruned"]["latency_us"]["median"] <= data["budget_us"]
     assert data["models"]["pruned"]["params"] < data["models"]["dense"]["params"]
     assert all(r["predicted_us"] > 0 and r["measured_us"] > 0 for r in data["rounds"])
@@ -284,10 +284,9 @@ def check_int8_run(out: Path) -> Report:
         assert Engine.load(out / folder / "model.engine").target.precision == "int8"
         assert is_quantized(out / folder, "stage1.0.conv1")
         assert not is_quantized(out / folder, "fc")
-    lost = 100 * (
-        json.loads((out / "04_dense" / "float.json").read_text())[report.metric] - report.models.dense.accuracy
-    )
-    assert any(f"{max(0.0, lost):.2f} points below float" in warning for warning in report.warnings)
+    reached = json.loads((out / "04_dense" / "float.json").read_text())[report.metric.name]
+    lost = round(max(0.0, 100 * (reached - report.models.dense.value)), 2)
+    assert any(f" {lost:g} point" in warning and "worse than float" in warning for warning in report.warnings)
     return report
 
 
