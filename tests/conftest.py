@@ -27,7 +27,7 @@ def impatient() -> Iterator[None]:
         patch.setattr("pydeploy.latency.probes.measure.AGAIN", 0)
         patch.setattr("pydeploy.profiling.engines.PATIENCE_S", 2.0)
         patch.setattr("pydeploy.profiling.engines.TRIES", 1)
-        patch.setattr("pydeploy.run.stages.search.RETURN_S", 1.0)
+        patch.setattr("pydeploy.planning.closed_loop.RETURN_S", 1.0)
         yield
 
 

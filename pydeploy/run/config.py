@@ -13,6 +13,7 @@ from pydeploy.data.named import PLACES
 from pydeploy.data.shipped import find
 from pydeploy.errors import ConfigError, DeployError
 from pydeploy.files import joined, read_yaml
+from pydeploy.planning.rounds import HEADROOM, ROUNDS
 from pydeploy.settings import (
     Number,
     Place,
@@ -105,9 +106,9 @@ class PruneSection(Settings):
     batch_size: Positive = 256
     budget: Share | None = None
     budget_us: Annotated[Number, Field(gt=0)] | None = None
-    headroom: Annotated[Number, Field(ge=0, lt=0.5)] = 0.015
+    headroom: Annotated[Number, Field(ge=0, lt=0.5)] = HEADROOM
     """The solver aims this share below the budget, because two builds of one plan differ by a few percent."""
-    rounds: Positive = 3
+    rounds: Positive = ROUNDS
     min_width: Positive = 1
 
     @model_validator(mode="after")

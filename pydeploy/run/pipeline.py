@@ -20,6 +20,7 @@ from typing import Any
 from pydeploy import settings
 from pydeploy.errors import ConfigError, DataError, nearest
 from pydeploy.files import write_json
+from pydeploy.planning.rounds import Budget
 from pydeploy.run import config as configs
 from pydeploy.run.artefacts import Artefacts
 from pydeploy.run.checks import check_structure
@@ -29,7 +30,6 @@ from pydeploy.run.folder import Console, RunFolder, Verdict
 from pydeploy.run.job import Job, open_job
 from pydeploy.run.stages import comparison, final, precisions, scoring, search, table, training
 from pydeploy.run.stages import engines as engine_stages
-from pydeploy.run.stages.rounds import Budget
 
 Make = Callable[[Job, Artefacts, Path], None]
 """``make(job, artefacts, folder)`` leaves a stage's files in its folder."""

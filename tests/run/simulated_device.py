@@ -102,10 +102,10 @@ def install(patch: pytest.MonkeyPatch, device: Device) -> Device:
     patch.setitem(BACKENDS, "null", "simulated_device:Busy")
     for module in ("profiling.engines", "profiling.profile", "latency.probes.lab"):
         patch.setattr(f"pydeploy.{module}.Watch", lambda: Watching(device))
-    for module in ("timing.reference", "timing.rounds", "run.stages.search"):
+    for module in ("timing.reference", "timing.rounds", "planning.closed_loop"):
         patch.setattr(f"pydeploy.{module}.time", device)
     patient = {"timing.reference.SURVEY_S": 3.0, "latency.probes.lab.PATIENCE_S": 20.0, "latency.probes.measure.AGAIN": 1,
-               "profiling.engines.PATIENCE_S": 15.0, "profiling.engines.TRIES": 2, "run.stages.search.RETURN_S": 120.0}  # fmt: skip
+               "profiling.engines.PATIENCE_S": 15.0, "profiling.engines.TRIES": 2, "planning.closed_loop.RETURN_S": 120.0}  # fmt: skip
     for name, value in patient.items():
         patch.setattr(f"pydeploy.{name}", value)
     return device

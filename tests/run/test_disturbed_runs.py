@@ -15,12 +15,12 @@ from pydeploy.errors import Infeasible
 from pydeploy.graph import Graph
 from pydeploy.latency.table.table import Table
 from pydeploy.plan import Plan
+from pydeploy.planning import closed_loop
+from pydeploy.planning.rounds import Budget, read_rounds
 from pydeploy.report import Report
 from pydeploy.run.artefacts import Artefacts
 from pydeploy.run.job import Job, open_job
 from pydeploy.run.pipeline import run
-from pydeploy.run.stages import search as search_module
-from pydeploy.run.stages.rounds import Budget, read_rounds
 from pydeploy.run.stages.search import best_plan, search
 from pydeploy.run.stages.table import measure_table
 from quiet import Quiet
@@ -149,7 +149,7 @@ def test_a_killed_search_meets_the_budget_when_it_is_resumed(
     measure_table(job, at, at.table.parent)
     device.busy = lambda _s: True
     with monkeypatch.context() as patch:
-        patch.setattr(search_module, "_told", _stop)
+        patch.setattr(closed_loop, "_told", _stop)
         with pytest.raises(KeyboardInterrupt):
             search(job, at, Budget(SHARE), at.search)
     assert all(one.disturbed for one in read_rounds(at.search))

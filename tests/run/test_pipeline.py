@@ -23,6 +23,8 @@ from pydeploy.latency.probes.measure import measure
 from pydeploy.latency.table.by_precision import other_target
 from pydeploy.latency.table.table import Table
 from pydeploy.plan import Plan
+from pydeploy.planning.case import Meter
+from pydeploy.planning.rounds import Budget, read_rounds
 from pydeploy.profiling import engines
 from pydeploy.report import Report
 from pydeploy.run.artefacts import Artefacts
@@ -30,10 +32,8 @@ from pydeploy.run.config import Config, parse
 from pydeploy.run.job import model_of, open_job
 from pydeploy.run.pipeline import run, stages_of
 from pydeploy.run.stages import precisions
-from pydeploy.run.stages import search as search_module
 from pydeploy.run.stages.comparison import PLANNERS, wanted
-from pydeploy.run.stages.engines import build_dense, layer_profile
-from pydeploy.run.stages.rounds import Budget, read_rounds
+from pydeploy.run.stages.engines import build_dense
 from pydeploy.run.stages.search import best_plan, search
 from pydeploy.run.stages.table import measure_table
 from pydeploy.timing import reference as pace
@@ -379,21 +379,19 @@ def test_a_flattering_table_is_overcome_in_three_rounds(measured: Path, tmp_path
     assert plan in [r.plan for r in tried if r.met]
 
 
-def test_every_round_measures_the_earlier_plans_again(
-    measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_round_measures_the_earlier_plans_again(measured: Path, tmp_path: Path) -> None:
     """In the first round's minute, cut networks take 30 % longer beside the dense one than in any later minute."""
     out = _flattered(measured, tmp_path / "run", 0.1, seed=0)
     job, at = open_job(settings(), Quiet()), Artefacts(out)
-    measure, taken = search_module.measure_at_level, []
+    taken: list[dict[str, Timing]] = []
 
-    def shifting(engines: dict[str, Any], level_us: float | None) -> dict[str, Timing]:
-        taken.append(measure(engines, level_us))
-        factor = 1.3 if len(taken) == 1 else 1.0
-        return {name: timing if name == "dense" else timing.scaled(factor) for name, timing in taken[-1].items()}
+    class Shifting(Meter):
+        def measure(self, engines: Any, level_us: float | None) -> dict[str, Timing]:
+            taken.append(super().measure(engines, level_us))
+            factor = 1.3 if len(taken) == 1 else 1.0
+            return {name: timing if name == "dense" else timing.scaled(factor) for name, timing in taken[-1].items()}
 
-    monkeypatch.setattr(search_module, "measure_at_level", shifting)
-    first, *others = search(job, at, Budget(share=0.6), out / "06_search")
+    first, *others = search(job, at, Budget(share=0.6), out / "06_search", meter=Shifting())
     assert all(set(earlier) < set(later) for earlier, later in pairwise(taken))
     assert first.readings[0] == pytest.approx(1.3 * first.readings[-1])
     assert [len(one.readings) for one in (first, *others)] == [len(taken) + 1 - one.number for one in (first, *others)]
@@ -403,22 +401,20 @@ def test_every_round_measures_the_earlier_plans_again(
     assert any(0.85 < result.tried.measured <= 1 for result in [first, *others])
     assert read_rounds(out / "06_search") == [first, *others]
     rounds = len(taken)
-    assert search(job, at, Budget(share=0.6), out / "06_search") == [first, *others]
+    assert search(job, at, Budget(share=0.6), out / "06_search", meter=Shifting()) == [first, *others]
     assert len(taken) == rounds  # finished: nothing is measured again
 
 
-class Busy:
+class Busy(Meter):
     """Others have the cores, more from round to round: cut networks take ever longer beside the dense one."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, until: int) -> None:
-        self.surveys, self.until, self.passes, self.measure = 0, until, 0, search_module.measure_at_level
-        monkeypatch.setattr(search_module, "prevailing_us", self.prevailing_us)
-        monkeypatch.setattr(search_module, "measure_at_level", self.measured)
-        monkeypatch.setattr(search_module, "layer_profile", self.layers)
-        monkeypatch.setattr(search_module, "comes_to_rest", lambda *_: True)
-        monkeypatch.setattr(engines, "Watch", unwatched)
+    def __init__(self, *, until: int) -> None:
+        self.surveys, self.until, self.passes = 0, until, 0
 
-    def prevailing_us(self, _backend: Any, _dense: Any, level_us: float, patience_s: float | None = None) -> float:
+    def comes_to_rest(self, *_: Any) -> bool:
+        return True
+
+    def prevailing_us(self, _backend: Any, _dense: Any, level_us: float, _patience_s: float | None = None) -> float:
         self.surveys += 1
         return level_us * (1 if self.surveys >= self.until else 2)
 
@@ -426,15 +422,15 @@ class Busy:
     def factor(self) -> float:
         return 1.0 if self.surveys >= self.until else 1.5**self.passes
 
-    def measured(self, engines: dict[str, Any], level_us: float | None) -> dict[str, Timing]:
+    def measure(self, engines: Any, level_us: float | None) -> dict[str, Timing]:
         self.passes += 1
-        times = self.measure(engines, level_us)
+        times = super().measure(engines, level_us)
         return {name: timing if name == "dense" else timing.scaled(self.factor) for name, timing in times.items()}
 
-    def layers(self, job: Any, engine: Any, graph: Graph, whole: Timing | None = None) -> Profile:
+    def profile(self, backend: Any, engine: Any, ops: Any, whole: Timing | None = None) -> Profile:
         if whole is None:
-            return layer_profile(job, engine, graph)
-        return layer_profile(job, engine, graph, whole.scaled(1 / self.factor)).scaled(self.factor)
+            return super().profile(backend, engine, ops)
+        return super().profile(backend, engine, ops, whole.scaled(1 / self.factor)).scaled(self.factor)
 
 
 @pytest.mark.parametrize("returns", [True, False])
@@ -446,12 +442,13 @@ def test_a_search_that_met_nothing_at_another_speed_is_begun_again(
     job = replace(open_job(settings(), console), backend=Clocked())
     at, here = Artefacts(out), out / "06_search"
     # The speed is taken at the start of a search and when it is about to give up.
-    Busy(monkeypatch, until=2 if returns else 3)
+    monkeypatch.setattr(engines, "Watch", unwatched)
+    busy = Busy(until=2 if returns else 3)
     if not returns:
         with pytest.raises(Infeasible, match="no plan met the budget in 3 rounds"):
-            search(job, at, Budget(share=0.6), here)
+            search(job, at, Budget(share=0.6), here, meter=busy)
         assert not any(one.met for one in read_rounds(here))
-    found = search(job, at, Budget(share=0.6), here)  # what --resume does
+    found = search(job, at, Budget(share=0.6), here, meter=busy)  # what --resume does
     assert any(one.met for one in found)
     assert found == read_rounds(here)
     said = "back at the speed at which the table was measured" if returns else "they are measured anew"

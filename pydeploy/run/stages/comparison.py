@@ -18,14 +18,15 @@ from pydeploy.graph import Graph
 from pydeploy.latency.probes.cut_onnx import resize
 from pydeploy.plan import Plan
 from pydeploy.planning.baselines import fit_budget, global_threshold, halp, uniform
+from pydeploy.planning.case import Planner
+from pydeploy.planning.rounds import Budget
 from pydeploy.planning.solve import solve
 from pydeploy.profiling.engines import measure_at_level
 from pydeploy.run.artefacts import Artefacts
 from pydeploy.run.config import Config
 from pydeploy.run.job import Job, model_of
 from pydeploy.run.stages import engines, scoring, training
-from pydeploy.run.stages.rounds import Budget
-from pydeploy.run.stages.search import Planner, best_plan, level_us, search
+from pydeploy.run.stages.search import best_plan, level_us, search
 from pydeploy.timing.ratio import ratio
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ from pydeploy.files import read_json, write_json
 from pydeploy.graph import Graph
 from pydeploy.profiling import agreement
 from pydeploy.profiling.engines import measure_engines
-from pydeploy.profiling.profile import profile, profile_layers
+from pydeploy.profiling.profile import profile
 from pydeploy.quant.observe import Ranges
 from pydeploy.run.artefacts import Artefacts
 from pydeploy.run.job import Job, model_of
-from pydeploy.timing.records import Profile, Timing
+from pydeploy.timing.records import Profile
 
 if TYPE_CHECKING:
     from torch import nn
@@ -156,9 +156,6 @@ def float_metrics(folder: Path) -> dict[str, float]:
     return dict(read_json(place) if place.is_file() else read_json(folder / "facts.json")["metrics"])
 
 
-def layer_profile(job: Job, engine: Engine, graph: Graph, whole: Timing | None = None) -> Profile:
-    """The layers of an engine of the job's target, by operator, and its latency: `whole` where that was measured already."""
-    ops = [op.name for op in graph.ops]
-    if whole is not None:
-        return profile_layers(job.backend, engine, whole, ops, rounds=5, runs=20)
-    return profile(job.backend, engine, ops, rounds=5, runs=20)
+def layer_profile(job: Job, engine: Engine, graph: Graph) -> Profile:
+    """Latency of an engine of the job's target and of its layers, by operator."""
+    return profile(job.backend, engine, [op.name for op in graph.ops], rounds=5, runs=20)

@@ -12,6 +12,7 @@ from pydeploy.files import read_json, write_json
 from pydeploy.graph import Graph
 from pydeploy.latency.table.table import Table
 from pydeploy.plan import Plan
+from pydeploy.planning.rounds import Budget, read_rounds
 from pydeploy.profiling.engines import measure_at_level
 from pydeploy.report import (
     Candidate,
@@ -31,7 +32,6 @@ from pydeploy.run.job import Job
 from pydeploy.run.stages import comparison, precisions
 from pydeploy.run.stages import engines as engine_stages
 from pydeploy.run.stages.engines import float_metrics
-from pydeploy.run.stages.rounds import Budget, read_rounds
 from pydeploy.run.stages.search import level_us
 from pydeploy.timing.overhead import net
 from pydeploy.timing.ratio import ratio

@@ -15,6 +15,9 @@ from pydeploy.planning.next_plans import Tried
 from pydeploy.timing.ratio import Ratio, of_limit, ratio
 from pydeploy.timing.records import Profile, Timing
 
+HEADROOM, ROUNDS = 0.015, 3
+"""How far below the budget the solver aims (a share of it), and how many rounds there are at most."""
+
 
 @dataclass(frozen=True)
 class Budget:
