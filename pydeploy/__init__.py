@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pydeploy.latency.table.table import Table
     from pydeploy.plan import Plan
     from pydeploy.planning.baselines import uniform
+    from pydeploy.planning.select import select
     from pydeploy.planning.solve import pareto_front, solve
     from pydeploy.prune.criteria.score import score
     from pydeploy.prune.structure.trace import trace
@@ -49,13 +50,14 @@ _HOMES = {
     "quantize": "pydeploy.quant.qdq",
     "save": "pydeploy.prune.surgery.save",
     "score": "pydeploy.prune.criteria.score",
+    "select": "pydeploy.planning.select",
     "solve": "pydeploy.planning.solve",
     "trace": "pydeploy.prune.structure.trace",
     "uniform": "pydeploy.planning.baselines",
 }
 
 __all__ = ["Graph", "Plan", "Table", "__version__", "apply", "calibrate", "channel_means", "compose", "fold", "load",
-           "measure", "pareto_front", "quantize", "save", "score", "solve", "trace", "uniform"]  # fmt: skip
+           "measure", "pareto_front", "quantize", "save", "score", "select", "solve", "trace", "uniform"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

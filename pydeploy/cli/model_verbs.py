@@ -79,19 +79,32 @@ def prune(
     table: Annotated[
         Optional[Path], typer.Option(help="Latency table of the target ('pydeploy table measure').")
     ] = None,
-    ratio: Annotated[
-        Optional[float], typer.Option(help="Share of channels to remove from every group, without a table.")
+    ratio: Annotated[Optional[float], typer.Option(help="Share of channels to remove, without a table.")] = None,
+    threshold: Annotated[Optional[float], typer.Option(help="Channels with a higher score stay.")] = None,
+    energy: Annotated[Optional[float], typer.Option(help="Share of the scores' sum that stays.")] = None,
+    macs: Annotated[Optional[float], typer.Option(help="Share of the multiply-accumulates that may stay.")] = None,
+    params: Annotated[Optional[float], typer.Option(help="Share of the parameters that may stay.")] = None,
+    scope: Annotated[
+        Optional[str], typer.Option(help="local (by group) or global [default: as the criterion's scores compare].")
     ] = None,
-    align: Annotated[int, typer.Option(min=1, max=1_000_000, help="Width multiple for --ratio.")] = 8,
+    align: Annotated[int, typer.Option(min=1, max=1_000_000, help="Width multiple, where there is no table.")] = 8,
+    rounding: Annotated[str, typer.Option(help="To which multiple: nearest, down, up, or power2.")] = "nearest",
+    regular: Annotated[bool, typer.Option("--regular", help="The same as --align 8 --rounding up.")] = False,
+    min_share: Annotated[float, typer.Option(help="Share of its channels that every group keeps.")] = 0.0,
     min_width: Annotated[int, typer.Option(min=1, max=1_000_000, help="Fewest channels a group may keep.")] = 1,
+    layers: Annotated[str, typer.Option(help="normal leaves groups with shortcuts whole.")] = "shortcut",
+    apart: Annotated[
+        Optional[list[str]], typer.Option(help="Groups (pattern with *) that compare among themselves; repeat.")
+    ] = None,
     plan: Annotated[Optional[Path], typer.Option(help="Also write the plan here as JSON.")] = None,
 ) -> None:
-    """Cut a model to a latency budget (with a table) or by a ratio (without).
+    """Cut a model to a latency budget (with a table), or by a ratio, threshold or budget of MACs or parameters (without).
 
     Example: pydeploy prune torchvision:resnet18 --input 1x3x224x224 --table resnet18.sqlite --budget-us 6000 --out small.safetensors
     """
     from pydeploy.cli import arguments
     from pydeploy.files import check_writable
+    from pydeploy.prune.criteria import CRITERIA
     from pydeploy.prune.structure.trace import trace as find
     from pydeploy.prune.surgery.apply import apply
     from pydeploy.prune.surgery.save import save
@@ -103,7 +116,10 @@ def prune(
     graph = find(net, example)
     given = arguments.options_of(criterion_option or [], "criterion")
     scores = _scores(net, graph, criterion, given, config)
-    chosen = _plan(graph, scores, budget_us, table, ratio, align, min_width)
+    amounts = {"ratio": ratio, "threshold": threshold, "energy": energy, "macs": macs, "params": params}
+    how = {"scope": scope or CRITERIA[criterion].scope, "align": 8 if regular else align, "apart": apart or [],
+           "rounding": "up" if regular else rounding, "min_share": min_share, "layers": layers}  # fmt: skip
+    chosen = _plan(graph, scores, budget_us, table, {k: v for k, v in amounts.items() if v is not None}, how, min_width)
     small = apply(net, graph, chosen)
     save(out, small, chosen)
     if plan is not None:
@@ -161,19 +177,26 @@ def _scores(net: nn.Module, graph: Graph, criterion: str, given: Mapping[str, An
     return scoring.scores_of(settings, open_task(settings), net, graph, criterion, given)
 
 
-def _plan(graph: Graph, scores: Any, budget_us: float | None, table: Path | None, ratio: float | None, align: int,
-          min_width: int) -> Plan:  # fmt: skip
+def _plan(graph: Graph, scores: Any, budget_us: float | None, table: Path | None, amounts: Mapping[str, Any],
+          how: Mapping[str, Any], min_width: int) -> Plan:  # fmt: skip
     from pydeploy.errors import ConfigError
     from pydeploy.latency.table.table import Table
-    from pydeploy.planning.baselines import uniform
+    from pydeploy.planning.select import select
     from pydeploy.planning.solve import solve
 
-    if (budget_us is None) == (ratio is None):
-        raise ConfigError("give either --budget-us with --table, or --ratio")
-    if ratio is not None:
+    if (budget_us is None) == (not amounts):
+        raise ConfigError(
+            "give either --budget-us with --table, or one of --ratio, --threshold, --energy, --macs and --params"
+        )
+    if amounts:
         if table is not None:
-            raise ConfigError("--table goes with --budget-us; --ratio needs none")
-        return uniform(graph, scores, ratio=ratio, align=align, min_width=min_width)
+            raise ConfigError(f"--table goes with --budget-us; --{next(iter(amounts))} needs none")
+        found = select(graph, scores, **amounts, **how, min_width=min_width)
+        sys.stdout.write(f"removed {found.removed:.1%} of the channels; {found.macs:.1%} of the MACs and {found.params:.1%} "
+                         "of the parameters stay\n")  # fmt: skip
+        if found.at_minimum:
+            sys.stdout.write(f"kept more than asked for, the least they may: {', '.join(found.at_minimum)}\n")
+        return found.plan
     if table is None:
         raise ConfigError("--budget-us needs --table: make one with 'pydeploy table measure'")
     assert budget_us is not None

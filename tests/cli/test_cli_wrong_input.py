@@ -130,7 +130,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ("trace", NET, *shape, "--out", folder / "graph.json"),
             ("export", NET, *shape, "--out", folder / "dense.onnx"),
             ("prune", NET, *shape, "--ratio", 0.5, "--align", 4, "--out", folder / "small.safetensors", "--plan", folder / "plan.json"),
-            ("prune", NET, *shape, "--ratio", 0, "--out", folder / "dense.safetensors"),
+            ("prune", NET, *shape, "--threshold", 0, "--out", folder / "dense.safetensors"),
             ("export", NET, *shape, "--weights", folder / "small.safetensors", "--out", folder / "small.onnx"),
             ("table", "measure", folder / "dense.onnx", "--graph", folder / "graph.json", "--target", "null:fp32", "--db",
              folder / "t.sqlite", "--points", 2, "--align", 4, "--rounds", 1, "--runs", 2),
@@ -229,6 +229,8 @@ READ: Mapping[str, str] = {
 """What optional paths are: a file of this kind is expected there."""
 BESIDE: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("prune", "table"): {"ratio": None, "budget_us": 100}, ("prune", "budget_us"): {"ratio": None, "table": "t.sqlite"},
+    ("prune", "threshold"): {"ratio": None}, ("prune", "energy"): {"ratio": None}, ("prune", "macs"): {"ratio": None},
+    ("prune", "params"): {"ratio": None},
     ("prune", "config"): {"criterion": "taylor"}, ("build", "config"): {"data": "set.yaml"}, ("build", "data"): {"target": "tensorrt:int8"},
     ("calibrate", "tensorrt"): {"cache": "@trt.cache"}, ("compare", "onnx"): {"layers": True},
     ("table measure", "onnx"): {"model": None, "graph": None}, ("table measure", "input"): {"model": NET, "graph": None},
@@ -242,7 +244,7 @@ FREE = {
     "table import --target", "table probes --trtexec",
     "table verify --seed", "trtexec-command --trt",
     "quantize --processor", "lint model", "table plot --layer",
-    "profile import --trt", "table probes --target", "export --input-name",
+    "prune --threshold", "profile import --trt", "table probes --target", "export --input-name",
 }  # fmt: skip
 """Free text, and numbers of which any size means something: these may succeed."""
 

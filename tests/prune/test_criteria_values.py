@@ -143,6 +143,8 @@ def test_scales_of_batch_norms() -> None:
     model = net()
     both = [np.abs(part[:, 0]) for part in stream(model)[2]]
     np.testing.assert_allclose(scored(model, "bn_scale")["stem.0"], np.mean(both, 0), rtol=1e-6)
+    np.testing.assert_allclose(scored(model, "bn_scale", reduce="max")["stem.0"], np.max(both, 0), rtol=1e-6)
+    np.testing.assert_allclose(scored(model, "bn_scale", reduce="first")["stem.0"], both[0], rtol=1e-6)
     np.testing.assert_allclose(scored(model, "bn_ista")["stem.0"], np.max(both, 0), rtol=1e-6)
 
 
