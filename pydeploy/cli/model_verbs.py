@@ -117,7 +117,7 @@ def prune(
     given = arguments.options_of(criterion_option or [], "criterion")
     scores = _scores(net, graph, criterion, given, config)
     amounts = {"ratio": ratio, "threshold": threshold, "energy": energy, "macs": macs, "params": params}
-    how = {"scope": scope or CRITERIA[criterion].scope, "align": 8 if regular else align, "apart": apart or [],
+    how = {"scope": CRITERIA[criterion].scope if scope is None else scope, "align": 8 if regular else align, "apart": apart or [],
            "rounding": "up" if regular else rounding, "min_share": min_share, "layers": layers}  # fmt: skip
     chosen = _plan(graph, scores, budget_us, table, {k: v for k, v in amounts.items() if v is not None}, how, min_width)
     small = apply(net, graph, chosen)
