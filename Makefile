@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= runs
 SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.hpp)
 
-.PHONY: help setup demo demo-openvino data test lint types unit package floors sanitize sanitize-memory sanitize-threads trt-contract gpu-check bench figures format clean
+.PHONY: help setup docs demo demo-openvino data test lint types unit package floors sanitize sanitize-memory sanitize-threads trt-contract gpu-check bench figures format clean
 
 help:
 	@echo "make setup          prepare $(VENV) with everything below (a few minutes, mostly PyTorch)"
@@ -17,6 +17,7 @@ help:
 	@echo "make sanitize       the C++ core under AddressSanitizer, UBSan and ThreadSanitizer (4 to 6 minutes)"
 	@echo "make trt-contract   the TensorRT backend against the real bindings of six versions (no GPU needed)"
 	@echo "make gpu-check      on a machine with an NVIDIA GPU: everything that pydeploy promises there, as one table"
+	@echo "make docs           the documentation as a site, build/site; the reference comes from the code"
 	@echo "make format         format Python and C++"
 
 setup: $(VENV)/.ready
@@ -124,6 +125,12 @@ figures:
 	@mkdir -p docs/figures/demo docs/figures/openvino
 	@for run in demo openvino; do if [ -f $(OUT)/$$run/report.json ]; then cp $(OUT)/$$run/*.svg $(OUT)/$$run/report.md $(OUT)/$$run/report.json docs/$$run/; fi; done
 	@for run in demo openvino; do $(BIN)/pydeploy report docs/$$run && rm docs/$$run/report.html; done
+
+# Strict: a link that leads nowhere, or a page in no menu, ends it.
+docs: setup
+	@$(BIN)/python -c "import material, mkdocstrings" 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[docs]'
+	@$(BIN)/python -m mkdocs build --strict --quiet
+	@echo "docs: build/site/index.html"
 
 format: setup
 	@$(BIN)/ruff format --quiet . && $(BIN)/ruff check --fix --quiet . && $(BIN)/clang-format -i $(SOURCES)
