@@ -40,6 +40,7 @@ class TaskSection(Settings):
     """What is learned and on which data; `options` go to the task as they are."""
 
     name: TaskName = "classification"
+    """`classification`, one of an installed package, or your own as `FILE.py:CLASS`."""
     data: str | None = None
     """Name of the data set; by default the task's own choice."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -58,17 +59,22 @@ class ModelSection(Settings):
     """What builds the network, and the arguments of that factory."""
 
     name: ModelName
+    """`pydeploy:NAME`, `torchvision:NAME`, `timm:NAME`, `smp:NAME`, or your own as `FILE.py:FACTORY` or `PACKAGE.MODULE:FACTORY`."""
     options: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the factory; `in_channels` and `classes` come from the data."""
 
 
 class TargetSection(Settings):
     """What the engine must be fast on."""
 
     backend: str = "onnxruntime"
+    """`onnxruntime`, `openvino`, `tensorrt`, `null` (analytic, for tests), or your own as `FILE.py:CLASS`."""
     precision: Literal["fp32", "tf32", "fp16", "bf16", "int8"] = "fp32"
     """With int8, all engines of the search are int8 ones, calibrated as `quantize` says; so are the dense one and the budget."""
     batch: Positive = 1
+    """Samples an inference."""
     threads: Annotated[Whole, Field(ge=0)] = 0
+    """0: all cores that the process may use."""
     options: str = ""
     """For TensorRT, such as ``sparse,dla_core=0``."""
 
@@ -89,10 +95,13 @@ class TableSection(Settings):
     """How much is measured for the latency table."""
 
     points: Annotated[Whole, Field(ge=2, le=31)] = 7
+    """Widths that are measured of a group."""
     align: Positive | None = None
     """Widths are multiples of this; by default what suits the target."""
     rounds: Positive = 5
+    """Turns of each probe."""
     runs: Positive = 20
+    """Inferences a turn."""
 
 
 class PruneSection(Settings):
@@ -103,13 +112,19 @@ class PruneSection(Settings):
     options: dict[str, Any] = Field(default_factory=dict)
     """The criterion's own, and ``fallback``, the criterion of groups that it cannot judge."""
     batches: Positive = 20
+    """Batches that a criterion which looks at data is given."""
     batch_size: Positive = 256
+    """Samples of such a batch."""
     budget: Share | None = None
+    """Share of the dense engine's latency."""
     budget_us: Annotated[Number, Field(gt=0)] | None = None
+    """The same in microseconds; give one of the two."""
     headroom: Annotated[Number, Field(ge=0, lt=0.5)] = HEADROOM
     """The solver aims this share below the budget, because two builds of one plan differ by a few percent."""
     rounds: Positive = ROUNDS
+    """How often plans are built and measured at most."""
     min_width: Positive = 1
+    """Channels that every group keeps at least."""
 
     @model_validator(mode="after")
     def _one_budget(self) -> PruneSection:
@@ -139,8 +154,11 @@ class QuantizeSection(Settings):
     """INT8 of the fine-tuned model, calibrated on the manifest's images."""
 
     observer: Observer = "entropy"
+    """From values to an interval: `minmax`, `percentile`, `mse`, `entropy`, `moving_average`, or your own as `FILE.py:FUNCTION`."""
     calibration: Place = Path("fashion_mnist")
+    """Manifest of the calibration samples: a file, or a name that `pydeploy configs` lists."""
     exclude: list[str] = Field(default_factory=list)
+    """Layers that stay in float; names or patterns."""
     table: Place | None = None
     """Latency table of this network in the other precision (int8; for an int8 target, what int8 leaves in float), for the
     choice of layers in mixed precision. Without it, both engines are profiled."""
@@ -150,6 +168,7 @@ class CompareSection(Settings):
     """Further points for the report, each fine-tuned like the main plan and measured beside it."""
 
     budgets: list[Share] = Field(default_factory=list)
+    """Further budgets, as shares of the dense latency."""
     uniform: list[Share] = Field(default_factory=list)
     """Shares of the dense latency at which uniform widths are fitted."""
     global_threshold: list[Share] = Field(default_factory=list)
@@ -174,6 +193,7 @@ class Config(Settings):
     """Everything that `pydeploy run` needs."""
 
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0
+    """Of everything that is drawn at random."""
     task: TaskSection = TaskSection()
     model: ModelSection
     train: TrainSettings = TrainSettings()

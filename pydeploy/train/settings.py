@@ -29,23 +29,26 @@ SCHEDULES: Mapping[str, Callable[[float], float]] = {"linear": _linear, "cosine"
 
 
 class FitSettings(Settings):
-    """One training run: SGD with Nesterov momentum.
-
-    `lr` is the peak learning rate, reached after `warmup_epochs` and then lowered to zero along `schedule`.
-    `weight_decay` acts on weights only, not on biases and normalization. `clip_norm` limits the gradient's norm,
-    0 = off. `amp`: ``bf16`` computes in bfloat16 where that is safe (weights and sums stay float32), ``auto`` does
-    so where the device is fast at it.
-    """
+    """One training run: SGD with Nesterov momentum."""
 
     epochs: Positive = 5
+    """Passes over the training set."""
     batch_size: Positive = 128
+    """Samples a step, over all processes together."""
     lr: Annotated[Number, Field(gt=0)] = 0.2
+    """Peak learning rate, reached after `warmup_epochs` and then lowered to zero along `schedule`."""
     momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
+    """Nesterov momentum of SGD."""
     weight_decay: Annotated[Number, Field(ge=0)] = 5e-4
+    """On weights only, not on biases and normalization."""
     warmup_epochs: Annotated[Number, Field(ge=0)] = 1.0
+    """Epochs in which the learning rate rises from zero."""
     schedule: Annotated[str, name_in("schedule", "pydeploy.train.settings:SCHEDULES")] = "linear"
+    """`linear`, `cosine` or `constant`."""
     clip_norm: Annotated[Number, Field(ge=0)] = 0.0
+    """Limit of the gradient's norm; 0 is none."""
     amp: Literal["auto", "bf16", "off"] = "auto"
+    """`bf16` computes in bfloat16 where that is safe (weights and sums stay float32), `auto` where the device is fast at it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -83,6 +86,7 @@ class FinetuneSettings(FitSettings):
     lr: Annotated[Number, Field(gt=0)] = 0.05
     warmup_epochs: Annotated[Number, Field(ge=0)] = 0.2
     distill: DistillSettings | None = DistillSettings()
+    """`null` fine-tunes on the labels alone."""
 
 
 def lr_at(settings: FitSettings, step: int, steps_per_epoch: int) -> float:
