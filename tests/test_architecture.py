@@ -23,7 +23,7 @@ FLOORS = (
     ("data",),
     ("backends",),
     ("profiling",),
-    ("prune.forward",),
+    ("prune.forward", "prune.axis_maps"),
     ("prune.surgery",),
     ("prune.structure",),
     ("prune.criteria", "prune.sparsity"),

@@ -13,8 +13,9 @@ from onnx.reference import ReferenceEvaluator
 from latency_nets import NETS, residual, squeeze_excite
 from pydeploy.errors import Mismatch
 from pydeploy.graph import Graph, Group, Slice
-from pydeploy.latency.probes.constant_rules import Site, cut_constants, segments
 from pydeploy.latency.probes.cut_onnx import resize
+from pydeploy.latency.probes.kept_axes import follow
+from pydeploy.latency.probes.sites import Site, Tangled
 
 BIASES = {"residual": {"a": ["stem_folded", "conv2_folded"], "b": ["conv1_folded"]},
           "squeeze_excite": {"e": ["stem_folded", "dw_folded", "excite_folded"], "s": ["squeeze_folded"],
@@ -121,26 +122,31 @@ def test_foreign_graph_is_refused() -> None:
         resize(model, squeeze_excite()[1], {})
 
 
-@pytest.mark.parametrize(
-    ("left", "right", "expected"),
-    [
-        ([1, 8, 4, 4], [1, 128], [([0], [0]), ([1, 2, 3], [1])]),
-        ([1, 8, 4], [1, 2, 4, 4], [([0], [0]), ([1], [1, 2]), ([2], [3])]),
-        ([6, 5], [5, 6], [([0, 1], [0, 1])]),
-    ],
-    ids=["flatten", "split", "transposed"],
-)
-def test_segments(left: list[int], right: list[int], expected: list[tuple[list[int], list[int]]]) -> None:
-    assert segments(left, right) == expected
+def mask(*kept: int) -> np.ndarray:
+    return np.asarray(kept, dtype=bool)
 
 
-def test_shuffle_shrinks_the_channels_not_the_groups() -> None:
-    site = Site([(1, 16, 4, 4), (5,)], [(1, 8, 4, 4), (5,)], [None, np.array([1, 2, 8, 4, 4])])
-    assert cut_constants("Reshape", site)[1].tolist() == [1, 2, 4, 4, 4]
+def test_a_shuffle_shrinks_the_channels_or_the_groups_as_the_entries_say() -> None:
+    target = np.array([1, 2, 8, 4, 4])
+    for kept, expected in ((mask(*[1, 0] * 8), [1, 2, 4, 4, 4]), (mask(*[1] * 8, *[0] * 8), [1, 1, 8, 4, 4])):
+        site = Site("Reshape", [(1, 16, 4, 4), (5,)], [(1, 2, 8, 4, 4)], [None, target], [{1: kept}, {}])
+        assert follow(site).constants[1].tolist() == expected
 
 
-def test_equal_split_and_normalization_follow() -> None:
-    split = Site([(1, 16, 4), (2,)], [(1, 6, 4), (2,)], [None, np.array([8, 8])])
-    assert cut_constants("Split", split)[1].tolist() == [3, 3]
-    norm = Site([(1, 4, 2)] + [(4,)] * 2, [(1, 3, 2)] + [(4,)] * 2, [None, np.arange(4.0), np.arange(4.0)])
-    assert [v.tolist() for v in cut_constants("BatchNormalization", norm).values()] == [[0, 1, 2]] * 2
+def test_entries_that_no_axes_hold_are_refused() -> None:
+    site = Site("Reshape", [(1, 4), (3,)], [(1, 2, 2)], [None, np.array([1, 2, 2])], [{1: mask(1, 1, 1, 0)}, {}])
+    with pytest.raises(Tangled):
+        follow(site)
+
+
+def test_split_and_normalization_follow() -> None:
+    kept = mask(1, 1, 0, 0, 1, 1, 1, 0)
+    split = Site(
+        "Split", [(1, 8, 4), (2,)], [(1, 3, 4), (1, 5, 4)], [None, np.array([3, 5])], [{1: kept}, {}], {"axis": 1}
+    )
+    cut = follow(split)
+    assert cut.constants[1].tolist() == [2, 3]
+    assert [found[1].tolist() for found in cut.kept] == [kept[:3].tolist(), kept[3:].tolist()]
+    norm = Site("BatchNormalization", [(1, 8, 2), (8,), (8,)], [(1, 8, 2)], [None, np.arange(8.0), np.arange(8.0)],
+                [{1: kept}, {}, {}])  # fmt: skip
+    assert [v.tolist() for v in follow(norm).constants.values()] == [[0, 1, 4, 5, 6]] * 2

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pydeploy.prune.axis_maps import blocks, joined
 from pydeploy.prune.structure import operators
-from pydeploy.prune.structure.axis_maps import MOVES, axis_maps, blocks, joined
+from pydeploy.prune.structure.moves import MOVES, axis_maps
 from pydeploy.prune.structure.operators import KINDS
 from pydeploy.prune.structure.rules import BY_KIND, RULES
 from pydeploy.prune.structure.tape import Value

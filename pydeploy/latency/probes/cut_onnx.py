@@ -1,15 +1,16 @@
 """A model at other widths, cut from its dense ONNX without torch: what latency probes are made of.
 
-* A parameter that the graph's slices name keeps the entries of each group's first channels; so does the bias of
-  the layer that owns a weight. A depthwise layer's ``group`` attribute follows.
-* Constants that follow a channel axis (a scale per channel, a reshape's target) are cut where they are used; a
-  constant used twice may so become two.
+* A parameter that the graph's slices name keeps the entries of each group's first channels. A depthwise layer's ``group``
+  attribute follows.
+* What stays of every other tensor follows from that, node by node (`kept_axes`). Constants that lie along a cut axis (a
+  bias, a scale per channel, a reshape's target) are cut where they are used; a constant used twice may so become two.
 * Every node's shapes are inferred and checked on the way, so a contradiction is reported with the node's name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -20,13 +21,12 @@ from onnx import numpy_helper, shape_inference
 
 from pydeploy.errors import Mismatch
 from pydeploy.graph import Graph, Op, Widths
-from pydeploy.latency.probes.constant_rules import Shape, Site, cut_constants
+from pydeploy.latency.probes.kept_axes import follow
+from pydeploy.latency.probes.node_shapes import NodeShapes, Tensors, fold
+from pydeploy.latency.probes.sites import ALL, Cut, Kept, Site, Tangled, taken
 
-Kept = Mapping[tuple[str, int], NDArray[np.int64]]
-"""Entries that stay, by (parameter, dim); dims that keep all their entries are absent."""
-
-Tensors = dict[str, onnx.TensorProto]
-"""The cut model's initializers by name."""
+Entries = Mapping[tuple[str, int], NDArray[np.bool_]]
+"""Whether each entry stays, by (parameter, dim); dims that keep all their entries are absent."""
 
 
 def resize(
@@ -43,21 +43,27 @@ def resize(
     small.CopyFrom(model)
     _hoist_constants(small.graph)
     tensors = {tensor.name: tensor for tensor in small.graph.initializer}
+    parameters = {piece.param for group in graph.groups for piece in group.slices} | {op.weight for op in graph.ops}
+    sites = _sites(small, fold(small, tensors, parameters))
     layers = list(_layers(small, graph))
     _require_dense(tensors, graph)
-    kept = _kept(graph, full)
-    done: set[str] = set()
+    entries = _entries(graph, full)
+    kept: dict[str, Kept] = {}
     for node, op in layers:
-        _cut_layer(node, op, tensors, kept, done, full, rng)
-    _cut_parameters(graph, tensors, kept, done)
-    _cut_uses(small, tensors, _dense_shapes(model))
+        _cut_layer(node, op, tensors, entries, kept, full, rng)
+    _cut_parameters(graph, tensors, entries, kept)
+    cuts = _stays(sites, small, kept)
+    for node, cut in zip(small.graph.node, cuts, strict=True):
+        _cut_node(node, cut, tensors)
+    _check(small, tensors)
     _store(small, tensors)
     return _checked(small)
 
 
 def _require_dense(tensors: Tensors, graph: Graph) -> None:
     """Parameters may lie transposed in the file, but each has as many values as the graph says."""
-    for name, shape in graph.params.items():
+    for name in dict.fromkeys(piece.param for group in graph.prunable for piece in group.slices):
+        shape = graph.params[name]
         dims = list(tensors[name].dims) if name in tensors else list(shape)
         if prod(dims) != prod(shape):
             raise Mismatch(
@@ -65,16 +71,14 @@ def _require_dense(tensors: Tensors, graph: Graph) -> None:
             )
 
 
-def _kept(graph: Graph, widths: Widths) -> Kept:
-    removed: dict[tuple[str, int], list[NDArray[np.int64]]] = {}
+def _entries(graph: Graph, widths: Widths) -> Entries:
+    stays: dict[tuple[str, int], NDArray[np.bool_]] = {}
     for group in graph.groups:
         gone = np.arange(widths[group.name], group.width, dtype=np.int64)
         for piece in group.slices if gone.size else ():
-            removed.setdefault((piece.param, piece.dim), []).append(piece.entries(gone))
-    return {
-        (param, dim): np.setdiff1d(np.arange(graph.params[param][dim], dtype=np.int64), np.concatenate(gone))
-        for (param, dim), gone in removed.items()
-    }
+            size = graph.params[piece.param][piece.dim]
+            stays.setdefault((piece.param, piece.dim), np.ones(size, dtype=np.bool_))[piece.entries(gone)] = False
+    return stays
 
 
 def _hoist_constants(graph: onnx.GraphProto) -> None:
@@ -103,57 +107,54 @@ def _replace(field: Any, items: list[Any]) -> None:
 
 
 def _layers(model: onnx.ModelProto, graph: Graph) -> Iterator[tuple[onnx.NodeProto, Op]]:
+    """Nodes of the graph's layers. Of layers that share a weight the file may hold fewer: one product for query, key and value."""
     nodes = {node.name: node for node in model.graph.node}
+    found = {op.weight for op in graph.ops if op.name in nodes}
     for op in graph.ops:
-        if op.name not in nodes:
+        if op.name in nodes:
+            yield nodes[op.name], op
+        elif op.weight not in found:
             raise Mismatch(
                 f"the ONNX model has no node named '{op.name}', which the graph lists as a {op.kind} layer: "
                 "use the graph and the ONNX file of the same model, both written by pydeploy"
             )
-        yield nodes[op.name], op
 
 
 def _cut_layer(
-    node: onnx.NodeProto, op: Op, tensors: Tensors, kept: Kept, done: set[str], widths: Widths,
+    node: onnx.NodeProto, op: Op, tensors: Tensors, entries: Entries, kept: dict[str, Kept], widths: Widths,
     rng: np.random.Generator | None,
 ) -> None:  # fmt: skip
-    """Cut a layer's weight and bias (once, where layers share them) and set its ``group`` attribute."""
+    """Cut a layer's weight (once, where layers share it) and set its ``group`` attribute. A weight that the file computes from a
+    parameter follows from that.
+    """
     for attribute in node.attribute:
         if attribute.name == "group" and op.depthwise:
             attribute.i = op.cin.at(widths)
     weight = node.input[1]
-    if weight not in tensors:
-        raise Mismatch(f"node '{node.name}' computes its weight '{weight}'; probing needs it as an initializer")
+    if weight not in tensors or weight in kept:
+        return
     turned = node.op_type == "MatMul" or (node.op_type == "Gemm" and not _attribute(node, "transB"))
     rank = len(tensors[weight].dims)
-    out_dim = 1 if node.op_type == "ConvTranspose" else 0
-    if weight not in done:
-        axes = {
-            rank - 1 - dim if turned else dim: entries for (param, dim), entries in kept.items() if param == op.weight
-        }
-        cut = _taken(tensors[weight], axes, node.name)
-        _set(tensors, weight, _drawn(cut, cut.size // max(1, op.cout.at(widths)), rng))
-        done.add(weight)
-    if len(node.input) > 2 and node.input[2] in tensors and node.input[2] not in done:
-        entries = kept.get((op.weight, out_dim))
-        _set(tensors, node.input[2], _taken(tensors[node.input[2]], {} if entries is None else {0: entries}, node.name))
-        done.add(node.input[2])
+    kept[weight] = {
+        rank - 1 - dim if turned else dim: which for (param, dim), which in entries.items() if param == op.weight
+    }
+    cut = _taken(tensors[weight], kept[weight], node.name)
+    _set(tensors, weight, _drawn(cut, cut.size // max(1, op.cout.at(widths)), rng))
 
 
 def _attribute(node: onnx.NodeProto, name: str) -> int:
     return next((int(a.i) for a in node.attribute if a.name == name), 0)
 
 
-def _taken(tensor: onnx.TensorProto, axes: Mapping[int, NDArray[np.int64]], where: str) -> NDArray[Any]:
+def _taken(tensor: onnx.TensorProto, kept: Kept, where: str) -> NDArray[Any]:
     array = numpy_helper.to_array(tensor)
-    for axis, entries in axes.items():
-        if axis >= array.ndim or (entries.size and entries[-1] >= array.shape[axis]):
+    for axis, which in kept.items():
+        if axis >= array.ndim or len(which) != array.shape[axis]:
             raise Mismatch(
-                f"node '{where}': '{tensor.name}' has shape {list(array.shape)}, too small for the graph's slice "
-                f"of axis {axis} (entry {int(entries[-1])}): the graph belongs to another model"
+                f"node '{where}': '{tensor.name}' has shape {list(array.shape)}, the graph cuts {len(which)} entries of "
+                f"axis {axis}: the graph belongs to another model"
             )
-        array = np.take(array, entries, axis=axis)
-    return array
+    return taken(array, kept)
 
 
 def _set(tensors: Tensors, name: str, array: NDArray[Any]) -> None:
@@ -168,71 +169,98 @@ def _drawn(cut: NDArray[Any], fan_in: int, rng: np.random.Generator | None) -> N
     return ((rng.random(cut.shape, dtype=np.float32) * 2 - 1) * limit).astype(cut.dtype)
 
 
-def _cut_parameters(graph: Graph, tensors: Tensors, kept: Kept, done: set[str]) -> None:
+def _cut_parameters(graph: Graph, tensors: Tensors, entries: Entries, kept: dict[str, Kept]) -> None:
     """Cut the other parameters that kept their name and shape in the file (unfused normalization and the like)."""
-    for name in {param for param, _ in kept} - done:
-        if name in tensors and tuple(tensors[name].dims) == graph.params[name]:
-            axes = {dim: entries for (param, dim), entries in kept.items() if param == name}
-            _set(tensors, name, _taken(tensors[name], axes, name))
+    for name in dict.fromkeys(param for param, _ in entries):
+        if name in tensors and name not in kept and tuple(tensors[name].dims) == graph.params[name]:
+            kept[name] = {dim: which for (param, dim), which in entries.items() if param == name}
+            _set(tensors, name, _taken(tensors[name], kept[name], name))
 
 
-def _cut_uses(model: onnx.ModelProto, tensors: Tensors, dense: Mapping[str, Shape]) -> None:
-    """Walk the nodes in order: cut the constants that each one needs smaller, infer its outputs, check them."""
-    types = {value.name: value.type for value in model.graph.input}
-    types |= {name: _tensor_type(tensor) for name, tensor in tensors.items()}
-    for node in model.graph.node:
-        constants = [numpy_helper.to_array(tensors[name]) if name in tensors else None for name in node.input]
-        site = Site(
-            [dense.get(name) for name in node.input], [_shape(types.get(name)) for name in node.input], constants
+def _sites(model: onnx.ModelProto, dense: NodeShapes) -> list[Site]:
+    """Every node of the dense model, before anything is cut."""
+    return [
+        Site(
+            node.op_type,
+            [dense.shape(name) for name in node.input],
+            [dense.shape(name) for name in node.output],
+            [numpy_helper.to_array(dense.tensors[name]) if name in dense.tensors else None for name in node.input],
+            [],
+            {attribute.name: _value(attribute) for attribute in node.attribute},
+            values=[dense.value(name) for name in node.input],
         )
-        for index, array in cut_constants(node.op_type, site).items():
-            name = f"{node.input[index]}@{node.name or node.output[0]}"
-            _set(tensors, name, array)
-            types[name] = _tensor_type(tensors[name])
-            node.input[index] = name
-        types |= _inferred(model, node, types, tensors)
+        for node in model.graph.node
+    ]
+
+
+def _value(attribute: onnx.AttributeProto) -> Any:
+    value = onnx.helper.get_attribute_value(attribute)
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _stays(sites: Sequence[Site], model: onnx.ModelProto, parameters: Mapping[str, Kept]) -> list[Cut]:
+    """What follows from the cut `parameters` at every node. Values that only their readers can size, such as zeros, are found by
+    going through the nodes again until nothing new is wanted.
+    """
+    wanted: dict[str, Kept] = {}
+    while True:
+        kept = dict(parameters)
+        cuts = []
+        asked: dict[str, Kept] = {}
+        for node, site in zip(model.graph.node, sites, strict=True):
+            here = replace(
+                site, kept=[kept.get(name, ALL) for name in node.input], wanted=wanted.get(node.output[0], ALL)
+            )
+            try:
+                cut = follow(here)
+            except Tangled:
+                text = "no axes hold what stays of its input; the graph does not describe this model"
+                raise Mismatch(f"{_where(node)}: {text}") from None
+            kept |= {name: found for name, found in zip(node.output, cut.kept, strict=True) if found}
+            asked |= {node.input[index]: need for index, need in cut.wanted.items() if node.input[index] not in wanted}
+            cuts.append(cut)
+        if not asked:
+            return cuts
+        wanted |= asked
+
+
+def _cut_node(node: onnx.NodeProto, cut: Cut, tensors: Tensors) -> None:
+    for index, array in cut.constants.items():
+        name = f"{node.input[index]}@{node.name or node.output[0]}"
+        _set(tensors, name, array)
+        node.input[index] = name
+    for attribute in node.attribute:
+        if attribute.name in cut.attributes:
+            attribute.CopyFrom(onnx.helper.make_attribute(attribute.name, cut.attributes[attribute.name]))
+
+
+def _check(model: onnx.ModelProto, tensors: Tensors) -> None:
+    """Infer the shapes of the cut model node by node, so that a contradiction is reported with the node's name."""
+    shapes = NodeShapes(model, tensors)
+    for node in model.graph.node:
+        _check_channels(node, shapes)
+        try:
+            shapes.step(node)
+        except shape_inference.InferenceError as error:
+            raise Mismatch(
+                f"{_where(node)}: its input shapes contradict each other at these widths ({_first(error)})"
+            ) from None
     for output in model.graph.output:
-        if output.name in types:
-            output.type.CopyFrom(types[output.name])
+        if output.name in shapes.types:
+            output.type.CopyFrom(shapes.types[output.name])
 
 
-def _inferred(
-    model: onnx.ModelProto, node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto], tensors: Tensors
-) -> dict[str, onnx.TypeProto]:
-    """Types of a node's outputs; empty where an input's type or the operator is unknown."""
-    names = [name for name in node.input if name]
-    versions = {entry.domain: entry.version for entry in model.opset_import}
-    if any(name not in types for name in names) or not onnx.defs.has(node.op_type, node.domain):
-        return {}
-    _check_channels(node, types)
-    schema = onnx.defs.get_schema(node.op_type, versions[node.domain], node.domain)
-    small = {name: tensors[name] for name in names if name in tensors and np.prod(tensors[name].dims) <= _DATA_LIMIT}
-    try:
-        return shape_inference.infer_node_outputs(
-            schema, node, {name: types[name] for name in names}, small,
-            opset_imports=list(model.opset_import), ir_version=model.ir_version,
-        )  # fmt: skip
-    except shape_inference.InferenceError as error:
-        raise Mismatch(
-            f"{_where(node)}: its input shapes contradict each other at these widths ({_first(error)})"
-        ) from None
-
-
-_DATA_LIMIT = 1024
-"""Only shapes, sizes and the like steer shape inference; they are far shorter than this."""
-
-
-def _check_channels(node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto]) -> None:
+def _check_channels(node: onnx.NodeProto, shapes: NodeShapes) -> None:
     """ONNX's own inference does not compare a convolution's channels with its weight's."""
     if node.op_type not in ("Conv", "ConvTranspose"):
         return
-    data, weight = _shape(types[node.input[0]]), _shape(types[node.input[1]])
+    data, weight = shapes.shape(node.input[0]), shapes.shape(node.input[1])
     if data is None or weight is None:
         return
     groups = _attribute(node, "group") or 1
     expected = weight[1] * groups if node.op_type == "Conv" else weight[0]
     made = weight[0] if node.op_type == "Conv" else weight[1] * groups
-    bias = _shape(types[node.input[2]]) if len(node.input) > 2 and node.input[2] else (made,)
+    bias = shapes.shape(node.input[2]) if len(node.input) > 2 and node.input[2] else (made,)
     if data[1] != expected or made % groups or bias != (made,):
         raise Mismatch(
             f"{_where(node)}: its input has {data[1]} channels, its weight {list(weight)} with group={groups} "
@@ -246,25 +274,6 @@ def _where(node: onnx.NodeProto) -> str:
 
 def _first(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
-
-
-def _tensor_type(tensor: onnx.TensorProto) -> onnx.TypeProto:
-    return onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
-
-
-def _shape(kind: onnx.TypeProto | None) -> Shape | None:
-    """Static shape, or None where a dimension is unknown."""
-    if kind is None or not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
-        return None
-    dims = kind.tensor_type.shape.dim
-    return tuple(dim.dim_value for dim in dims) if all(dim.HasField("dim_value") for dim in dims) else None
-
-
-def _dense_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
-    graph = shape_inference.infer_shapes(model, data_prop=True).graph
-    values = [*graph.input, *graph.value_info, *graph.output]
-    shapes = {value.name: shape for value in values if (shape := _shape(value.type)) is not None}
-    return shapes | {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
 
 
 def _store(model: onnx.ModelProto, tensors: Tensors) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from pydeploy.prune.structure.axis_maps import MOVES, axis_maps
 from pydeploy.prune.structure.layout import Layout
+from pydeploy.prune.structure.moves import MOVES, axis_maps
 from pydeploy.prune.structure.operators import ALIKE, EVEN, FILLED, KINDS, ZEROS
 from pydeploy.prune.structure.params import ParamView
 from pydeploy.prune.structure.tape import Call, Value

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pydeploy.graph import ROLES
-from pydeploy.prune.structure.axis_maps import AxisMap
+from pydeploy.prune.axis_maps import AxisMap
 
 Labels = NDArray[np.int64]
 """Atom of each entry along one axis; `FIXED` where no channel lies."""

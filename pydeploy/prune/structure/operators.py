@@ -1,7 +1,7 @@
 """What the tracer knows of every ATen operator, in one table: how channels move through it and what it does to zeros.
 
 Operators go by their ATen name without namespace, overload and the in-place underscore. `KINDS` says which rule of
-`pydeploy.prune.structure.rules` moves channels through one (`axis_maps` where it only moves entries); the sets below hold what
+`pydeploy.prune.structure.rules` moves channels through one (`moves` where it only moves entries); the sets below hold what
 else is true of it. An operator that is not in the table freezes what it touches.
 """
 

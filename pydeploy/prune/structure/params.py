@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from pydeploy.prune.structure.axis_maps import AxisMap, axis_maps, joined
+from pydeploy.prune.axis_maps import AxisMap, joined
 from pydeploy.prune.structure.layout import FIXED, Labels, Unknown
+from pydeploy.prune.structure.moves import axis_maps
 from pydeploy.prune.structure.operators import AVERAGES, KINDS, SUMS
 from pydeploy.prune.structure.tape import Value
 from pydeploy.prune.structure.zeros import stays_zero

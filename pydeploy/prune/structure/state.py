@@ -143,10 +143,10 @@ class Tracer:
     def name(self, value: Value) -> str:
         """The first parameter that a weight is made of."""
         view = self.views.get(value)
-        origins = view.origins if view is not None else ()
-        if not origins:
+        params = [origin.param for origin in view.origins if origin.param] if view is not None else []
+        if not params:
             raise Unknown("the weight is no parameter")
-        return value.param or origins[0].param
+        return value.param or params[0]
 
     def fresh(self, count: int) -> Labels:
         """New atoms; a single channel can never be removed."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pydeploy.prune.structure.axis_maps import AxisMap, Moved, axis_maps
+from pydeploy.prune.axis_maps import AxisMap, Moved
 from pydeploy.prune.structure.layout import FIXED, Layout, Unknown
 from pydeploy.prune.structure.layout import moved as carried
+from pydeploy.prune.structure.moves import axis_maps
 from pydeploy.prune.structure.rules.meeting import met
 from pydeploy.prune.structure.state import Made, Tracer
 from pydeploy.prune.structure.tape import Call
