@@ -12,8 +12,10 @@ import pytest
 from pydantic import BaseModel
 
 from pydeploy.errors import ConfigError, DeployError
-from pydeploy.run.config import Config, parse
+from pydeploy.quant.observe import OBSERVERS
+from pydeploy.run.config import Config, load, parse
 from pydeploy.run.pipeline import run
+from pydeploy.settings import open_names
 from quiet import Quiet
 
 ROOT = Path(__file__).parents[2]
@@ -162,6 +164,64 @@ def test_a_wrong_name_is_refused_before_any_work(key: str, tmp_path: Path) -> No
         run(parse(changed(key, wrong), "test"), tmp_path / "out", console)
     assert not list(tmp_path.rglob("started.json"))
     assert not console.lines
+
+
+OPEN = sorted(open_names(parse(WHOLE, "test")))
+"""Settings that take a user's code."""
+CODE = "def mine(*args, **settings): raise KeyError('x')\nnumber = 3\n"
+WRONG = {
+    "mine.py:mien": "has no function 'mien' .did you mean 'mine'",
+    "mien.py:mine": "mien.py does not exist",
+    "mine.py:number": "has no function 'number'",
+    "mine.py": "unknown .* 'mine.py'",
+    "mine.py:": "has no function ''",
+    "broken.py:mine": "broken.py cannot be run: SyntaxError",
+    "failing.py:mine": "failing.py cannot be run: ZeroDivisionError",
+    "no_such_package.module:mine": "no_such_package",
+    "no_such_name": "unknown .* 'no_such_name'",
+}
+"""What a user may write wrongly instead of mine.py:mine."""
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("key", OPEN)
+def test_wrong_names_of_ones_own_code_are_refused_before_any_work(key: str, wrong: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(CODE)
+    (tmp_path / "broken.py").write_text("def mine(:")
+    (tmp_path / "failing.py").write_text("1 / 0")
+    with pytest.raises(ConfigError, match=WRONG[wrong]) as caught:
+        parse(changed(key, wrong), "test", tmp_path)
+    assert "\n" not in str(caught.value)
+    assert key in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["task.name", "model.name"])
+def test_code_that_fails_is_one_sentence_before_any_work(key: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(CODE)
+    with pytest.raises(ConfigError, match=r"mine.py:mine cannot be built with .*KeyError: 'x'"):
+        run(parse(changed(key, "mine.py:mine"), "test", tmp_path), tmp_path / "out", Quiet())
+    assert not list(tmp_path.rglob("started.json"))
+
+
+def test_paths_are_relative_to_the_config_and_those_of_set_to_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("configs", "here"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(f"def mine(seen, levels): return '{folder}'")
+    (tmp_path / "configs" / "c.yaml").write_text(
+        json.dumps(changed("quantize", {"observer": "mine.py:mine", "calibration": "sets/a.yaml"}))
+    )
+    monkeypatch.chdir(tmp_path / "here")
+    for path in (Path("../configs/c.yaml"), tmp_path / "configs" / "c.yaml"):
+        plain = load(path).quantize
+        assert plain is not None
+        assert OBSERVERS[plain.observer](None, 0) == "configs"  # type: ignore[arg-type, comparison-overlap]
+        assert plain.calibration.absolute().resolve() == tmp_path / "configs" / "sets" / "a.yaml"
+        found = load(path, ["quantize.observer=mine.py:mine", "quantize.calibration=sets/a.yaml"]).quantize
+        assert found is not None
+        assert OBSERVERS[found.observer](None, 0) == "here"  # type: ignore[arg-type, comparison-overlap]
+        assert found.calibration == tmp_path / "here" / "sets" / "a.yaml"
 
 
 NOT_NAMES = {"seed", "model.options", "task.options"} | set(NUMBERS)

@@ -70,7 +70,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_report_holds_what_it_promises(finished: Path) -> None:
     data = json.loads((finished / "report.json").read_text())
-    assert data["schema"] == 1
+    assert data["schema"] == 2
     assert data["target"]["backend"] == "null"
     assert data["met"] is True
     assert {"dense", "pruned", "quantized"} <= set(data["models"])

@@ -23,7 +23,7 @@ from pydeploy.run.config import Config, parse
 from pydeploy.run.folder import RunFolder
 from pydeploy.run.job import Job, fresh_model, open_job
 from pydeploy.run.pipeline import Stage, foresee, run_stage, stages_of
-from pydeploy.settings import defaults, leaves
+from pydeploy.settings import defaults, leaves, open_names
 from quiet import Quiet
 from stage_spy import ArtefactsSpy, JobSpy
 from test_config_checks import WHOLE, keys
@@ -223,6 +223,58 @@ def test_a_weights_file(data: dict[str, Any], tmp_path: Path, what: str) -> None
     else:  # nothing is trained, so how is without meaning
         data = changed(data, "train.epochs", 4)
     assert again(data, tmp_path / "run") == (every if what in ("replaced", "removed") else set())
+
+
+CODE = {
+    "model.name": """
+from pydeploy.models import build
+def mine(num_classes, in_channels): return build("resnet8", width=8, num_classes=num_classes, in_channels=in_channels)
+""",
+    "task.name": """
+from pydeploy.tasks.named import build_task
+DATA = {"size": 12, "train_size": 64, "test_size": 32}
+def mine(): return build_task("classification", data="synthetic", data_settings=DATA)
+""",
+    "quantize.observer": "def mine(seen, levels): return seen.histogram.minimum, seen.histogram.maximum",
+    "finetune.distill.loss": "def mine(task, student, teacher, settings): return (student['logits'] - teacher['logits']).abs().mean()",
+    "prune.criterion": "def mine(group): return [1.0 * i for i in range(group.width)]",
+}
+"""A user's own thing for every setting that takes one."""
+
+
+def test_every_open_setting_has_a_thing_of_ones_own(data: dict[str, Any]) -> None:
+    assert set(open_names(parse(data, "test"))) == set(CODE)
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
+@pytest.mark.parametrize("setting", CODE)
+def test_code_of_ones_own_counts_by_its_contents(
+    data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, *, int8: bool
+) -> None:
+    """Where it is read, with what it imports, and wherever the folder lies; what lies beside it does not count."""
+    folder = tmp_path / "code"
+    folder.mkdir()
+    (folder / "mine.py").write_text("import helper\n" + CODE[setting])
+    (folder / "helper.py").write_text("")
+    (folder / "other.py").write_text("")
+    data = changed(of_int8(data) if int8 else data, setting, f"{folder}/mine.py:mine")
+    data["model"]["options"] = {} if setting == "model.name" else data["model"]["options"]
+    data["prune"]["options"] = {} if setting == "prune.criterion" else data["prune"].get("options", {})
+    if setting == "task.name":
+        data["task"] = {"name": data["task"]["name"]}
+    job = job_of(data)
+    pretend(job, tmp_path / "run")
+    assert again(data, tmp_path / "run") == set()
+    expected = readers(stages_of(job), setting)
+    for name in ("mine.py", "helper.py", "other.py"):
+        text = (folder / name).read_text()
+        (folder / name).write_text(f"{text}\n# another text")
+        assert again(data, tmp_path / "run") == (set() if name == "other.py" else expected), name
+        (folder / name).write_text(text)
+    folder.rename(tmp_path / "moved")
+    data = changed(data, setting, "mine:mine")
+    monkeypatch.chdir(tmp_path / "moved")
+    assert again(data, tmp_path / "run") == set()
 
 
 def test_a_criterion_of_ones_own(data: dict[str, Any], tmp_path: Path) -> None:
