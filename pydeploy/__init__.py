@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pydeploy.prune.surgery.apply import apply
     from pydeploy.prune.surgery.fold import fold
     from pydeploy.prune.surgery.kept_entries import compose
+    from pydeploy.prune.surgery.recalibrate import recalibrate
     from pydeploy.prune.surgery.save import load, save
     from pydeploy.quant.calibrate import calibrate
     from pydeploy.quant.qdq import quantize
@@ -48,6 +49,7 @@ _HOMES = {
     "measure": "pydeploy.latency.probes.measure",
     "pareto_front": "pydeploy.planning.solve",
     "quantize": "pydeploy.quant.qdq",
+    "recalibrate": "pydeploy.prune.surgery.recalibrate",
     "save": "pydeploy.prune.surgery.save",
     "score": "pydeploy.prune.criteria.score",
     "select": "pydeploy.planning.select",
@@ -57,7 +59,7 @@ _HOMES = {
 }
 
 __all__ = ["Graph", "Plan", "Table", "__version__", "apply", "calibrate", "channel_means", "compose", "fold", "load",
-           "measure", "pareto_front", "quantize", "save", "score", "select", "solve", "trace", "uniform"]  # fmt: skip
+           "measure", "pareto_front", "quantize", "recalibrate", "save", "score", "select", "solve", "trace", "uniform"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

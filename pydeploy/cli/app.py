@@ -52,6 +52,7 @@ for _verb in (
     model_verbs.prune,
     model_verbs.criteria,
     run_verbs.finetune,
+    run_verbs.recalibrate,
     model_verbs.export,
     engine_verbs.calibrate,
     quant_verbs.quantize,

@@ -107,6 +107,34 @@ def finetune(
     sys.stdout.write(f"{out / 'model.safetensors'}\n")
 
 
+def recalibrate(
+    config: ConfigFile,
+    model: Annotated[Path, typer.Option(help="The cut model, written by 'pydeploy prune'.")],
+    out: Annotated[Path, typer.Option(help="The recalibrated model (safetensors).")],
+    batches: Annotated[int, typer.Option(min=1, max=1_000_000, help="Training batches, as large as 'prune' says.")] = 5,
+    set_: Override = None,
+) -> None:
+    """Measure a cut model's batch norms again, on training batches of a config, without training.
+
+    Example: pydeploy recalibrate CONFIG --model small.safetensors --out recalibrated.safetensors
+    """
+    from pydeploy.cli.console import Terminal
+    from pydeploy.files import check_writable
+    from pydeploy.prune.surgery.recalibrate import recalibrate as measured
+    from pydeploy.prune.surgery.save import load_plan, save
+    from pydeploy.run.config import load
+    from pydeploy.run.job import model_of, open_job
+    from pydeploy.run.stages.scoring import first_batches
+
+    check_writable(out)
+    job = open_job(load(config, set_ or []), Terminal())
+    small = model_of(job, model)
+    settings = job.config.prune.model_copy(update={"batches": batches})
+    data = first_batches(job.task, settings, job.seed)
+    save(out, measured(small, (batch.inputs for batch in data)), load_plan(model))
+    sys.stdout.write(f"{out}\n")
+
+
 def report(
     folder: Annotated[Path, typer.Argument(help="Run directory, or a folder with a report.json.")],
     json: Annotated[bool, typer.Option("--json", help="Print report.json instead of a summary.")] = False,

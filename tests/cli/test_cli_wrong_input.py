@@ -69,6 +69,7 @@ VALID: Mapping[str, Mapping[str, Any]] = {
     "train": {"config": "config.yaml", "out": "@train"},
     "trace": {"model": NET, "input": INPUT, "option": OPTION, "out": "@graph.json"},
     "prune": {"model": NET, "input": INPUT, "option": OPTION, "ratio": 0.5, "out": "@small.safetensors"},
+    "recalibrate": {"config": "config.yaml", "model": "small.safetensors", "out": "@recalibrated.safetensors"}, "criteria": {},
     "finetune": {"config": "config.yaml", "model": "small.safetensors", "teacher": "dense.safetensors", "out": "@tuned"},
     "export": {"model": NET, "input": INPUT, "option": OPTION, "out": "@net.onnx"},
     "calibrate": {"model": "dense.onnx", "data": "set.yaml", "threads": 1, "out": "@ranges.json"},
@@ -272,7 +273,9 @@ def complaint(done: Done) -> str:
     return ""
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VALID if verb not in ("run", "gpu-check", "finetune", "train")])
+@pytest.mark.parametrize(
+    "verb", [verb for verb in VALID if verb not in ("run", "gpu-check", "finetune", "recalibrate", "train")]
+)
 def test_the_arguments_that_are_varied_are_right(verb: str, good: Path, tmp_path: Path) -> None:
     done = pydeploy(*words(verb, VALID[verb], good, tmp_path))
     assert done.returncode == 0, done.stderr

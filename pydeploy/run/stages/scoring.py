@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from pydeploy.errors import DataError
 from pydeploy.files import replacing
 from pydeploy.graph import Graph
 from pydeploy.run.artefacts import Artefacts
-from pydeploy.run.config import Config
+from pydeploy.run.config import Config, PruneSection
 from pydeploy.run.job import Job, model_of
 
 if TYPE_CHECKING:
@@ -43,11 +43,15 @@ def scores_of(
     from pydeploy.prune.criteria.score import score
     from pydeploy.tasks.evaluate import named
 
-    settings = config.prune
-    batches = (b for epoch in count() for b in task.train_batches(epoch, settings.batch_size, config.seed))
-    data = ((batch.inputs, batch) for batch in islice(batches, settings.batches))
+    data = ((batch.inputs, batch) for batch in first_batches(task, config.prune, config.seed))
     return score(model, graph, criterion, data=data, loss=lambda outputs, batch: task.loss(named(task, outputs), batch),
                  seed=config.seed, options=options)  # fmt: skip
+
+
+def first_batches(task: Task, settings: PruneSection, seed: int) -> Iterator[Any]:
+    """The first training batches of a task, of several epochs if need be."""
+    every = (batch for epoch in count() for batch in task.train_batches(epoch, settings.batch_size, seed))
+    return islice(every, settings.batches)
 
 
 def score_channels(job: Job, model: nn.Module, graph: Graph, path: Path) -> None:
