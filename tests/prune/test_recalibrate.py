@@ -21,6 +21,7 @@ from pydeploy.prune.surgery.recalibrate import recalibrate
 from pydeploy.run.config import parse
 from pydeploy.run.job import fresh_model, open_job
 from pydeploy.run.stages.scoring import first_batches
+from pydeploy.tasks.evaluate import example
 from quiet import Quiet
 from test_config_checks import WHOLE
 
@@ -104,7 +105,7 @@ def test_the_verb(tmp_path: Path) -> None:
     job = open_job(parse(WHOLE, "test"), Quiet())
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(WHOLE))
     model = fresh_model(job)
-    graph = pd.trace(model, job.task.example())
+    graph = pd.trace(model, example(job.task))
     plan = pd.select(graph, pd.score(model, graph, "l1"), ratio=0.5).plan
     small = pd.apply(model, graph, plan)
     pd.save(tmp_path / "small.safetensors", small, plan)
