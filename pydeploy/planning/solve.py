@@ -38,7 +38,7 @@ class Timings(Protocol):
 
     @property
     def widths(self) -> Mapping[str, Sequence[int]]:
-        """Candidate widths of each prunable group, ascending, the dense width included."""
+        """Widths offered to each prunable group, ascending, the dense width included."""
 
     def latency_us(self, key: OpKey) -> float:
         """Time of one call of one layer; raises `MissingTiming`."""

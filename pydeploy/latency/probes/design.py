@@ -87,10 +87,10 @@ def _array(prime: int) -> list[tuple[int, ...]]:
 
 def _prime(least: int) -> int:
     """Smallest prime p with ``p >= least``."""
-    candidate = max(2, least)
-    while any(candidate % divisor == 0 for divisor in range(2, int(candidate**0.5) + 1)):
-        candidate += 1
-    return candidate
+    number = max(2, least)
+    while any(number % divisor == 0 for divisor in range(2, int(number**0.5) + 1)):
+        number += 1
+    return number
 
 
 def _colours(graph: Graph, grid: Grid) -> dict[str, int]:

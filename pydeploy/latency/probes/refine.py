@@ -19,7 +19,7 @@ from pydeploy.latency.table.table import Table
 STEEP = 1.5
 """A rise this many times the average one between two widths is an edge."""
 DRAWS = 64
-"""Random candidates for each further network, of which the one with most unseen layers is taken."""
+"""Random plans for each further network, of which the one with most unseen layers is taken."""
 
 
 def costs(graph: Graph, table: Table, group: Group, widths: Sequence[int]) -> dict[int, float]:

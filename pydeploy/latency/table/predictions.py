@@ -63,7 +63,7 @@ class Predictions:
 
     @cached_property
     def widths(self) -> dict[str, tuple[int, ...]]:
-        """Candidate widths of every prunable group, ascending, dense included.
+        """Widths offered to every prunable group, ascending, dense included.
 
         Layers that read two groups have a timing (measured or interpolated) for every pair of them; widths without
         are left out, fewest first. For a concat the solver may still meet a sum outside what was measured.

@@ -212,7 +212,7 @@ class Table:
         return self.predictions(graph).predict_us(widths)
 
     def widths(self, graph: Graph) -> dict[str, tuple[int, ...]]:
-        """Candidate widths of every prunable group, ascending, dense included (`Predictions.widths`)."""
+        """Widths offered to every prunable group, ascending, dense included (`Predictions.widths`)."""
         return self.predictions(graph).widths
 
     @property
