@@ -33,6 +33,7 @@ def run(
     from pydeploy.errors import ConfigError
     from pydeploy.report import Report, headline
     from pydeploy.run import pipeline
+    from pydeploy.run.artefacts import Artefacts
     from pydeploy.run.config import load
 
     settings = load(config, set_ or [])
@@ -43,7 +44,7 @@ def run(
         raise ConfigError("give the run directory with --out")
     command = " ".join(["pydeploy", *sys.argv[1:]])
     page = pipeline.run(settings, out, Terminal(), resume=resume, reuse=reuse, command=command)
-    report = Report.load(out / "report.json")
+    report = Report.load(Artefacts(out).report)
     sys.stdout.write(f"{headline(report)}\nrecommended: {report.recommendation.model}: {report.recommendation.reason}\n"
                      f"report: {page}\n")  # fmt: skip
     for warning in report.warnings:
@@ -72,7 +73,7 @@ def train(
     Example: pydeploy train configs/fashion_mnist_resnet20_cpu.yaml --out runs/dense
     """
     from pydeploy.cli.console import Terminal
-    from pydeploy.run.artefacts import Artefacts
+    from pydeploy.run.artefacts import Artefacts, Files
     from pydeploy.run.config import load
     from pydeploy.run.job import open_job
     from pydeploy.run.stages.training import train as make
@@ -80,7 +81,7 @@ def train(
     job = open_job(load(config, set_ or []), Terminal())
     out.mkdir(parents=True, exist_ok=True)
     make(job, Artefacts(out), out)
-    sys.stdout.write(f"{out / 'model.safetensors'}\n")
+    sys.stdout.write(f"{Files(out).weights}\n")
 
 
 def finetune(
@@ -95,6 +96,7 @@ def finetune(
     Example: pydeploy finetune CONFIG --model small.safetensors --teacher runs/dense/model.safetensors --out runs/tuned
     """
     from pydeploy.cli.console import Terminal
+    from pydeploy.run.artefacts import Files
     from pydeploy.run.config import load
     from pydeploy.run.job import model_of, open_job
     from pydeploy.run.stages.training import fit
@@ -104,7 +106,7 @@ def finetune(
     section, small, dense = job.config.finetune, model_of(job, model), model_of(job, teacher)
     out.mkdir(parents=True, exist_ok=True)
     fit(job, small, section, out, teacher=Teacher(dense), title="fine-tune", distill=section.distill)
-    sys.stdout.write(f"{out / 'model.safetensors'}\n")
+    sys.stdout.write(f"{Files(out).weights}\n")
 
 
 def recalibrate(
@@ -145,8 +147,9 @@ def report(
     """
     from pydeploy.cli.console import show_json
     from pydeploy.report import Report, headline, render
+    from pydeploy.run.artefacts import Artefacts
 
-    loaded = Report.load(folder / "report.json")
+    loaded = Report.load(Artefacts(folder).report)
     markdown, page = render(loaded, folder)
     if json:
         show_json(loaded.to_json())

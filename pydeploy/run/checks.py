@@ -11,6 +11,7 @@ from pydeploy.onnxfile.load import read_float_model
 from pydeploy.onnxfile.prepare import prepare
 from pydeploy.quant.placement import excludable, plan
 from pydeploy.quant.styles import style_on
+from pydeploy.run.artefacts import Files
 from pydeploy.run.job import Job, fresh_model, model_of
 
 
@@ -35,7 +36,7 @@ def _check_excluded(job: Job, exclude: list[str]) -> None:
     from pydeploy.tasks.evaluate import example
 
     with TemporaryDirectory(prefix="pydeploy-") as folder:
-        onnx = export(fresh_model(job), example(job.task), Path(folder) / "model.onnx", batch=job.backend.batch,
+        onnx = export(fresh_model(job), example(job.task), Files(Path(folder)).onnx, batch=job.backend.batch,
                       input_names=job.task.input_names, output_names=job.task.output_names)  # fmt: skip
         layers = prepare(read_float_model(onnx))
     style = style_on(job.backend.int8_style, job.backend.target())

@@ -20,6 +20,7 @@ from pydeploy.files import read_json, sha256
 from pydeploy.graph import Graph
 from pydeploy.latency.probes.design import grid
 from pydeploy.latency.table.table import Table
+from pydeploy.run.artefacts import Artefacts, Files
 from pydeploy.run.config import load
 from pydeploy.run.folder import Inputs, differences
 from pydeploy.run.job import Job, model_of
@@ -40,6 +41,10 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
 """Keys of the sections as they were hashed."""
 CONTENTS = ("train.weights", "quantize.calibration", "quantize.table")
 """Files, whose contents are looked at."""
+
+
+LATER = ("prune.options",)
+"""Settings that those versions did not have: they did what is the default now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,7 @@ class Earlier:
             return texts or ["what it reads has changed since an earlier version made it"]
         if again:
             return again
-        left_out = [key for key in changed if key not in old.covers]
+        left_out = [key for key in changed if key not in old.covers and (changed[key] or key not in LATER)]
         if left_out == ["prune.min_width"] and folder.name == "05_table":
             left_out = [] if self._same_widths(folder) else left_out
         objections = [text for key in left_out for text in changed[key]]
@@ -84,16 +89,16 @@ class Earlier:
 
     def _same_widths(self, folder: Path) -> bool:
         """Whether the latency table holds the widths that this config asks for."""
-        graph, settings = Graph.load(folder.parent / "02_graph" / "graph.json"), self.job.config.table
+        graph, settings = Graph.load(Artefacts(folder.parent).graph), self.job.config.table
         align = settings.align or self.job.backend.align
         asked = grid(graph, settings.points, align, self.job.config.prune.min_width)
-        measured = [network.widths for network in Table.open(folder / "table.sqlite").networks(graph)]
+        measured = [network.widths for network in Table.open(Files(folder).table).networks(graph)]
         return all({network[group] for network in measured} == set(widths) for group, widths in asked.items())
 
     def _other_contents(self, folder: Path, inputs: Inputs) -> list[str]:
         """Files that the config names and whose contents are not those that the work in `folder` was made from."""
         found = []
-        weights, ranges = folder / "model.safetensors", folder / "ranges.json"
+        weights, ranges = Files(folder).weights, Files(folder).ranges
         if inputs.settings.get("train.weights") is not None and weights.is_file() and not self._same_weights(weights):
             found.append("train.weights is another file")
         if "quantize.calibration" in inputs.settings and ranges.is_file() and not self._same_samples(ranges):
@@ -118,7 +123,7 @@ class Earlier:
 
 def _last_config(root: Path) -> tuple[dict[str, Any], float]:
     """Settings by dotted name of the last run in `root`, and when it began; nothing where there was none."""
-    path = root / "config.json"
+    path = Artefacts(root).config
     try:
         return leaves(load(path, folder=Path())), path.stat().st_mtime
     except (DeployError, OSError):
@@ -127,7 +132,8 @@ def _last_config(root: Path) -> tuple[dict[str, Any], float]:
 
 def _made(folder: Path) -> float:
     """When the folder's notes were written."""
-    return max(path.stat().st_mtime for path in folder.glob("st*.json"))
+    notes = (Files(folder).stamp, Files(folder).started)
+    return max(path.stat().st_mtime for path in notes if path.is_file())
 
 
 def _old_stamps(job: Job) -> dict[str, OldStamp]:

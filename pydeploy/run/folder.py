@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from pydeploy.errors import ConfigError, DataError
 from pydeploy.files import read_json, sha256, write_json
+from pydeploy.run.artefacts import Files, begun, finished
 
 Tick = Callable[[int, int], None]
 """``tick(done, total)``: moves a progress bar."""
@@ -96,15 +97,12 @@ class RunFolder:
     def open(cls, path: Path, console: Console, *, resume: bool, reuse: Path | None = None,
              earlier: EarlierStamps | None = None) -> RunFolder:  # fmt: skip
         """The folder, created if needed. A folder with finished stages is only entered with `resume`."""
-        if reuse is not None and not any(reuse.glob("*/stamp.json")):
-            raise ConfigError(
-                f"--reuse {reuse} is no run directory with a finished stage; pass the --out of an earlier run"
-            )
+        check_reuse(reuse)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"cannot create {path}: {error.strerror}; choose a writable folder with --out") from None
-        if not resume and any(path.glob("*/st*.json")):
+        if not resume and begun(path):
             raise ConfigError(
                 f"{path} already holds a run: pass --resume to continue it, or choose another folder with --out"
             )
@@ -125,17 +123,17 @@ class RunFolder:
             self._keep(folder, inputs)
             self.console.say(f"{name}: finished earlier, kept")
             return folder
-        if (folder / "stamp.json").is_file():
+        if Files(folder).stamp.is_file():
             self.console.say(f"{name}: done again, because {verdict.why}")
         spent, started = self._begin(folder, inputs), time.monotonic()
         try:
             make(folder)
         finally:
             spent += time.monotonic() - started
-            write_json(folder / "started.json", {**inputs.to_json(), "seconds": spent})
+            write_json(Files(folder).started, {**inputs.to_json(), "seconds": spent})
         self._stamp(folder, inputs, spent)
         self.doubted.pop(name, None)
-        (folder / "started.json").unlink()
+        Files(folder).started.unlink()
         self.console.say(f"{name}: done in {spent:.1f} s")
         return folder
 
@@ -148,7 +146,7 @@ class RunFolder:
         verdict = self._judge(folder, inputs)
         if not verdict.stays and self.reuse is not None and self._judge(self.reuse / name, inputs).stays:
             folder, verdict = self.reuse / name, Verdict(stays=True, why=f"taken from {self.reuse}")
-        self._remember(folder, read_json(folder / "stamp.json") if verdict.stays else None)
+        self._remember(folder, read_json(Files(folder).stamp) if verdict.stays else None)
         return verdict
 
     def _inputs(self, settings: Mapping[str, Any], after: Sequence[str], defaults: Mapping[str, Any] | None) -> Inputs:
@@ -156,11 +154,9 @@ class RunFolder:
 
     def _judge(self, folder: Path, inputs: Inputs) -> Verdict:
         """Whether the folder holds the result of `inputs`, and its files are the ones that were finished."""
-        if not (folder / "stamp.json").is_file():
-            return Verdict(
-                stays=False, why="it was interrupted" if (folder / "started.json").is_file() else "it is new"
-            )
-        known = read_json(folder / "stamp.json")
+        if not Files(folder).stamp.is_file():
+            return Verdict(stays=False, why="it was interrupted" if Files(folder).started.is_file() else "it is new")
+        known = read_json(Files(folder).stamp)
         changes = self._changes(folder, known, inputs)
         changes += [self.doubted[folder.name]] if folder.name in self.doubted and folder.parent == self.path else []
         damaged = [name for name, digest in known["files"].items() if not _same(folder / name, digest)]
@@ -174,7 +170,7 @@ class RunFolder:
 
     def _begin(self, folder: Path, inputs: Inputs) -> float:
         """Keep the partial files of the same work, drop those of other work; returns seconds already spent."""
-        notes = folder / "started.json"
+        notes = Files(folder).started
         if notes.is_file() and not self._changes(folder, known := read_json(notes), inputs):
             return float(known.get("seconds", 0.0))
         if folder.exists():
@@ -185,7 +181,7 @@ class RunFolder:
 
     def _keep(self, folder: Path, inputs: Inputs) -> None:
         """Take note of a result that stays; a stamp of an earlier version is written anew, and says so."""
-        known = read_json(folder / "stamp.json")
+        known = read_json(Files(folder).stamp)
         if self.earlier is not None and self.earlier.recognizes(known):
             known = {
                 **inputs.to_json(),
@@ -193,12 +189,12 @@ class RunFolder:
                 "seconds": known["seconds"],
                 "files": known["files"],
             }
-            write_json(folder / "stamp.json", known)
+            write_json(Files(folder).stamp, known)
         self._remember(folder, known)
 
     def _stamp(self, folder: Path, inputs: Inputs, seconds: float) -> None:
         known = {**inputs.to_json(), "seconds": seconds, "files": _hashes(folder)}
-        write_json(folder / "stamp.json", known)
+        write_json(Files(folder).stamp, known)
         self._remember(folder, known)
 
     def _remember(self, folder: Path, known: Mapping[str, Any] | None) -> None:
@@ -220,6 +216,14 @@ class RunFolder:
         shutil.copytree(source, partial)
         partial.replace(target)
         return True
+
+
+def check_reuse(reuse: Path | None) -> None:
+    """Raise `ConfigError` where a run directory to take results from holds none."""
+    if reuse is not None and not finished(reuse):
+        raise ConfigError(
+            f"--reuse {reuse} is no run directory with a finished stage; pass the --out of an earlier run"
+        )
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
@@ -253,7 +257,8 @@ def _hashes(folder: Path) -> dict[str, str]:
     kept = [
         p
         for p in files
-        if not p.name.endswith(("-wal", "-shm", ".sqlite")) and p.name not in ("started.json", "stamp.json")
+        if not p.name.endswith(("-wal", "-shm", ".sqlite"))
+        and p not in (Files(p.parent).started, Files(p.parent).stamp)
     ]
     return {str(p.relative_to(folder)): sha256(p) for p in kept}
 

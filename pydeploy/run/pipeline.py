@@ -26,7 +26,7 @@ from pydeploy.run.artefacts import Artefacts
 from pydeploy.run.checks import check_structure
 from pydeploy.run.config import Config
 from pydeploy.run.earlier import Earlier
-from pydeploy.run.folder import Console, RunFolder, Verdict
+from pydeploy.run.folder import Console, RunFolder, Verdict, check_reuse
 from pydeploy.run.job import Job, open_job
 from pydeploy.run.stages import comparison, final, precisions, scoring, search, table, training
 from pydeploy.run.stages import engines as engine_stages
@@ -146,7 +146,11 @@ def _defaults() -> Mapping[str, Any]:
 def foresee(
     config: Config, out: Path | None, console: Console, *, reuse: Path | None = None
 ) -> list[tuple[Stage, Verdict]]:
-    """Every stage of a run into `out` (None: a new folder), and whether a finished result stays. Nothing is written."""
+    """Every stage of a run into `out` (None: a new folder), and whether a finished result stays. Nothing is written.
+
+    Raises `ConfigError` where `reuse` is no run directory, as `run` does.
+    """
+    check_reuse(reuse)
     job = open_job(config, console)
     with TemporaryDirectory(prefix="pydeploy-") as empty:
         root = out if out is not None else Path(empty)

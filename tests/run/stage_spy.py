@@ -81,7 +81,7 @@ class ArtefactsSpy:
         value = getattr(self._real, name)
         if isinstance(value, Path):
             return self._noted(value)
-        return value if name == "float_file" else lambda *given: self._noted(value(*given))
+        return lambda *given: self._noted(value(*given))
 
     def _noted(self, path: Path) -> Path:
         if path != self._real.root and path.exists():

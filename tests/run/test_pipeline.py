@@ -27,7 +27,7 @@ from pydeploy.planning.case import Meter
 from pydeploy.planning.rounds import Budget, read_rounds
 from pydeploy.profiling import engines
 from pydeploy.report import Report
-from pydeploy.run.artefacts import Artefacts
+from pydeploy.run.artefacts import Artefacts, Files
 from pydeploy.run.config import Config, parse
 from pydeploy.run.job import model_of, open_job
 from pydeploy.run.pipeline import run, stages_of
@@ -204,7 +204,7 @@ def other_table(out: Path, config: Config, path: Path) -> Path:
     backend = reopen(other_target(job.backend))
     plans = [{}, Plan.load(at.plan).widths]
     table = Table.open(path, backend.target())
-    measure(Graph.load(at.graph), at.float_file(at.dense), backend, table, widths={}, plans=plans, rounds=2, runs=5)
+    measure(Graph.load(at.graph), Files(at.dense).source, backend, table, widths={}, plans=plans, rounds=2, runs=5)
     return path
 
 

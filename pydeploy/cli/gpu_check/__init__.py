@@ -41,7 +41,7 @@ Job = Callable[[Config, Path, Console], Report]
 
 def _whole_job(config: Config, out: Path, console: Console) -> Report:
     run(config, out, console, resume=out.exists(), command="pydeploy gpu-check")
-    return Report.load(out / "report.json")
+    return Report.load(Artefacts(out).report)
 
 
 def _made(job: Job, config: Config, out: Path, console: Console, made: list[Report]) -> str:

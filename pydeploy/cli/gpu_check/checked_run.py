@@ -13,7 +13,7 @@ from pydeploy.backends.base import Backend, Engine, reopen
 from pydeploy.backends.tensorrt.backend import TensorRt
 from pydeploy.profiling.profile import random_feeds
 from pydeploy.report import Report
-from pydeploy.run.artefacts import Artefacts
+from pydeploy.run.artefacts import Artefacts, Files
 from pydeploy.run.config import Config
 from pydeploy.timing.rounds import interleave
 
@@ -32,7 +32,7 @@ class CheckedRun:
 
     def opened(self, name: str) -> tuple[Backend, Engine]:
         """Backend and engine of a folder of the run ('dense', 'pruned', 'quantized')."""
-        engine = Engine.load(getattr(self.at, name) / "model.engine")
+        engine = Engine.load(Files(getattr(self.at, name)).engine)
         return reopen(engine.target), engine
 
 

@@ -23,6 +23,7 @@ from pydeploy.latency.table.table import Table
 from pydeploy.profiling.profile import profile, time_engines
 from pydeploy.quant.implicit import entropy_calibrator, write_cache
 from pydeploy.quant.observe import Ranges
+from pydeploy.run.artefacts import Files
 from pydeploy.run.job import open_task
 from pydeploy.tasks import samples
 from pydeploy.tasks.evaluate import batches
@@ -56,7 +57,7 @@ def _table_error(run: CheckedRun) -> str:
     """Random plans that the table was not made from: predicted against measured, in turns."""
     graph = Graph.load(run.at.graph)
     table = Table.open(run.at.table, run.backend.target())
-    dense, random = onnx.load(run.at.dense / "model.onnx"), np.random.default_rng(1)
+    dense, random = onnx.load(Files(run.at.dense).onnx), np.random.default_rng(1)
     predictions = table.predictions(graph)
     predicted, measured = [], []
     for number in range(UNSEEN_PLANS):
@@ -72,7 +73,7 @@ def _outputs(run: CheckedRun) -> str:
     """The same file on ONNX Runtime and on TensorRT."""
     errors = {}
     for folder, precision in (("pruned", "fp32"), ("pruned", "fp16"), ("quantized", "int8")):
-        source = getattr(run.at, folder) / "model.onnx"
+        source = Files(getattr(run.at, folder)).onnx
         if not source.exists():
             continue
         backend = reopen(replace(run.backend.target(), precision=precision))
@@ -85,7 +86,7 @@ def _outputs(run: CheckedRun) -> str:
 def _formats(run: CheckedRun) -> str:
     """fp16 engines hold fp16 layers, int8 engines int8 ones; and to which multiple channels are padded."""
     there = [(name, dtype) for name, dtype in (("pruned", "float16"), ("quantized", "int8"))
-             if (getattr(run.at, name) / "model.engine").exists()]  # fmt: skip
+             if Files(getattr(run.at, name)).engine.exists()]  # fmt: skip
     needed = run.backend.precision != "fp32"
     return "; ".join(promises.formats(name, dtype, describe(run, name), needed=needed) for name, dtype in there)
 
@@ -103,7 +104,7 @@ def _steady(run: CheckedRun) -> str:
 
 def _rebuild(run: CheckedRun) -> str:
     """Two builds of one file take equally long to run, and the second is built from the timing cache."""
-    source = run.at.pruned / "model.onnx"
+    source = Files(run.at.pruned).onnx
     engines = [run.backend.build(source, run.folder / f"again{index}.engine") for index in range(2)]
     seconds = [read_json(Path(f"{engine.path}.build.json"))["seconds"] for engine in engines]
     found = time_engines({str(index): (run.backend, engine) for index, engine in enumerate(engines)})
@@ -112,7 +113,7 @@ def _rebuild(run: CheckedRun) -> str:
 
 def _dynamic(run: CheckedRun) -> str:
     """A file with a dynamic batch, run at the target's batch."""
-    model = onnx.load(run.at.pruned / "model.onnx")
+    model = onnx.load(Files(run.at.pruned).onnx)
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "N"
     source = run.folder / "dynamic.onnx"
@@ -123,19 +124,19 @@ def _dynamic(run: CheckedRun) -> str:
 
 def _sparse(run: CheckedRun) -> str:
     backend = open_backend("tensorrt", precision=run.backend.precision, batch=run.backend.batch, options="sparse")
-    engine = backend.build(run.at.pruned / "model.onnx", run.folder / "sparse.engine")
+    engine = backend.build(Files(run.at.pruned).onnx, run.folder / "sparse.engine")
     return f"builds with 2:4 sparse kernels allowed, {median_us(backend, engine):.1f} us"
 
 
 def _implicit(run: CheckedRun) -> str | None:
     """Int8 by a calibration cache made of the run's ranges, where the version still has calibrators."""
-    ranges = run.at.quantized / "ranges.json"
+    ranges = Files(run.at.quantized).ranges
     if not _has_calibrators(run) or not ranges.exists():
         return None
     cache = run.folder / "calibration.cache"
     write_cache(Ranges.load(ranges), cache, run.backend.target().backend_version)
     backend = _int8_backend(run, f"calibration={cache}")
-    return _implicit_int8(run, backend, backend.build(run.at.pruned / "model.onnx", run.folder / "implicit.engine"))
+    return _implicit_int8(run, backend, backend.build(Files(run.at.pruned).onnx, run.folder / "implicit.engine"))
 
 
 def _calibrator(run: CheckedRun) -> str | None:
@@ -146,7 +147,7 @@ def _calibrator(run: CheckedRun) -> str | None:
     backend, task = _int8_backend(run), open_task(run.config)
     feeds = samples.exact_batches(samples.calibration_batches(task, manifest), backend.batch)
     make = partial(entropy_calibrator, batches=feeds, batch=backend.batch)
-    engine = backend.build(run.at.pruned / "model.onnx", run.folder / "calibrated.engine", make)
+    engine = backend.build(Files(run.at.pruned).onnx, run.folder / "calibrated.engine", make)
     return f"{manifest.count} samples, {_implicit_int8(run, backend, engine)}"
 
 
@@ -168,14 +169,14 @@ def _implicit_int8(run: CheckedRun, backend: TensorRt, engine: Engine) -> str:
     with backend.open(engine) as session:
         layers, mine = session.describe(), session.run(feeds)
     other = open_backend("onnxruntime", batch=backend.batch)
-    with other.open(other.build(run.at.pruned / "model.onnx", run.folder / "implicit-ort.engine")) as session:
+    with other.open(other.build(Files(run.at.pruned).onnx, run.folder / "implicit-ort.engine")) as session:
         error = relative_error(mine, session.run(feeds))
     return promises.implicit_int8([[tensor.dtype for tensor in info.inputs] for info in layers], error)
 
 
 def _engines(run: CheckedRun) -> str:
     """What TensorRT says of the run's engines, layer by layer, for the bug report."""
-    names = [name for name in ("dense", "pruned", "quantized") if (getattr(run.at, name) / "model.engine").exists()]
+    names = [name for name in ("dense", "pruned", "quantized") if Files(getattr(run.at, name)).engine.exists()]
     run.facts["engines"] = {name: describe(run, name) for name in names}
     return ", ".join(f"{name}: {len(layers)} layers" for name, layers in run.facts["engines"].items())
 

@@ -22,7 +22,7 @@ from pydeploy.planning.case import Planner
 from pydeploy.planning.rounds import Budget
 from pydeploy.planning.solve import solve
 from pydeploy.profiling.engines import measure_at_level
-from pydeploy.run.artefacts import Artefacts
+from pydeploy.run.artefacts import Artefacts, Files
 from pydeploy.run.config import Config
 from pydeploy.run.job import Job, model_of
 from pydeploy.run.stages import engines, scoring, training
@@ -88,8 +88,8 @@ def make(job: Job, at: Artefacts, here: Path, *, point: Wanted) -> None:
             else _planned(job, at, point.strength, here, PLANNERS[point.method])
         )
         training.cut_and_finetune(job, at, plan, here, title=title)
-    engines.finished_engine(job, model_of(job, here / "model.safetensors"), here)
-    write_json(here / "note.json", {"note": note})
+    engines.finished_engine(job, model_of(job, Files(here).weights), here)
+    write_json(Files(here).note, {"note": note})
 
 
 def _planned(job: Job, at: Artefacts, share: float, here: Path, planner: Planner) -> Plan:
@@ -101,12 +101,12 @@ def _planned(job: Job, at: Artefacts, share: float, here: Path, planner: Planner
 
 def _uniform(job: Job, at: Artefacts, share: float, here: Path) -> Plan:
     """The mildest uniform cut (in steps of 5 %, widths rounded to 8) whose engine is measured within the share."""
-    place = here / "uniform.json"
+    place = Files(here).uniform
     if place.is_file():
         return Plan.load(place)
     graph, scores = Graph.load(at.graph), scoring.read_scores(at.scores)
-    source = onnx.load(str(at.float_file(at.dense)))
-    dense, level = Engine.load(at.dense / "model.engine"), level_us(job, at)
+    source = onnx.load(str(Files(at.dense).source))
+    dense, level = Engine.load(Files(at.dense).engine), level_us(job, at)
     low, high, found, disturbed = 1, 19, None, False
     while low <= high:
         middle = (low + high) // 2
@@ -136,11 +136,11 @@ def _cut_engine(job: Job, graph: Graph, plan: Plan, source: onnx.ModelProto, her
     trial = here / "uniform"
     trial.mkdir(exist_ok=True)
     int8 = job.backend.precision == "int8"
-    path = trial / ("float.onnx" if int8 else "model.onnx")
+    path = Files(trial).float_onnx if int8 else Files(trial).onnx
     onnx.save(resize(source, graph, plan.widths), str(path))
     if int8:
         return engines.build_int8(job, path, trial, accurate=False)
-    return engines.build(job, job.backend, path, trial)
+    return engines.build(job, job.backend, path, Files(trial).engine)
 
 
 def torch_pruning_l1(model: nn.Module, example: tuple[Any, ...], ratio: float) -> nn.Module:

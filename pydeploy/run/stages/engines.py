@@ -15,7 +15,8 @@ from pydeploy.profiling import agreement
 from pydeploy.profiling.engines import measure_engines
 from pydeploy.profiling.profile import profile
 from pydeploy.quant.observe import Ranges
-from pydeploy.run.artefacts import Artefacts
+from pydeploy.run.artefacts import Artefacts, Files
+from pydeploy.run.facts import EngineFacts, load
 from pydeploy.run.job import Job, model_of
 from pydeploy.timing.records import Profile
 
@@ -45,9 +46,9 @@ def build_engine(job: Job, model: nn.Module, here: Path, *, accurate: bool = Fal
     from pydeploy.tasks.evaluate import example
 
     int8 = job.backend.precision == "int8"
-    onnx = export(model, example(job.task), here / ("float.onnx" if int8 else "model.onnx"), batch=job.backend.batch,
+    onnx = export(model, example(job.task), Files(here).float_onnx if int8 else Files(here).onnx, batch=job.backend.batch,
                   input_names=job.task.input_names, output_names=job.task.output_names)  # fmt: skip
-    return build_int8(job, onnx, here, accurate=accurate) if int8 else build(job, job.backend, onnx, here)
+    return build_int8(job, onnx, here, accurate=accurate) if int8 else build(job, job.backend, onnx, Files(here).engine)
 
 
 def build_int8(job: Job, onnx: Path, here: Path, *, accurate: bool) -> Engine:
@@ -58,14 +59,14 @@ def build_int8(job: Job, onnx: Path, here: Path, *, accurate: bool) -> Engine:
         calibrated(job, onnx, here) if accurate else random_ranges(onnx, job.backend.int8_style, job.backend.threads)
     )
     insert_pairs(job, onnx, ranges, here)
-    return build(job, job.backend, here / "model.onnx", here)
+    return build(job, job.backend, Files(here).onnx, Files(here).engine)
 
 
-def build(job: Job, backend: Backend, onnx: Path, here: Path, name: str = "model.engine") -> Engine:
+def build(job: Job, backend: Backend, onnx: Path, place: Path) -> Engine:
     """The engine of a file; int8 and half-precision ones are compared with it on calibration samples, else test ones."""
     if "samples" not in job.shared:
         job.shared["samples"] = list(islice(check_samples(job), agreement.SAMPLES))
-    return agreement.build(backend, onnx, here / name, job.shared["samples"])
+    return agreement.build(backend, onnx, place, job.shared["samples"])
 
 
 def check_samples(job: Job) -> Iterator[Feeds]:
@@ -93,8 +94,8 @@ def calibrated(job: Job, onnx: Path, here: Path) -> Ranges:
         ranges = calibrate(onnx, calibration_batches(job.task, manifest), observer=settings.observer,
                            style=job.backend.int8_style, threads=job.backend.threads,
                            progress=lambda done: tick(done, manifest.count),
-                           resume=here / "counts.json", key=manifest.key())  # fmt: skip
-    ranges.save(here / "ranges.json")
+                           resume=Files(here).counts, key=manifest.key())  # fmt: skip
+    ranges.save(Files(here).ranges)
     return ranges
 
 
@@ -105,10 +106,8 @@ def insert_pairs(job: Job, onnx: Path, ranges: Ranges, here: Path, exclude: Sequ
     if exclude is None:
         exclude = job.config.quantize.exclude if job.config.quantize is not None else ()
     backend = job.backend
-    done = quantize(
-        onnx, ranges, here / "model.onnx", style=backend.int8_style, target=backend.target(), exclude=exclude
-    )
-    write_json(here / "quantized.json", asdict(done))
+    done = quantize(onnx, ranges, Files(here).onnx, style=backend.int8_style, target=backend.target(), exclude=exclude)
+    write_json(Files(here).quantized, asdict(done))
 
 
 def finished_engine(job: Job, model: nn.Module, here: Path) -> None:
@@ -124,10 +123,10 @@ def finished_engine(job: Job, model: nn.Module, here: Path) -> None:
 def write_facts(job: Job, backend: Backend, engine: Engine, here: Path, *, params: int, macs: int) -> None:
     """``facts.json`` of a built engine."""
     job.console.say(f"{here.name}: metrics of the engine over the full test set")
-    facts = {"latency": measure_engines({"": (backend, engine)})[""].to_json(), "metrics": metrics(job, backend, engine),
-             "params": params, "macs": macs, "precision": backend.precision, "target": backend.target().fingerprint,
-             "bytes": engine.path.stat().st_size, "onnx_bytes": (here / "model.onnx").stat().st_size}  # fmt: skip
-    write_json(here / "facts.json", facts)
+    facts = EngineFacts(latency=measure_engines({"": (backend, engine)})[""], metrics=metrics(job, backend, engine),
+                        params=params, macs=macs, precision=backend.precision, target=backend.target().fingerprint,
+                        bytes=engine.path.stat().st_size, onnx_bytes=Files(here).onnx.stat().st_size)  # fmt: skip
+    facts.save(Files(here).facts)
 
 
 def metrics(job: Job, backend: Backend, engine: Engine) -> dict[str, float]:
@@ -146,14 +145,19 @@ def float_backend(job: Job) -> Backend:
 def float_engine_metrics(job: Job, here: Path) -> None:
     """``float.json``: the metrics that the network of an int8 engine reaches before it is quantized."""
     backend = float_backend(job)
-    engine = build(job, backend, here / "float.onnx", here, "float.engine")
-    write_json(here / "float.json", metrics(job, backend, engine))
+    engine = build(job, backend, Files(here).float_onnx, Files(here).float_engine)
+    write_json(Files(here).float_metrics, metrics(job, backend, engine))
 
 
 def float_metrics(folder: Path) -> dict[str, float]:
     """The metrics of an engine's network in float: what the limit is counted from."""
-    place = folder / "float.json"
-    return dict(read_json(place) if place.is_file() else read_json(folder / "facts.json")["metrics"])
+    place = Files(folder).float_metrics
+    return dict(read_json(place)) if place.is_file() else facts_of(folder).metrics
+
+
+def facts_of(folder: Path) -> EngineFacts:
+    """What is known of the engine in a folder."""
+    return load(EngineFacts, Files(folder).facts)
 
 
 def layer_profile(job: Job, engine: Engine, graph: Graph) -> Profile:

@@ -27,11 +27,13 @@ from pydeploy.report import (
     recommend,
     render,
 )
-from pydeploy.run.artefacts import Artefacts
+from pydeploy.run import facts as facts_
+from pydeploy.run.artefacts import Artefacts, Files
+from pydeploy.run.facts import load
 from pydeploy.run.job import Job
 from pydeploy.run.stages import comparison, precisions
 from pydeploy.run.stages import engines as engine_stages
-from pydeploy.run.stages.engines import float_metrics
+from pydeploy.run.stages.engines import facts_of, float_metrics
 from pydeploy.run.stages.search import level_us
 from pydeploy.timing.overhead import net
 from pydeploy.timing.ratio import ratio
@@ -52,7 +54,7 @@ def measure_all(job: Job, at: Artefacts, here: Path) -> None:
     """``timings.json``: every engine's latency, taken in turns, and the layers of the dense and the pruned one."""
     engines: dict[str, tuple[Backend, Engine]] = {}
     for name, folder in folders(job, at).items():
-        engine = Engine.load(folder / "model.engine")
+        engine = Engine.load(Files(folder).engine)
         precision = engine.target.precision
         backend = job.backend if precision == job.backend.precision else reopen(engine.target)
         engines[name] = (backend, engine)
@@ -62,7 +64,7 @@ def measure_all(job: Job, at: Artefacts, here: Path) -> None:
     layers = {
         name: net(engine_stages.layer_profile(job, engines[name][1], graph)).layers for name in ("dense", "pruned")
     }
-    write_json(here / "timings.json", {
+    write_json(Files(here).timings, {
         "engines": {name: timing.to_json() for name, timing in times.items()},
         "layers": {name: {op: t.to_json() for op, t in found.items()} for name, found in layers.items()},
     })  # fmt: skip
@@ -104,11 +106,7 @@ def _report(job: Job, at: Artefacts, seconds: dict[str, float], command: str) ->
                     half=results.get("half"), quantized=results.get("quantized"), mixed=results.get("mixed"))  # fmt: skip
     lost = _lost_by_int8(job, at, models.dense)
     graph, plan = Graph.load(at.graph), Plan.load(at.plan)
-    dense_us = (
-        models.dense.latency_us.median
-        if config.prune.budget
-        else read_json(at.dense / "facts.json")["latency"]["median_us"]
-    )
+    dense_us = models.dense.latency_us.median if config.prune.budget else facts_of(at.dense).latency.median_us
     budget_us = config.prune.budget_us or (config.prune.budget or 1.0) * dense_us
     return Report(
         pydeploy_version=__version__, created=datetime.now(timezone.utc).isoformat(timespec="seconds"), command=command,
@@ -130,14 +128,14 @@ def _report(job: Job, at: Artefacts, seconds: dict[str, float], command: str) ->
 
 
 def _result(job: Job, folder: Path, timing: Timing) -> ModelResult:
-    facts = read_json(folder / "facts.json")
-    return ModelResult(latency_us=Latency.of(timing), value=facts["metrics"][job.task.metric.name], samples=job.task.size("test"),
-                       params=facts["params"], macs=facts["macs"], bytes=facts["bytes"], onnx_bytes=facts["onnx_bytes"],
-                       precision=facts["precision"], target=facts["target"])  # fmt: skip
+    facts = facts_of(folder)
+    return ModelResult(latency_us=Latency.of(timing), value=facts.metrics[job.task.metric.name], samples=job.task.size("test"),
+                       params=facts.params, macs=facts.macs, bytes=facts.bytes, onnx_bytes=facts.onnx_bytes,
+                       precision=facts.precision, target=facts.target)  # fmt: skip
 
 
 def _candidate(at: Artefacts, point: comparison.Wanted, result: ModelResult) -> Candidate:
-    note = read_json(at.candidate(point.slug) / "note.json")["note"]
+    note = read_json(Files(at.candidate(point.slug)).note)["note"]
     return Candidate(name=point.label, method=point.method, precision=result.precision, latency_us=result.latency_us,
                      value=result.value, params=result.params, macs=result.macs, note=note)  # fmt: skip
 
@@ -178,9 +176,9 @@ def _groups(graph: Graph, plan: Plan) -> tuple[GroupWidth, ...]:
 
 
 def _table(at: Artefacts) -> TableFacts:
-    facts = read_json(at.table_facts)
+    facts = load(facts_.TableFacts, at.table_facts)
     table, graph = Table.open(at.table), Graph.load(at.graph)
-    return TableFacts(probes=facts["probes"], keys=facts["keys"], seconds=facts["seconds"],
+    return TableFacts(probes=facts.probes, keys=facts.keys, seconds=facts.seconds,
                       disturbed=len(table.disturbed(graph)))  # fmt: skip
 
 

@@ -25,10 +25,10 @@ from pydeploy.profiling.engines import measure_engines
 from pydeploy.profiling.profile import profile
 from pydeploy.quant.mixed import Choice, LayerOption, choose, conversion_us, neighbours, sensitivity
 from pydeploy.quant.observe import Ranges
-from pydeploy.run.artefacts import Artefacts
+from pydeploy.run.artefacts import Artefacts, Files
 from pydeploy.run.job import Job
 from pydeploy.run.stages import engines
-from pydeploy.run.stages.engines import float_backend, float_metrics
+from pydeploy.run.stages.engines import facts_of, float_backend, float_metrics
 from pydeploy.timing.overhead import net
 from pydeploy.timing.ratio import ratio
 from pydeploy.timing.records import Target
@@ -52,17 +52,17 @@ class Pair:
 
     def engines(self) -> dict[str, tuple[Backend, Engine]]:
         return {
-            "float": (self.float_backend, Engine.load(self.float_folder / "model.engine")),
-            "int8": (self.int8_backend, Engine.load(self.int8_folder / "model.engine")),
+            "float": (self.float_backend, Engine.load(Files(self.float_folder).engine)),
+            "int8": (self.int8_backend, Engine.load(Files(self.int8_folder).engine)),
         }
 
     @property
     def ranges(self) -> Ranges:
-        return Ranges.load(self.int8_folder / "ranges.json")
+        return Ranges.load(Files(self.int8_folder).ranges)
 
 
 def _pair(job: Job, at: Artefacts) -> Pair:
-    onnx = at.float_file(at.pruned)
+    onnx = Files(at.pruned).source
     if job.backend.precision == "int8":
         return Pair(onnx, at.unquantized, at.pruned, float_backend(job), job.backend)
     int8 = reopen(replace(job.backend.target(), precision="int8"))
@@ -99,8 +99,8 @@ def unquantize(job: Job, at: Artefacts, here: Path) -> None:
 
 
 def _build_float(job: Job, at: Artefacts, backend: Backend, here: Path) -> None:
-    shutil.copyfile(at.float_file(at.pruned), here / "model.onnx")
-    engine = engines.build(job, backend, here / "model.onnx", here)
+    shutil.copyfile(Files(at.pruned).source, Files(here).onnx)
+    engine = engines.build(job, backend, Files(here).onnx, Files(here).engine)
     _facts(job, at, backend, engine, here)
 
 
@@ -119,16 +119,14 @@ def mix(job: Job, at: Artefacts, here: Path) -> None:
     settings = job.config.quantize
     assert settings is not None
     if job.backend.precision not in ("int8", job.backend.beside_int8):
-        write_json(
-            here / "mixed.json", {"note": f"not tried: what is not int8 would not run in {job.backend.precision}"}
-        )
+        write_json(Files(here).mixed, {"note": f"not tried: what is not int8 would not run in {job.backend.precision}"})
         return
     pair, metric = _pair(job, at), job.task.metric
     ranges = pair.ranges
     times, source = _times(job, at, pair)
     options = _options(job, pair, ranges, times)
     edges = _edges(job, pair, ranges, options, settings.exclude, here)
-    reached = {name: float(read_json(place / "facts.json")["metrics"][metric.name])
+    reached = {name: facts_of(place).metrics[metric.name]
                for name, place in (("float", pair.float_folder), ("int8", pair.int8_folder))}  # fmt: skip
     reached["dense"] = float_metrics(at.dense)[metric.name]
     # Where the float network itself lost more than the limit, int8 may not lose anything on top of it.
@@ -144,7 +142,7 @@ def mix(job: Job, at: Artefacts, here: Path) -> None:
         if set(choice.int8) in (set(), set(names)):
             break
         _int8(job, at, pair, ranges, _floating(names, choice.int8, settings.exclude), here)
-        found = float(read_json(here / "facts.json")["metrics"][metric.name])
+        found = facts_of(here).metrics[metric.name]
         tried.append({**choice.to_json(), "limit": limit, metric.name: found})
         over = metric.lost(reached["float"], found)
         if over <= allowed:
@@ -164,8 +162,8 @@ def _report_mix(
     """``mixed.json``; files of a choice that was given up are removed."""
     whole = len(choice.int8) == len(options)
     if not choice.int8 or whole:
-        for name in ("model.engine", "model.engine.json", "model.onnx", "facts.json"):
-            (here / name).unlink(missing_ok=True)
+        for path in Files(here).of_engine:
+            path.unlink(missing_ok=True)
     note = (
         "all layers are best in int8"
         if whole
@@ -174,13 +172,13 @@ def _report_mix(
         else ""
     )
     job.console.say(f"mixed: {note or f'{len(choice.int8)} of {len(options)} layers int8'}")
-    write_json(here / "mixed.json", {"note": note, "int8": list(choice.int8), "times": times, "tried": list(tried),
+    write_json(Files(here).mixed, {"note": note, "int8": list(choice.int8), "times": times, "tried": list(tried),
                                      "layers": [asdict(option) for option in options]})  # fmt: skip
 
 
 def has_engine(folder: Path) -> bool:
     """Whether a stage of this module left an engine."""
-    return (folder / "facts.json").is_file()
+    return Files(folder).facts.is_file()
 
 
 Times = Mapping[str, Mapping[str, float]]
@@ -209,7 +207,7 @@ def _options(job: Job, pair: Pair, ranges: Ranges, times: Times) -> list[LayerOp
     """Times of every int8 layer in both precisions and its sensitivity."""
     from pydeploy.tasks.samples import calibration_batches, exact_batches
 
-    layers = read_json(pair.int8_folder / "quantized.json")["quantized"]
+    layers = read_json(Files(pair.int8_folder).quantized)["quantized"]
     assert job.manifest is not None
     batches = exact_batches(calibration_batches(job.task, job.manifest), job.backend.batch)
     feeds: list[Feeds] = list(islice(batches, max(1, SENSITIVITY_SAMPLES // job.backend.batch)))
@@ -233,7 +231,7 @@ def _edges(
     with tempfile.TemporaryDirectory(prefix="second-", dir=here) as folder:
         trial = Path(folder)
         engines.insert_pairs(job, pair.onnx, ranges, trial, _floating(names, every_second, excluded))
-        engine = engines.build(job, pair.int8_backend, trial / "model.onnx", trial)
+        engine = engines.build(job, pair.int8_backend, Files(trial).onnx, Files(trial).engine)
         running = {"float": pair.engines()["float"], "second": (pair.int8_backend, engine)}
         times = measure_engines(running)
     float_us = times["float"].median_us
@@ -246,9 +244,9 @@ def _int8(job: Job, at: Artefacts, pair: Pair, ranges: Ranges, exclude: Sequence
     """``model.onnx``, ``quantized.json``, ``model.engine`` and ``facts.json`` of the float file with int8 layers."""
     engines.insert_pairs(job, pair.onnx, ranges, here, exclude)
     backend = pair.int8_backend
-    _facts(job, at, backend, engines.build(job, backend, here / "model.onnx", here), here)
+    _facts(job, at, backend, engines.build(job, backend, Files(here).onnx, Files(here).engine), here)
 
 
 def _facts(job: Job, at: Artefacts, backend: Backend, engine: Engine, here: Path) -> None:
-    pruned = read_json(at.pruned / "facts.json")
-    engines.write_facts(job, backend, engine, here, params=pruned["params"], macs=pruned["macs"])
+    pruned = facts_of(at.pruned)
+    engines.write_facts(job, backend, engine, here, params=pruned.params, macs=pruned.macs)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydeploy.errors import DataError
 from pydeploy.files import replacing
 from pydeploy.graph import Graph
-from pydeploy.run.artefacts import Artefacts
+from pydeploy.run.artefacts import Artefacts, Files
 from pydeploy.run.config import Config, PruneSection
 from pydeploy.run.job import Job, model_of
 
@@ -28,12 +28,12 @@ def trace(job: Job, at: Artefacts, here: Path) -> None:
     from pydeploy.prune.structure.trace import trace as find
     from pydeploy.tasks.evaluate import example
 
-    find(model_of(job, at.dense_weights), example(job.task)).save(here / "graph.json")
+    find(model_of(job, at.dense_weights), example(job.task)).save(Files(here).graph)
 
 
 def score(job: Job, at: Artefacts, here: Path) -> None:
     """``scores.npz``: importance of every channel."""
-    score_channels(job, model_of(job, at.dense_weights), Graph.load(at.graph), here / "scores.npz")
+    score_channels(job, model_of(job, at.dense_weights), Graph.load(at.graph), Files(here).scores)
 
 
 def scores_of(

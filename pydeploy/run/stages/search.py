@@ -7,7 +7,6 @@ from pathlib import Path
 
 from pydeploy.backends.base import Engine
 from pydeploy.errors import ConfigError
-from pydeploy.files import read_json
 from pydeploy.graph import Graph
 from pydeploy.latency.table.table import Table
 from pydeploy.plan import Plan
@@ -15,9 +14,9 @@ from pydeploy.planning import closed_loop
 from pydeploy.planning.case import Case, LoopSettings, Meter, Planner
 from pydeploy.planning.rounds import Budget, RoundResult
 from pydeploy.planning.solve import solve
-from pydeploy.run.artefacts import Artefacts
+from pydeploy.run.artefacts import Artefacts, Files
 from pydeploy.run.job import Job, model_of
-from pydeploy.run.stages.engines import build_engine
+from pydeploy.run.stages.engines import build_engine, facts_of
 from pydeploy.run.stages.scoring import read_scores
 from pydeploy.run.stages.table import measured_table
 
@@ -25,7 +24,7 @@ from pydeploy.run.stages.table import measured_table
 def search_plan(job: Job, at: Artefacts, here: Path) -> None:
     """``round*.json`` and ``plan.json``: the best plan whose engine was measured to meet the budget."""
     budget = budget_of(job, at)
-    best_plan(job, at, budget, here, search(job, at, budget, here)).save(here / "plan.json")
+    best_plan(job, at, budget, here, search(job, at, budget, here)).save(Files(here).plan)
 
 
 def search(
@@ -55,9 +54,9 @@ def case_of(job: Job, at: Artefacts) -> Case:
         return build_engine(job, apply(model, graph, plan), here)
 
     def remeasure() -> None:
-        measured_table(job, graph, at.float_file(at.dense), at.table.parent)
+        measured_table(job, graph, Files(at.dense).source, at.table.parent)
 
-    dense = Engine.load(at.dense / "model.engine")
+    dense = Engine.load(Files(at.dense).engine)
     return Case(graph, read_scores(at.scores), job.backend, dense, at.table, build, remeasure, job.console.say)
 
 
@@ -69,7 +68,7 @@ def settings_of(job: Job) -> LoopSettings:
 
 def budget_of(job: Job, at: Artefacts) -> Budget:
     """The budget of the config in microseconds; above the dense engine's latency there is nothing to do."""
-    dense_us = float(read_json(at.dense / "facts.json")["latency"]["median_us"])
+    dense_us = facts_of(at.dense).latency.median_us
     settings = job.config.prune
     if settings.budget_us is not None and settings.budget_us >= dense_us:
         raise ConfigError(

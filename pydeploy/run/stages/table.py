@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydeploy.files import write_json
 from pydeploy.graph import Graph
-from pydeploy.run.artefacts import Artefacts
+from pydeploy.run.artefacts import Artefacts, Files
+from pydeploy.run.facts import TableFacts
 from pydeploy.run.job import Job
 
 if TYPE_CHECKING:
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 def measure_table(job: Job, at: Artefacts, here: Path) -> None:
     """``table.sqlite``: latency of every layer at the widths the solver may choose."""
-    fill_table(job, Graph.load(at.graph), at.float_file(at.dense), here)
+    fill_table(job, Graph.load(at.graph), Files(at.dense).source, here)
 
 
 def fill_table(job: Job, graph: Graph, onnx: Path, here: Path) -> None:
     """``table.sqlite`` and ``facts.json``. What an interrupted measurement left is kept and completed."""
     started = time.monotonic()
     table = measured_table(job, graph, onnx, here)
-    facts = {"probes": len({network.plan for network in table.networks(graph)}),
-             "keys": len({row.key for row in table.rows()}), "disturbed": len(table.disturbed(graph)),
-             "seconds": time.monotonic() - started}  # fmt: skip
-    write_json(here / "facts.json", facts)
+    facts = TableFacts(probes=len({network.plan for network in table.networks(graph)}),
+                       keys=len({row.key for row in table.rows()}), disturbed=len(table.disturbed(graph)),
+                       seconds=time.monotonic() - started)  # fmt: skip
+    facts.save(Files(here).facts)
 
 
 def measured_table(job: Job, graph: Graph, onnx: Path, here: Path) -> Table:
@@ -38,7 +38,7 @@ def measured_table(job: Job, graph: Graph, onnx: Path, here: Path) -> Table:
     from pydeploy.latency.table.table import Table
 
     settings = job.config.table
-    table = Table.open(here / "table.sqlite", job.backend.target())
+    table = Table.open(Files(here).table, job.backend.target())
     align = settings.align or job.backend.align
     widths = grid(graph, settings.points, align, job.config.prune.min_width)
     int8 = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pydeploy.files import write_json
 from pydeploy.graph import Graph
 from pydeploy.plan import Plan
-from pydeploy.run.artefacts import Artefacts
+from pydeploy.run.artefacts import Artefacts, Files
 from pydeploy.run.job import Job, fresh_model, model_of
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def train(job: Job, at: Artefacts, here: Path) -> None:  # noqa: ARG001  # one s
 
     settings = job.config.train
     if settings.weights is not None:
-        save(here / "model.safetensors", model_of(job, settings.weights))
+        save(Files(here).weights, model_of(job, settings.weights))
         return
     fit(job, fresh_model(job), settings, here, title="train the dense model")
 
@@ -47,8 +47,8 @@ def fit(
     with job.console.bar(title) as tick:
         result = train(model, job.task, settings, out=here, seed=job.seed, teacher=teacher if distill else None,
                        distill=distill, resume=True, progress=lambda done, total, _loss: tick(done, total))  # fmt: skip
-    save(here / "model.safetensors", result.model)
-    write_json(here / "history.json", [asdict(record) for record in result.history])
+    save(Files(here).weights, result.model)
+    write_json(Files(here).history, [asdict(record) for record in result.history])
 
 
 def finetune(job: Job, at: Artefacts, small: nn.Module, here: Path, *, title: str) -> None:
@@ -65,6 +65,6 @@ def cut_and_finetune(job: Job, at: Artefacts, plan: Plan, here: Path, *, title: 
     """``plan.json`` and ``model.safetensors``: the dense model cut to `plan` and fine-tuned."""
     from pydeploy.prune.surgery.apply import apply
 
-    plan.save(here / "plan.json")
+    plan.save(Files(here).plan)
     small = apply(model_of(job, at.dense_weights), Graph.load(at.graph), plan)
     finetune(job, at, small, here, title=title)
