@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pydeploy.latency.table.table import Table
     from pydeploy.plan import Plan
     from pydeploy.planning.baselines import uniform
+    from pydeploy.planning.meet_budget import meet_budget
     from pydeploy.planning.select import select
     from pydeploy.planning.solve import pareto_front, solve
     from pydeploy.prune.criteria.score import score
@@ -47,6 +48,7 @@ _HOMES = {
     "fold": "pydeploy.prune.surgery.fold",
     "load": "pydeploy.prune.surgery.save",
     "measure": "pydeploy.latency.probes.measure",
+    "meet_budget": "pydeploy.planning.meet_budget",
     "pareto_front": "pydeploy.planning.solve",
     "quantize": "pydeploy.quant.qdq",
     "recalibrate": "pydeploy.prune.surgery.recalibrate",
@@ -59,7 +61,8 @@ _HOMES = {
 }
 
 __all__ = ["Graph", "Plan", "Table", "__version__", "apply", "calibrate", "channel_means", "compose", "fold", "load",
-           "measure", "pareto_front", "quantize", "recalibrate", "save", "score", "select", "solve", "trace", "uniform"]  # fmt: skip
+           "measure", "meet_budget", "pareto_front", "quantize", "recalibrate", "save", "score", "select",
+           "solve", "trace", "uniform"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

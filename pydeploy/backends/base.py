@@ -279,6 +279,14 @@ def open_backend(name: str, *, precision: str = "fp32", batch: int = 1, threads:
     return made
 
 
+def open_target(text: str, *, batch: int = 1, threads: int = 0) -> Backend:
+    """The backend of ``BACKEND:PRECISION`` or ``BACKEND:PRECISION,OPTION=VALUE,...``; raises as `open_backend`."""
+    choice = parse_target(text)
+    return open_backend(
+        choice.backend, precision=choice.precision, batch=batch, threads=threads, options=choice.options
+    )
+
+
 def reopen(target: Target) -> Backend:
     """The backend that `target` states, its options included."""
     options = target.facts.get("options", "")

@@ -87,12 +87,9 @@ def dense_or_cut(spec: str, options: Sequence[str], weights: Path | None) -> nn.
 
 def backend_named(target: str, *, batch: int = 1, threads: int = 0) -> Backend:
     """The backend of ``BACKEND:PRECISION``, or of ``BACKEND:PRECISION,OPTION=VALUE,...``."""
-    from pydeploy.backends.base import open_backend, parse_target
+    from pydeploy.backends.base import open_target
 
-    choice = parse_target(target)
-    return open_backend(
-        choice.backend, precision=choice.precision, batch=batch, threads=threads, options=choice.options
-    )
+    return open_target(target, batch=batch, threads=threads)
 
 
 def backend_of(engine: Path) -> tuple[Backend, Any]:

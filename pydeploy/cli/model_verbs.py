@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from pydeploy.cli.arguments import CRITERION_HELP, INPUT_HELP, MODEL_HELP, OPTION_HELP
+from pydeploy.cli.arguments import CRITERION_HELP, INPUT_HELP, MODEL_HELP, OPTION_HELP, TARGET_HELP
 
 if TYPE_CHECKING:
     from torch import nn
@@ -75,7 +75,18 @@ def prune(
     config: Annotated[
         Optional[Path], typer.Option(help="Config whose task gives batches and loss (criteria of gradients need them).")
     ] = None,
-    budget_us: Annotated[Optional[float], typer.Option(help="Latency budget; needs --table.")] = None,
+    budget: Annotated[
+        Optional[float],
+        typer.Option(
+            help="Share of the dense engine's latency (0.6), or microseconds; with --target, engines are measured."
+        ),
+    ] = None,
+    target: Annotated[Optional[str], typer.Option(help=f"With --budget: {TARGET_HELP}")] = None,
+    threads: Annotated[int, typer.Option(min=0, max=1024, help="With --budget: threads; 0 = all cores.")] = 0,
+    budget_us: Annotated[
+        Optional[float],
+        typer.Option(help="Budget in microseconds by the table's word, nothing is measured; needs --table."),
+    ] = None,
     table: Annotated[
         Optional[Path], typer.Option(help="Latency table of the target ('pydeploy table measure').")
     ] = None,
@@ -98,9 +109,9 @@ def prune(
     ] = None,
     plan: Annotated[Optional[Path], typer.Option(help="Also write the plan here as JSON.")] = None,
 ) -> None:
-    """Cut a model to a latency budget (with a table), or by a ratio, threshold or budget of MACs or parameters (without).
+    """Cut a model until its engine is measured to meet a budget; or by a table's word, a ratio, a threshold, MACs or parameters.
 
-    Example: pydeploy prune torchvision:resnet18 --input 1x3x224x224 --table resnet18.sqlite --budget-us 6000 --out small.safetensors
+    Example: pydeploy prune torchvision:resnet18 --input 1x3x224x224 --budget 0.6 --target onnxruntime:fp32 --out small.safetensors
     """
     from pydeploy.cli import arguments
     from pydeploy.files import check_writable
@@ -116,10 +127,16 @@ def prune(
     graph = find(net, example)
     given = arguments.options_of(criterion_option or [], "criterion")
     scores = _scores(net, graph, criterion, given, config)
-    amounts = {"ratio": ratio, "threshold": threshold, "energy": energy, "macs": macs, "params": params}
+    asked = {"ratio": ratio, "threshold": threshold, "energy": energy, "macs": macs, "params": params}
+    amounts = {name: amount for name, amount in asked.items() if amount is not None}
     how = {"scope": CRITERIA[criterion].scope if scope is None else scope, "align": 8 if regular else align, "apart": apart or [],
            "rounding": "up" if regular else rounding, "min_share": min_share, "layers": layers}  # fmt: skip
-    chosen = _plan(graph, scores, budget_us, table, {k: v for k, v in amounts.items() if v is not None}, how, min_width)
+    told = ""
+    if budget is not None or target is not None:
+        _require_alone(budget, target, budget_us, amounts)
+        chosen, told = _measured_plan(net, example, scores, budget, target, table, threads, min_width, out)
+    else:
+        chosen = _plan(graph, scores, budget_us, table, amounts, how, min_width)
     small = apply(net, graph, chosen)
     save(out, small, chosen)
     if plan is not None:
@@ -132,7 +149,39 @@ def prune(
         sys.stdout.write(
             f", predicted {chosen.latency_us:.0f} us, at most {chosen.gap:.3%} below the best score possible"
         )
-    sys.stdout.write("\n")
+    sys.stdout.write(f"{told}\n")
+
+
+def _require_alone(
+    budget: float | None, target: str | None, budget_us: float | None, amounts: Mapping[str, float]
+) -> None:
+    from pydeploy.errors import ConfigError
+
+    if budget is None or target is None:
+        raise ConfigError(f"--budget and --target go together: --{'budget' if budget is None else 'target'} is missing")
+    if budget_us is not None or amounts:
+        other = "budget-us" if budget_us is not None else next(iter(amounts))
+        raise ConfigError(f"give one of --budget with --target, and --{other}")
+
+
+def _measured_plan(
+    net: nn.Module, example: Any, scores: Any, budget: float | None, target: str | None, table: Path | None, threads: int,
+    min_width: int, out: Path,
+) -> tuple[Plan, str]:  # fmt: skip
+    """The plan of the closed loop, and what was measured; engines, rounds and the table stay beside `out`."""
+    from pydeploy.cli.console import Terminal
+    from pydeploy.planning.meet_budget import meet_budget
+
+    assert budget is not None
+    assert target is not None
+    here = out.with_name(f"{out.stem}.search")
+    found = meet_budget(net, example, target=target, budget=budget, scores=scores, table=table, out=here, threads=threads,
+                        min_width=min_width, say=Terminal().say)  # fmt: skip
+    one = found.chosen
+    return found.plan, (
+        f", measured {one.measured_us:.0f} us ({one.tried.measured:.1%} of the budget of {one.limit_us:.0f} us) on "
+        f"{found.engine.target}\n{found.engine.path}: the engine before fine-tuning; {found.table.path}: the latency table"
+    )
 
 
 def criteria(json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False) -> None:
@@ -186,7 +235,7 @@ def _plan(graph: Graph, scores: Any, budget_us: float | None, table: Path | None
 
     if (budget_us is None) == (not amounts):
         raise ConfigError(
-            "give either --budget-us with --table, or one of --ratio, --threshold, --energy, --macs and --params"
+            "give --budget with --target, --budget-us with --table, or one of --ratio, --threshold, --energy, --macs and --params"
         )
     if amounts:
         if table is not None:

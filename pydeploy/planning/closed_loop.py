@@ -62,7 +62,7 @@ def search(
         case.say(
             "the computer is at rest and back at the speed at which the table was measured: the rounds are measured anew"
         )
-        tried = _forgotten(here)
+        tried = forget(here)
     if refusal is not None:
         write_json(here / REFUSED, {"refusal": str(refusal), "doubt": doubt})
         raise _worded(refusal, budget, doubt)
@@ -75,14 +75,14 @@ def _kept(case: Case, settings: LoopSettings, here: Path) -> list[RoundResult]:
     used_up = bool(tried) and tried[-1].number >= settings.rounds and not any(one.met for one in tried)
     if used_up or (here / REFUSED).is_file():
         case.say("the budget was missed in all rounds before: they are measured anew")
-        return _forgotten(here)
+        return forget(here)
     if any(one.disturbed for one in tried):
         case.say("other load disturbed the rounds before: they are measured anew")
-        return _forgotten(here)
+        return forget(here)
     return tried
 
 
-def _forgotten(here: Path) -> list[RoundResult]:
+def forget(here: Path) -> list[RoundResult]:
     """No rounds: those in `here` are deleted."""
     for path in [*here.glob("round*.json"), here / REFUSED]:
         path.unlink(missing_ok=True)

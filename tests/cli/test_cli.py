@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -258,7 +259,7 @@ def test_bad_input(work: Path, tmp_path: Path) -> None:
         pydeploy("prune", "pydeploy:resnet8", *shape, "--ratio", 0.5, "--criterion", "l3", "--out", tmp_path / "x"),
         "unknown criterion",
     )
-    fails(pydeploy("prune", "pydeploy:resnet8", *shape, "--out", tmp_path / "x"), "either --budget-us")
+    fails(pydeploy("prune", "pydeploy:resnet8", *shape, "--out", tmp_path / "x"), "--budget with --target")
     fails(pydeploy("prune", "pydeploy:resnet8", *shape, "--table", work / "t.sqlite", "--budget-us", 1, "--out", tmp_path / "x"),
           "below the smallest plan")  # fmt: skip
     fails(pydeploy("profile", work / "graph.json"), "does not exist")
@@ -472,3 +473,21 @@ def test_an_unwritable_place_is_one_line(work: Path, tmp_path: Path) -> None:
         fails(pydeploy(*command, tmp_path / "file"), "file")
     assert (tmp_path / "file").read_text() == "x"
     assert not list((tmp_path / "folder").iterdir())
+
+
+def test_prune_measures_engines_until_the_budget_is_met(tmp_path: Path) -> None:
+    model = ("pydeploy:resnet8", "--input", "1x3x32x32", "--out", tmp_path / "small.safetensors")
+    target = ("--target", "null:fp32")
+    done = pydeploy("prune", *model, *target, "--budget", 0.7)
+    assert done.returncode == 0, done.stderr
+    used = re.search(r"measured (\d+) us \(([\d.]+)% of the budget of (\d+) us\)", done.stdout)
+    assert used is not None, done.stdout
+    assert int(used[1]) <= int(used[3])
+    assert 60 < float(used[2]) <= 100
+    assert (tmp_path / "small.safetensors").is_file()
+    assert Path(done.stdout.splitlines()[-1].partition(":")[0]).is_file()
+    fails(pydeploy("prune", *model, "--budget", 0.7), "--target is missing")
+    fails(pydeploy("prune", *model, *target), "--budget is missing")
+    fails(pydeploy("prune", *model, *target, "--budget", 0.7, "--ratio", 0.5), "give one of --budget")
+    fails(pydeploy("prune", *model, *target, "--budget", 0), "expected a share")
+    fails(pydeploy("prune", *model, "--target", "nul", "--budget", 0.5), "unknown backend 'nul'")
