@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydeploy.data.image_sets import ImageSet
 from pydeploy.errors import DataError
 
+CLASSES_10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PIXELS = 3 * 32 * 32
 MEAN_10, STD_10 = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 MEAN_100, STD_100 = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
@@ -25,7 +26,7 @@ def cifar10(root: str | None = None) -> ImageSet:
     folder = _found(root, "cifar-10-batches-bin", "test_batch.bin")
     parts = [_rows(folder / f"data_batch_{number}.bin", 1) for number in range(1, 6)]
     train, test = _pictures(np.concatenate(parts)), _pictures(_rows(folder / "test_batch.bin", 1))
-    return ImageSet("cifar10", 10, *train, *test, MEAN_10, STD_10)
+    return ImageSet("cifar10", 10, *train, *test, MEAN_10, STD_10, CLASSES_10)
 
 
 def cifar100(root: str | None = None) -> ImageSet:

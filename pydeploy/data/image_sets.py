@@ -19,6 +19,7 @@ from pydeploy.data.idx import read_idx
 from pydeploy.data.preprocessing import Preprocessing
 from pydeploy.errors import ConfigError, DataError
 
+CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 REMEDY = "install it (apt-get install dataset-fashion-mnist) or set PYDEPLOY_DATA to the folder with the four files"
 
@@ -38,6 +39,12 @@ class ImageSet:
     test_labels: NDArray[np.int64]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    names: tuple[str, ...] = ()
+    """Of the classes; their numbers where they have none."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.names or tuple(map(str, range(self.classes)))
 
     def __post_init__(self) -> None:
         for part, images, labels in (
@@ -82,7 +89,7 @@ def fashion_mnist() -> ImageSet:
     images, labels, test_images, test_labels = parts
     mean, std = (0.2860,), (0.3530,)
     return ImageSet("fashion_mnist", 10, images, labels.astype(np.int64), test_images, test_labels.astype(np.int64),
-                    mean, std)  # fmt: skip
+                    mean, std, CLOTHES)  # fmt: skip
 
 
 def find_fashion_mnist(*, download: bool = True) -> Path:

@@ -20,9 +20,9 @@ RUNS = 3
 """Runs in a turn at least; engines that are quick run for `TURN_US`."""
 ROUNDS = 12
 """Rounds before the ratio's interval is looked at, and again after it was found too wide."""
-PRECISION = 0.01
+PRECISION = 0.015
 """Half the width of the interval, relative to the ratio, that ends the rounds."""
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 """No further rounds are begun after this."""
 
 

@@ -164,6 +164,9 @@ def target(report: Report) -> Listing:
     facts = {"device": at.device, "backend": f"{at.backend} {at.backend_version}", "precision": at.precision,
              "batch": f"{at.batch}", "threads": f"{at.threads}", **at.facts, "fingerprint": at.fingerprint,
              "measured": "yes" if at.measured else "NO: analytic, not measured"}  # fmt: skip
+    if report.preprocessing:
+        steps = {key: value for key, value in report.preprocessing["preprocessing"].items() if value is not None}
+        facts["preprocessing"] = ", ".join(f"{key} {value}" for key, value in steps.items())
     if report.calibration:
         facts["calibration"] = report.calibration
     return _listing(["fact", "value"], list(facts.items()))

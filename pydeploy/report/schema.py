@@ -239,6 +239,8 @@ class Report:
     """Duration of each stage, in the order the stages ran."""
     total_seconds: Seconds = 0.0
     warnings: tuple[str, ...] = ()
+    preprocessing: dict[str, Any] | None = None
+    """How pictures become the engines' inputs (``preprocessing.json``); None for other tasks."""
     calibration: str = ""
     """The samples that INT8 ranges come from, in words, with their hash; '' where nothing was calibrated."""
 

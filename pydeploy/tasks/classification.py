@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pydeploy.data.deployment import Deployment
 from pydeploy.data.image_sets import ImageSet
 from pydeploy.data.preprocessing import Preprocessing
 from pydeploy.errors import ConfigError, DataError, nearest
@@ -43,6 +44,9 @@ class Classification(Task):
 
     def digest(self) -> str:
         return self.images.digest()
+
+    def deployment(self) -> Deployment:
+        return Deployment(self.images.preprocessing, self.images.class_names, self.input_names[0], self.output_names[0])
 
     def size(self, split: str) -> int:
         return len(self._split(split)[1])

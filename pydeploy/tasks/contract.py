@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pydeploy.data.deployment import Deployment
 from pydeploy.data.preprocessing import Preprocessing
 from pydeploy.tasks.metric import Metric
 
@@ -92,6 +93,10 @@ class Task(ABC):
     def model_options(self) -> Mapping[str, int]:
         """What the data ask of a network, ``num_classes`` and ``in_channels``: given to model factories that take them."""
         return {}
+
+    def deployment(self) -> Deployment | None:
+        """What ``preprocessing.json`` beside the engines says; None where a network is not fed with pictures."""
+        return None
 
     def digest(self) -> str:
         """A hash of the data set's contents: here of every sample as `samples` gives it."""

@@ -121,11 +121,13 @@ def finished_engine(job: Job, model: nn.Module, here: Path) -> None:
 
 
 def write_facts(job: Job, backend: Backend, engine: Engine, here: Path, *, params: int, macs: int) -> None:
-    """``facts.json`` of a built engine."""
+    """``facts.json`` of a built engine, and ``preprocessing.json``, which says how to feed it."""
     job.console.say(f"{here.name}: metrics of the engine over the full test set")
     facts = EngineFacts(latency=measure_engines({"": (backend, engine)})[""], metrics=metrics(job, backend, engine),
                         params=params, macs=macs, precision=backend.precision, target=backend.target().fingerprint,
                         bytes=engine.path.stat().st_size, onnx_bytes=Files(here).onnx.stat().st_size)  # fmt: skip
+    if (way := job.task.deployment()) is not None:
+        way.save(here)
     facts.save(Files(here).facts)
 
 

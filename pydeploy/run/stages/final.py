@@ -123,6 +123,7 @@ def _report(job: Job, at: Artefacts, seconds: dict[str, float], command: str) ->
         layers=_layers(graph, plan, read_json(at.timings)["layers"]), groups=_groups(graph, plan), table=_table(at), seconds=seconds,
         total_seconds=sum(seconds.values()),
         warnings=(*_disturbances(at), *_of_int8(job, models.dense, lost), *_warnings(job, target.measured)),
+        preprocessing=None if (way := job.task.deployment()) is None else way.to_json(),
         calibration=f"{job.manifest}, sha256 {job.samples[:12]}" if job.manifest is not None else "",
     )  # fmt: skip
 
