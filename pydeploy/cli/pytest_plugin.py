@@ -12,6 +12,7 @@ Loaded by every pytest where pydeploy is installed, so whatever is heavy is impo
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pydeploy.timing.records import Target
 
 FIXTURE = "engine_benchmark"
+log = logging.getLogger(__name__)
 KEY = "pydeploy"
 """Where ``extra_info`` holds what a comparison needs."""
 TIMES = ("min", "max", "mean", "stddev", "median", "iqr", "q1", "q3", "ld15iqr", "hd15iqr", "total")
@@ -116,6 +118,8 @@ def _measure(request: pytest.FixtureRequest, benchmark: Any, path: Path, referen
         "reference": {"name": yardstick.path.name, "onnx_sha256": yardstick.onnx_sha256, "us": found.reference_us},
         "ratio": found.ratio.to_json(),
     }
+    if not found.known:
+        log.warning("%s: other load hides how fast it is: %s times the reference", path, found.ratio)
     rounds_us = iter(found.rounds_us)
 
     def one_round() -> None:

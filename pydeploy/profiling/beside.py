@@ -49,6 +49,14 @@ class Beside:
         return [one.us / other.us * self.reference_us for one, other in self._pairs]
 
     @property
+    def known(self) -> bool:
+        """Whether the ratio's interval is as narrow as `PRECISION`."""
+        found = self.ratio
+        return (
+            found.low is not None and found.high is not None and found.high - found.low <= 2 * PRECISION * found.value
+        )
+
+    @property
     def _pairs(self) -> Sequence[tuple[Turn, Turn]]:
         return pairs(self.ours, self.reference)[0]
 
@@ -74,12 +82,8 @@ def measure_beside(
         while True:
             taken.append(interleave(timers, rounds=rounds, runs=RUNS, turn_us=turn_us, retries=0, watch=watch))
             found = Beside(*(_joined([one[name] for one in taken]) for name in timers))
-            if _known(found.ratio) or time.monotonic() > until:
+            if found.known or time.monotonic() > until:
                 return found
-
-
-def _known(found: Ratio) -> bool:
-    return found.low is not None and found.high is not None and found.high - found.low <= 2 * PRECISION * found.value
 
 
 def _joined(samples: Sequence[Samples]) -> Timing:
