@@ -1,4 +1,4 @@
-"""Saving and loading pruned models: safetensors with the plan in the metadata. No pickle anywhere."""
+"""Saving and loading pruned models: safetensors with the plan in the metadata. Files of `torch.save` are read as data alone."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pydeploy.files import replacing
 from pydeploy.plan import Plan
 from pydeploy.prune.surgery.apply import replaced
 from pydeploy.prune.surgery.module_numbers import has_number, kept_numbers, put
+from pydeploy.prune.surgery.state_dicts import is_torch_file, state_dict, unwrapped
 from pydeploy.prune.surgery.tensors import check_dense, packed, unpacked
 from pydeploy.version import __version__
 
@@ -51,6 +52,9 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, facts: dict[str, st
 def load(path: Path | str, model: nn.Module) -> nn.Module:
     """A copy of the freshly built *dense* `model`, cut to the shapes in the file and filled with its values.
 
+    The file is one that `save` wrote, or ``torch.save(small.state_dict(), ...)``: of a plain, a compiled or a distributed module,
+    or a checkpoint that holds one under ``state_dict`` or ``model``. The latter knows neither plan nor the integers in which
+    modules keep widths (``graph.numbers``): where there are any, use `save`.
     Strict: raises `Mismatch` naming the first tensor that the model lacks, that the file lacks, or whose shape is not the
     one that the saved plan was made for (without a plan: cannot be a cut of the model's); `DataError` when the file is
     missing, truncated, edited or not one of ours.
@@ -59,6 +63,7 @@ def load(path: Path | str, model: nn.Module) -> nn.Module:
     stored, facts = read(path)
     plan = _plan(path, facts)
     own = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+    stored = stored if facts else unwrapped(stored, own)
     what = f"the saved {facts.get('model', 'model')}"
     for name in [*own, *stored]:
         _require(name, own.get(name), stored.get(name), what, path, plan.dense if plan is not None else {})
@@ -80,6 +85,8 @@ def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path} does not exist; expected a model that 'pydeploy.save' wrote")
+    if is_torch_file(path):
+        return state_dict(path), {}
     try:
         with safe_open(path, framework="pt") as file:
             facts: dict[str, Any] = dict(file.metadata() or {})
