@@ -79,7 +79,7 @@ def test_compiled_it_computes_and_learns_the_same(name: str) -> None:
 def _worker(rank: int, folder: str, small: nn.Module, x: Tensor) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    model = nn.parallel.DistributedDataParallel(small.train())
+    model = nn.parallel.DistributedDataParallel(copy.deepcopy(small).train())  # `spawn` shares memory
     step(model, x[rank * 2 : rank * 2 + 2])
     if rank == 0:
         torch.save(model.state_dict(), f"{folder}/trained.pth")
