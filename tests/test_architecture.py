@@ -126,6 +126,14 @@ def test_the_top_stays_short() -> None:
     assert len(files - {"__init__", "__main__"} | rooms) <= 23, sorted(files | rooms)
 
 
+VAGUE = set(["stages", "pace", "aim", "gains", "candidates", "summary", "precisions", "numbers", "attributes", "entries", "watch", "trial", "constants", "origins", "source", "model", "utils", "helpers", "common", "misc", "tools", "stuff"])  # fmt: skip
+"""What says too little as the name of a file; ``run/stages`` is a folder that holds them."""
+
+
+def test_module_names_say_something() -> None:
+    assert not {path.stem for path in MODULES if path.stem in VAGUE}
+
+
 def test_modules_are_short_in_the_middle() -> None:
     """The median module is read in one go."""
     lengths = sorted(len(path.read_text().splitlines()) for path in MODULES)

@@ -25,7 +25,7 @@ from pydeploy.run.config import load
 from pydeploy.run.folder import Inputs, differences
 from pydeploy.run.job import Job, model_of
 from pydeploy.run.stages.comparison import wanted
-from pydeploy.run.stages.precisions import half_backend
+from pydeploy.run.stages.reduced_precision import half_backend
 from pydeploy.settings import leaves
 
 FIT = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "warmup_epochs", "schedule", "clip_norm", "amp")

@@ -28,7 +28,7 @@ from pydeploy.run.config import Config
 from pydeploy.run.earlier import Earlier
 from pydeploy.run.folder import Console, RunFolder, Verdict, check_reuse
 from pydeploy.run.job import Job, open_job
-from pydeploy.run.stages import comparison, final, precisions, scoring, search, table, training
+from pydeploy.run.stages import comparison, final, reduced_precision, scoring, search, table, training
 from pydeploy.run.stages import engines as engine_stages
 
 Make = Callable[[Job, Artefacts, Path], None]
@@ -84,17 +84,17 @@ def _precisions(job: Job) -> Iterator[Stage]:
         return
     reads = ("task", "target")
     if job.backend.precision == "int8":
-        other = Stage("09_unquantized", reads, ("08_pruned",), precisions.unquantize)
+        other = Stage("09_unquantized", reads, ("08_pruned",), reduced_precision.unquantize)
     else:
-        other = Stage("09_quantized", (*reads, *CALIBRATION), ("08_pruned",), precisions.quantize)
+        other = Stage("09_quantized", (*reads, *CALIBRATION), ("08_pruned",), reduced_precision.quantize)
     yield other
     mixing = ("quantize.calibration", "quantize.exclude", "quantize.table", "compare.limit")
     tables = ("05_table", "06_search") if config.quantize.table is not None else ()
     yield Stage(
-        "09_mixed", (*reads, *mixing), ("02_graph", "04_dense", *tables, "08_pruned", other.name), precisions.mix
+        "09_mixed", (*reads, *mixing), ("02_graph", "04_dense", *tables, "08_pruned", other.name), reduced_precision.mix
     )
-    if precisions.half_backend(job) is not None:
-        yield Stage("09_half", reads, ("08_pruned",), precisions.build_half)
+    if reduced_precision.half_backend(job) is not None:
+        yield Stage("09_half", reads, ("08_pruned",), reduced_precision.build_half)
 
 
 def _points(job: Job, engine: tuple[str, ...]) -> Iterator[Stage]:

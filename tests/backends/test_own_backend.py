@@ -33,7 +33,7 @@ from pydeploy.quant.styles import STYLES, style_for
 from pydeploy.run.config import Config, parse
 from pydeploy.run.job import open_job
 from pydeploy.run.pipeline import stages_of
-from pydeploy.run.stages.precisions import half_backend
+from pydeploy.run.stages.reduced_precision import half_backend
 from quiet import Quiet
 from test_cli import SHAPE, fails, pydeploy
 from test_config_checks import WHOLE

@@ -192,7 +192,9 @@ def test_records_cannot_be_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parents[2] / "docs" / "figures").glob("*/report.json")), ids=lambda path: path.parent.name
+    "path",
+    sorted((Path(__file__).parents[2] / "docs" / "figures").glob("*/report.json")),
+    ids=lambda path: path.parent.name,
 )
 def test_reports_of_version_1_are_read(path: Path) -> None:
     """All metrics were shares, called accuracies."""

@@ -31,7 +31,7 @@ from pydeploy.run.artefacts import Artefacts, Files
 from pydeploy.run.config import Config, parse
 from pydeploy.run.job import model_of, open_job
 from pydeploy.run.pipeline import run, stages_of
-from pydeploy.run.stages import precisions
+from pydeploy.run.stages import reduced_precision
 from pydeploy.run.stages.comparison import PLANNERS, wanted
 from pydeploy.run.stages.engines import build_dense
 from pydeploy.run.stages.search import best_plan, search
@@ -213,7 +213,7 @@ def mixed_by_tables(out: Path, config: Config, here: Path) -> dict:
     quantize = {**config.quantize.model_dump(), "table": str(other_table(out, config, here / "other.sqlite"))}
     changed = parse({**config.model_dump(), "quantize": quantize}, "test")
     at, job = Artefacts(out), open_job(changed, Quiet())
-    precisions.mix(job, at, here)
+    reduced_precision.mix(job, at, here)
     mixed = json.loads((here / "mixed.json").read_text())
     assert mixed["times"] == "latency tables"
     graph, widths = Graph.load(at.graph), Plan.load(at.plan).widths
@@ -349,7 +349,7 @@ def test_end_to_end_on_onnx_runtime(tmp_path: Path) -> None:
     by_tables = mixed_by_tables(tmp_path / "out", config, tmp_path / "mixed")
     errors = [{layer["name"]: layer["error"] for layer in found["layers"]} for found in (mixed, by_tables)]
     assert errors[0] == errors[1]
-    assert precisions.has_engine(tmp_path / "mixed") != bool(by_tables["note"])
+    assert reduced_precision.has_engine(tmp_path / "mixed") != bool(by_tables["note"])
     assert report.models.pruned.macs < report.models.dense.macs
     assert report.met == (used(report, report.models.pruned)[0] <= 1)
     assert all(layer.after_us is not None for layer in report.layers if layer.kind == "conv")

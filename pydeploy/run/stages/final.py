@@ -31,7 +31,7 @@ from pydeploy.run import facts as facts_
 from pydeploy.run.artefacts import Artefacts, Files
 from pydeploy.run.facts import load
 from pydeploy.run.job import Job
-from pydeploy.run.stages import comparison, precisions
+from pydeploy.run.stages import comparison, reduced_precision
 from pydeploy.run.stages import engines as engine_stages
 from pydeploy.run.stages.engines import facts_of, float_metrics
 from pydeploy.run.stages.search import level_us
@@ -46,7 +46,7 @@ def folders(job: Job, at: Artefacts) -> dict[str, Path]:
     found = {"dense": at.dense, "pruned": at.pruned}
     if job.config.quantize is not None:
         more = {"unquantized": at.unquantized, "half": at.half, "quantized": at.quantized, "mixed": at.mixed}
-        found |= {name: folder for name, folder in more.items() if precisions.has_engine(folder)}
+        found |= {name: folder for name, folder in more.items() if reduced_precision.has_engine(folder)}
     return found | {point.slug: at.candidate(point.slug) for point in comparison.wanted(job.config)}
 
 
