@@ -126,7 +126,8 @@ def test_the_top_stays_short() -> None:
     assert len(files - {"__init__", "__main__"} | rooms) <= 23, sorted(files | rooms)
 
 
-VAGUE = set(["stages", "pace", "aim", "gains", "candidates", "summary", "precisions", "numbers", "attributes", "entries", "watch", "trial", "constants", "origins", "source", "model", "utils", "helpers", "common", "misc", "tools", "stuff"])  # fmt: skip
+VAGUE = {"stages", "pace", "aim", "gains", "candidates", "summary", "precisions", "numbers", "attributes", "entries", "watch", "trial",
+         "constants", "origins", "source", "model", "utils", "helpers", "common", "misc", "tools", "stuff"}  # fmt: skip
 """What says too little as the name of a file; ``run/stages`` is a folder that holds them."""
 
 
