@@ -35,6 +35,7 @@ BACKENDS: Mapping[str, str] = {
     "onnxruntime": "pydeploy.backends.onnxruntime:OnnxRuntime",
     "openvino": "pydeploy.backends.openvino:OpenVino",
     "tensorrt": "pydeploy.backends.tensorrt.backend:TensorRt",
+    "tensorrt-rtx": "pydeploy.backends.tensorrt.rtx:TensorRtRtx",
     "null": "pydeploy.backends.null:Null",
 }
 """Where each backend lives; named by import path so that listing them imports nothing heavy."""
@@ -116,6 +117,8 @@ class Backend(ABC):
     """Whether it builds files whose first dimension is open."""
     analytic: ClassVar[bool] = False
     """Whether its numbers are computed, not measured."""
+    only_builds: str = ""
+    """Why engines can only be built here, not opened; '' where they can."""
     implicit: bool = False
     """Whether its int8 engines are built from float files, the ranges being known to it or found by it."""
 

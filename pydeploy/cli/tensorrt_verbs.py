@@ -98,7 +98,7 @@ def _facts(model: Path, batch: int, precision: str) -> tuple[bool, str]:
     """
     import onnx
 
-    from pydeploy.backends.tensorrt.backend import dynamic_inputs
+    from pydeploy.backends.tensorrt.sources import dynamic_inputs
     from pydeploy.errors import DataError
     from pydeploy.onnxfile.half import is_typed
     from pydeploy.onnxfile.read import check_precision, input_specs, with_batch

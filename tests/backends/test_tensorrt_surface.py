@@ -14,14 +14,18 @@ from trt_fake import World, check_call, module
 
 PACKAGE = Path(compat.__file__).parent
 
+OLD, RTX = {"8.6.1", "10.0.1", "10.3.0", "10.16.1"}, set(trt_surface.RTX_VERSIONS)
+EARLY_RTX = {"rtx-1.4.0"}  # whose flags are those of TensorRT 10
+
 ONLY_SOME: dict[str, set[str]] = {
-    "NetworkDefinitionCreationFlag.EXPLICIT_BATCH": {"8.6.1", "10.0.1", "10.3.0", "10.16.1"},
-    "NetworkDefinitionCreationFlag.STRONGLY_TYPED": {"10.0.1", "10.3.0", "10.16.1", "11.0.0", "11.4.0"},
-    "BuilderFlag.FP16": {"8.6.1", "10.0.1", "10.3.0", "10.16.1"},
-    "BuilderFlag.INT8": {"8.6.1", "10.0.1", "10.3.0", "10.16.1"},
-    "BuilderFlag.BF16": {"10.0.1", "10.3.0", "10.16.1"},
-    "IProgressMonitor": {"10.0.1", "10.3.0", "10.16.1", "11.0.0", "11.4.0"},
-    "IInt8EntropyCalibrator2": {"8.6.1", "10.0.1", "10.3.0", "10.16.1"},
+    "NetworkDefinitionCreationFlag.EXPLICIT_BATCH": OLD | EARLY_RTX,
+    "NetworkDefinitionCreationFlag.STRONGLY_TYPED": {"10.0.1", "10.3.0", "10.16.1", "11.0.0", "11.4.0"} | RTX,
+    "BuilderFlag.FP16": OLD | EARLY_RTX,
+    "BuilderFlag.INT8": OLD | EARLY_RTX,
+    "BuilderFlag.BF16": (OLD | EARLY_RTX) - {"8.6.1"},
+    "IProgressMonitor": {"10.0.1", "10.3.0", "10.16.1", "11.0.0", "11.4.0"} | RTX,
+    "IInt8EntropyCalibrator2": OLD | EARLY_RTX,
+    **{name: RTX for name in trt_surface.RTX_CLASSES if name not in ("IRuntimeCache", "IRuntimeConfig")},
 }
 """Names that not every version has: `compat` asks for the version before it uses them."""
 
@@ -40,7 +44,7 @@ def used_names() -> set[str]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute):
                 parts = ast.unparse(node).replace("self._trt.", "trt.").split(".")
-                if parts[0] == "trt" and parts[1] != "__version__":
+                if parts[0] == "trt" and parts[1] not in ("__version__", "__name__"):
                     found.add(".".join(parts[1:3]).removesuffix(".__init__"))
                 elif parts[0] in aliases:
                     found.add(f"{aliases[parts[0]]}.{parts[1]}")
@@ -49,19 +53,24 @@ def used_names() -> set[str]:
 
 def has(surface: trt_surface.Surface, name: str) -> bool:
     cls, _, member = name.partition(".")
-    return cls in surface.classes and (member in ("", "__init__") or member in surface.classes[cls])
+    return cls in surface.classes and (member in ("", "__init__", "__members__") or member in surface.classes[cls])
+
+
+def somewhere(name: str, version: str) -> set[str]:
+    """The versions that have a name: all, unless the table says otherwise of it or of its class."""
+    return ONLY_SOME.get(name, ONLY_SOME.get(name.partition(".")[0], {version}))
 
 
 def test_the_scan_finds_names() -> None:
     assert {"BuilderFlag.FP16", "Builder", "MemoryPoolType.WORKSPACE", "TensorIOMode.INPUT"} <= used_names()
 
 
-@pytest.mark.parametrize("version", trt_surface.VERSIONS)
+@pytest.mark.parametrize("version", [*trt_surface.VERSIONS, *trt_surface.RTX_VERSIONS])
 def test_every_name_in_the_source_exists(version: str) -> None:
     surface = trt_surface.load(version)
-    assert surface.version.startswith(version)
+    assert surface.version.startswith(version.removeprefix("rtx-"))
     names = used_names() | set(ONLY_SOME)
-    wrong = {name for name in names if has(surface, name) != (version in ONLY_SOME.get(name, {version}))}
+    wrong = {name for name in names if has(surface, name) != (version in somewhere(name, version))}
     assert not wrong
 
 

@@ -9,6 +9,7 @@ no TensorRT library is involved), compared with the committed tables, and the wh
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import os
 import subprocess
@@ -28,13 +29,16 @@ ROOT = HERE.parents[1]
 PLACE = ROOT / "build" / "trt"
 WHEELS = {"8.6.1": "tensorrt-bindings==8.6.1", "10.0.1": "tensorrt-cu12-bindings==10.0.1",
           "10.3.0": "tensorrt-cu12-bindings==10.3.0", "10.16.1": "tensorrt-cu12-bindings==10.16.1.11",
-          "11.0.0": "tensorrt-cu13-bindings==11.0.0.114", "11.4.0": "tensorrt-cu13-bindings==11.4.0.106"}  # fmt: skip
+          "11.0.0": "tensorrt-cu13-bindings==11.0.0.114", "11.4.0": "tensorrt-cu13-bindings==11.4.0.106",
+          "rtx-1.4.0": "tensorrt-rtx-cu13-bindings==1.4.0.76", "rtx-1.7.1": "tensorrt-rtx-cu13-bindings==1.7.1.116"}  # fmt: skip
 OTHERS = {"cuda-python-12.4": "cuda-python==12.4.0", "cuda-bindings-13.5": "cuda-bindings==13.5.0 cuda-pathfinder",
           "nvidia-ml-py-13": "nvidia-ml-py==13.615.71"}  # fmt: skip
 SOURCES = {"pycuda-2024.1": "pycuda==2024.1", "pycuda-2026.1": "pycuda==2026.1"}
 MODULES = {"cuda-python-12.4": ("cuda.cuda", "cuda_python"), "cuda-bindings-13.5": ("cuda.bindings.driver", "cuda_python"),
            "nvidia-ml-py-13": ("pynvml", "nvml")}  # fmt: skip
-LIBRARIES = ("nvinfer", "nvonnxparser", "nvinfer_plugin", "nvparsers")
+LIBRARIES = {"8": ("nvinfer", "nvonnxparser", "nvinfer_plugin", "nvparsers"), "10": ("nvinfer", "nvonnxparser", "nvinfer_plugin"),
+             "11": ("nvinfer", "nvonnxparser", "nvinfer_plugin"), "rtx-1": ("tensorrt_rtx", "tensorrt_onnxparser_rtx")}  # fmt: skip
+"""What the bindings load, by the version's first number."""
 UNAVAILABLE = 3  # exit code: the wheels cannot be had here
 TESTS = ("test_tensorrt_backend.py", "test_tensorrt_contract.py")
 
@@ -42,13 +46,13 @@ TESTS = ("test_tensorrt_backend.py", "test_tensorrt_contract.py")
 def bindings(version: str) -> types.ModuleType:
     """The real module of a version; one version per process."""
     major = version.split(".")[0]
-    for name in LIBRARIES if major == "8" else LIBRARIES[:3]:
-        ctypes.CDLL(str(PLACE / f"stub{major}" / f"lib{name}.so.{major}"), mode=ctypes.RTLD_GLOBAL)
+    for name in LIBRARIES[major]:
+        ctypes.CDLL(str(PLACE / f"stub{major}" / f"lib{name}.so.{major.removeprefix('rtx-')}"), mode=ctypes.RTLD_GLOBAL)
     sys.path.insert(0, str(PLACE / version))
-    import tensorrt_bindings  # type: ignore[import-not-found]
-
-    real: types.ModuleType = tensorrt_bindings
-    return real
+    if version.startswith("rtx"):
+        sys.modules["tensorrt_rtx_libs"] = types.ModuleType("tensorrt_rtx_libs")  # another version's may be installed
+        return importlib.import_module("tensorrt_rtx_bindings")
+    return importlib.import_module("tensorrt_bindings")
 
 
 _loaded: dict[str, types.ModuleType] = {}
@@ -64,7 +68,7 @@ def module(world: trt_fake.World) -> types.ModuleType:
     """The real module, except that its three entry points lead to autospec'd objects with the fake's behaviour."""
     real = real_module(world.table)
     world.surface = trt_surface.extract(real)
-    trt = types.ModuleType("tensorrt")
+    trt = types.ModuleType("tensorrt_rtx" if world.surface.rtx else "tensorrt")
     trt.__dict__.update({name: getattr(real, name) for name in dir(real) if not name.startswith("_")})
     trt.__version__ = real.__version__  # type: ignore[attr-defined]
     world.module = trt  # type: ignore[attr-defined]
@@ -131,11 +135,11 @@ def install() -> str:
         if problem := pip("download", "--no-binary", "pycuda", "--dest", str(PLACE / name), source):
             return f"{source} cannot be downloaded: {problem}"
     compiler = os.environ.get("CC", "cc")
-    for major in ("8", "10", "11"):
+    for major, libraries in LIBRARIES.items():
         folder = PLACE / f"stub{major}"
         folder.mkdir(parents=True, exist_ok=True)
-        for name in LIBRARIES:
-            out = folder / f"lib{name}.so.{major}"
+        for name in libraries:
+            out = folder / f"lib{name}.so.{major.removeprefix('rtx-')}"
             command = [
                 compiler,
                 "-shared",

@@ -15,6 +15,8 @@ from types import ModuleType
 from typing import Any
 
 VERSIONS = ("8.6.1", "10.0.1", "10.3.0", "10.16.1", "11.0.0", "11.4.0")
+RTX_VERSIONS = ("rtx-1.4.0", "rtx-1.7.1")
+"""TensorRT for RTX: the same bindings under another name, with a few classes more."""
 TABLES = Path(__file__).parent / "tensorrt_api"
 
 CLASSES = (
@@ -25,6 +27,9 @@ CLASSES = (
     "ProfilingVerbosity", "Runtime", "TensorFormat", "TensorIOMode", "TensorLocation",
 )  # fmt: skip
 """The classes that a user of TensorRT meets when building, running and timing a network."""
+
+RTX_CLASSES = ("ComputeCapability", "CudaGraphStrategy", "EngineInvalidityDiagnostics", "EngineValidity", "IRuntimeCache",
+               "IRuntimeConfig")  # fmt: skip
 
 Member = int | str | list[str]
 """An enum's value; 'r' or 'rw' for a property; the signatures of a method, without `self`."""
@@ -37,10 +42,15 @@ class Surface:
     version: str
     classes: dict[str, dict[str, Member]]
 
+    @property
+    def rtx(self) -> bool:
+        return self.version.startswith("1.")
+
     def save(self) -> None:
         rows = [f'  "{name}": {json.dumps(members)}' for name, members in self.classes.items()]
         text = f'{{"version": "{self.version}", "classes": {{\n' + ",\n".join(rows) + "\n}}\n"
-        (TABLES / f"{'.'.join(self.version.split('.')[:3])}.json").write_text(text)
+        name = ("rtx-" if self.rtx else "") + ".".join(self.version.split(".")[:3])
+        (TABLES / f"{name}.json").write_text(text)
 
 
 def load(version: str) -> Surface:
@@ -51,7 +61,8 @@ def load(version: str) -> Surface:
 
 def extract(module: ModuleType) -> Surface:
     """The surface of an imported binding module."""
-    found = {name: _members(getattr(module, name)) for name in CLASSES if hasattr(module, name)}
+    names = (*CLASSES, *RTX_CLASSES) if module.__version__.startswith("1.") else CLASSES
+    found = {name: _members(getattr(module, name)) for name in names if hasattr(module, name)}
     return Surface(module.__version__, found)
 
 
@@ -77,6 +88,8 @@ def _signatures(name: str, doc: str) -> list[str]:
     for line in doc.splitlines():
         match = re.match(rf"^(?:\d+\. )?{re.escape(name)}\((?:self: [\w.]+(?:, )?)?(.*)\)( -> .*)?$", line)
         if match and "*args" not in match[1]:
-            text = re.sub(r"tensorrt_bindings\.tensorrt\.", "", match[1] + (match[2] or ""))
+            text = re.sub(
+                r"tensorrt_bindings\.tensorrt\.|tensorrt_rtx_bindings\.tensorrt_rtx\.", "", match[1] + (match[2] or "")
+            )
             found.append(text.strip())
     return found

@@ -10,24 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-
-import onnx
 
 from pydeploy.backends.base import Backend, Engine
 from pydeploy.backends.tensorrt import compat
-from pydeploy.backends.tensorrt.build import Built, Source, build
+from pydeploy.backends.tensorrt.build import Built, build
 from pydeploy.backends.tensorrt.calibration import MakeCalibrator, cache_reader, uploader
 from pydeploy.backends.tensorrt.checkup import checkup
 from pydeploy.backends.tensorrt.cuda import Stream
 from pydeploy.backends.tensorrt.driver import find_gpu
 from pydeploy.backends.tensorrt.options import Options
 from pydeploy.backends.tensorrt.session import TensorRtSession
+from pydeploy.backends.tensorrt.sources import read
 from pydeploy.errors import BackendUnavailable, ConfigError
 from pydeploy.files import replacing, sha256, write_json
-from pydeploy.onnxfile.half import is_typed, typed_copy
-from pydeploy.onnxfile.read import input_specs, read_onnx, with_batch
+from pydeploy.onnxfile.read import input_specs, with_batch
 from pydeploy.timing.records import Target
 
 
@@ -88,29 +85,18 @@ class TensorRt(Backend):
         options = self.options
         if make is None:
             reader = cache_reader(self._trt, Path(options.calibration)) if options.calibration else None
-            source = self._source(onnx, implicit=reader is not None)
+            source = read(self._trt, onnx, self.precision, self.batch, implicit=reader is not None)
             return build(self._trt, source, self.precision, options, cache, reader)
         base = compat.calibrator_base(self._trt)
         if self.precision != "int8" or options.calibration:
             asked = f"tensorrt:{self.precision}" + (f",{options}" if str(options) else "")
             raise ConfigError(f"calibration samples are for tensorrt:int8 without a calibration cache, got {asked}")
-        source, stream = self._source(onnx, implicit=True), Stream()
+        source, stream = read(self._trt, onnx, self.precision, self.batch, implicit=True), Stream()
         try:
             upload = uploader(stream, input_specs(with_batch(source.model, self.batch), onnx))
             return build(self._trt, source, self.precision, options, cache, make(base, upload))
         finally:
             stream.close()
-
-    def _source(self, path: Path, *, implicit: bool) -> Source:
-        precision = "implicit int8" if implicit else self.precision  # of a float file
-        model = read_onnx(path, precision=precision, batch=self.batch, dynamic_batch=True)
-        shapes = dynamic_inputs(model, self.batch)
-        typed = is_typed(model)
-        source = Source(path, model, typed, shapes)
-        wants_half = self.precision in ("fp16", "bf16", "int8") and not typed and not implicit
-        if wants_half and compat.is_typed(compat.version(self._trt), typed_file=False):
-            return replace(source, model=typed_copy(path, self.precision), typed=True)
-        return source
 
     @contextmanager
     def open(self, engine: Engine) -> Iterator[TensorRtSession]:
@@ -124,14 +110,3 @@ class TensorRt(Backend):
                 session.close()
         finally:
             stream.close()
-
-
-def dynamic_inputs(model: onnx.ModelProto, batch: int) -> dict[str, tuple[int, ...]]:
-    """Full shape at `batch` of every input whose first dimension is dynamic."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    found = {}
-    for value in model.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        if value.name not in weights and dims and not dims[0].dim_value:
-            found[value.name] = (batch, *(dim.dim_value for dim in dims[1:]))
-    return found

@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import Any
-
-import onnx
+from typing import Any, Protocol
 
 from pydeploy.backends.fused_nodes import node_name
 from pydeploy.backends.tensorrt import compat, timing_cache
 from pydeploy.backends.tensorrt.logger import make_logger
-from pydeploy.backends.tensorrt.options import Options
+from pydeploy.backends.tensorrt.sources import Source
 from pydeploy.errors import DataError
 
 log = getLogger(__name__)
 
-AVG_TIMING_ITERATIONS = 8  # trtexec's; the API's default of 1 makes the choice of kernels noisier
 PROGRESS_S = 10.0  # between two lines about a running build
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """What is built: the model as it goes to TensorRT, and the file that it came from (for messages)."""
+class Choices(Protocol):
+    """What a build is asked for beside its precision."""
 
-    path: Path
-    model: onnx.ModelProto
-    typed: bool
-    """The file itself states half precision (fp16 or bf16 tensors)."""
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Full shape of every input whose batch dimension is dynamic."""
+    @property
+    def dla_core(self) -> int: ...
+
+    def configure(self, trt: ModuleType, config: Any) -> None:
+        """Write the choices into a builder configuration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,33 +47,39 @@ class Built:
 
 
 def build(
-    trt: ModuleType, source: Source, precision: str, options: Options, cache: Path, calibrator: Any = None
+    trt: ModuleType, source: Source, precision: str, options: Choices, cache: Path | None, calibrator: Any = None
 ) -> Built:
     """Raises `DataError` with TensorRT's own reasons when the file cannot be parsed or no engine comes out.
 
-    `calibrator` is for implicit int8; what went wrong in it (its `failure`) is raised here.
+    `cache` keeps kernel timings; None where the builder takes none. `calibrator` is for implicit int8; what went wrong in
+    it (its `failure`) is raised here.
     """
     began = time.monotonic()
     messages = make_logger(trt)
+    messages.errors.clear()
     builder = trt.Builder(messages)
     # A strongly typed network takes no calibrator.
     typed = calibrator is None and compat.is_typed(compat.version(trt), typed_file=source.typed)
     network = builder.create_network(compat.network_flags(trt, typed=typed))
     parser = trt.OnnxParser(network, messages)
     _parse(parser, source)
-    config = _config(trt, builder, options)
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    options.configure(trt, config)
     compat.set_precision(trt, config, precision, typed=typed)
     profile = _add_profile(builder, config, network, source)
     if calibrator is not None:
         compat.set_calibrator(config, calibrator, profile)
     fallback = _use_dla(trt, config, network, options.dla_core) if options.dla_core >= 0 else ()
-    timing_cache.attach(config, cache)
+    if cache is not None:
+        timing_cache.attach(config, cache)
     plan = _serialized(trt, builder, network, config)
     if calibrator is not None and calibrator.failure is not None:
         raise calibrator.failure
     if plan is None:
         raise DataError(f"TensorRT cannot build {source.path}: {messages.reason()}{_advice(messages.reason())}")
-    timing_cache.store(config, cache)
+    if cache is not None:
+        timing_cache.store(config, cache)
     return Built(bytes(memoryview(plan)), time.monotonic() - began, typed, fallback)
 
 
@@ -88,19 +90,6 @@ def _parse(parser: Any, source: Source) -> None:
     lines = [compat.parser_error(parser.get_error(index), names) for index in range(parser.num_errors)]
     shown = "\n  ".join(lines) or "no reason was given"
     raise DataError(f"TensorRT cannot read {source.path}:\n  {shown}")
-
-
-def _config(trt: ModuleType, builder: Any, options: Options) -> Any:
-    config = builder.create_builder_config()
-    if options.workspace_mib:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.avg_timing_iterations = AVG_TIMING_ITERATIONS
-    config.builder_optimization_level = options.optimization_level
-    config.max_aux_streams = 0  # layers run one after the other, so that their times add up
-    if options.sparse:
-        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
-    return config
 
 
 def _add_profile(builder: Any, config: Any, network: Any, source: Source) -> Any:
@@ -182,6 +171,8 @@ def _advice(reason: str) -> str:
     text = reason.lower()
     if "out of memory" in text or "outofmemory" in text or "cudaerrormemoryallocation" in text:
         return "; free memory on the device, or set workspace_mib lower"
+    if match := re.search(r"\(SM(\d+)\)|target\(s\) sm(\d+)", reason):
+        return f"; leave sm{match[1] or match[2]} out (--for)"
     if "could not find any implementation" in text:
         return "; raise workspace_mib, or leave the layer in float (sm 7.5 and older lack some int8 kernels)"
     return ""

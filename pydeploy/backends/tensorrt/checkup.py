@@ -16,6 +16,25 @@ def checkup() -> dict[str, str]:
             "trtexec": _trtexec()}  # fmt: skip
 
 
+def checkup_rtx() -> dict[str, str]:
+    """As `checkup`, for TensorRT for RTX: without a GPU engines can be built, but not run."""
+    return {"GPU": _gpu(), "bindings": _bindings_rtx(), "cuda-python": _cuda_python(), "NVML": _nvml()}
+
+
+def _bindings_rtx() -> str:
+    try:
+        trt = compat.load_rtx()
+    except BackendUnavailable as error:
+        return f"missing: {error}"
+    return f"TensorRT for RTX {trt.__version__}, builds for {', '.join(compat.known_gpus(trt))}, also without a GPU"
+
+
+def _cuda_python() -> str:
+    if not _installed("cuda.bindings.driver"):
+        return "missing: pip install cuda-python; without it engines are built, but not run"
+    return "cuda-python is there"
+
+
 def _gpu() -> str:
     try:
         gpu = find_gpu()

@@ -1,17 +1,19 @@
-"""Every difference between TensorRT 8.6, 10 and 11 that this package knows. No other module asks for the version.
+"""Every difference between TensorRT 8.6, 10 and 11 that this package knows, and TensorRT for RTX. No other module asks.
 
 * 8.6: networks need EXPLICIT_BATCH; precision is asked for by flags (FP16, INT8 beside Q/DQ nodes or a calibrator).
 * 10.0 to 10.11: the same flags still work; STRONGLY_TYPED networks take their types from the file instead.
 * 10.12 on: flags are deprecated, so networks are strongly typed here.
 * 11: flags, calibrators and EXPLICIT_BATCH are gone, every network is strongly typed. The *value* of STRONGLY_TYPED
   moved from 1 to 0, and 1 means something else now: flags are used by name only.
+* TensorRT for RTX (module `tensorrt_rtx`) follows the rules of 10.16 (1.4) or 11 (1.7). Its builder needs no GPU and measures nothing, so
+  there are no timing cache and no search; it is told for which GPUs to build. Kernels are compiled on the device, at first use.
 """
 
 from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -38,6 +40,25 @@ INSTALL = (
 Version = tuple[int, int]
 
 
+INSTALL_RTX = "pip install 'pydeploy-hil[rtx]'"
+OLDEST_RTX = (1, 4)
+
+
+def load_rtx() -> ModuleType:
+    """The module `tensorrt_rtx`; `BackendUnavailable` where it is missing, incomplete or too old."""
+    try:
+        trt = importlib.import_module("tensorrt_rtx")
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"backend 'tensorrt-rtx' needs the package 'tensorrt-rtx' ({error}): {INSTALL_RTX}"
+        ) from None
+    if parse_version(trt.__version__) < OLDEST_RTX:
+        raise BackendUnavailable(
+            f"TensorRT for RTX {trt.__version__} is too old, 1.4 or newer is needed: {INSTALL_RTX}"
+        )
+    return trt
+
+
 def load() -> ModuleType:
     """The module `tensorrt`; `BackendUnavailable` where it is missing, incomplete or too old."""
     try:
@@ -50,8 +71,38 @@ def load() -> ModuleType:
 
 
 def version(trt: ModuleType) -> Version:
-    """Major and minor number."""
-    return parse_version(trt.__version__)
+    """Major and minor number; of TensorRT for RTX those of the TensorRT whose rules it follows."""
+    if trt.__name__ != "tensorrt_rtx":
+        return parse_version(trt.__version__)
+    return (10, 16) if hasattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH") else ONLY_TYPED_SINCE
+
+
+def searches(trt: ModuleType) -> bool:
+    """Whether the builder measures kernels on the GPU to choose among them."""
+    return trt.__name__ != "tensorrt_rtx"
+
+
+def known_gpus(trt: ModuleType) -> tuple[str, ...]:
+    """Compute capabilities that TensorRT for RTX builds for, oldest first: ``sm75``."""
+    names = [name for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
+    return tuple(name.lower() for name in sorted(names, key=lambda name: int(name[2:])))
+
+
+def set_gpus(trt: ModuleType, config: Any, gpus: Sequence[str]) -> None:
+    """Have the engine built for these of `known_gpus`, or for ``current``, the GPU at hand."""
+    config.num_compute_capabilities = len(gpus)
+    for index, name in enumerate(gpus):
+        if not config.set_compute_capability(trt.ComputeCapability.__members__[name.upper()], index):
+            raise ConfigError(f"TensorRT for RTX {trt.__version__} does not build for {name} beside {', '.join(gpus)}")
+
+
+def invalidity(trt: ModuleType, runtime: Any, plan: bytes) -> str:
+    """Why the GPU at hand cannot run an engine of TensorRT for RTX, in the words of its runtime; '' where it can."""
+    verdict, bits = runtime.get_engine_validity(plan)
+    if verdict.name != "INVALID":
+        return ""
+    reasons = [name for name, value in trt.EngineInvalidityDiagnostics.__members__.items() if int(bits) & int(value)]
+    return ", ".join(name.lower().replace("_", " ") for name in reasons) or "no reason was given"
 
 
 def parse_version(text: str) -> Version:
@@ -89,13 +140,15 @@ def is_typed(version: Version, *, typed_file: bool) -> bool:
     return version >= TYPED_SINCE or (typed_file and version >= (10, 0))
 
 
-def check_precision(version: Version, precision: str, capability: Version | None = None) -> None:
+def check_precision(
+    version: Version, precision: str, capability: Version | None = None, backend: str = "tensorrt"
+) -> None:
     """Raise `BackendUnavailable` unless this version, on a GPU of this compute capability, has the precision.
 
     None where the GPU is not known.
     """
     if precision not in PRECISIONS:
-        raise BackendUnavailable(f"backend 'tensorrt' runs {', '.join(PRECISIONS)}; '{precision}' was asked for")
+        raise BackendUnavailable(f"backend '{backend}' runs {', '.join(PRECISIONS)}; '{precision}' was asked for")
     if precision == "bf16" and version < (10, 0):
         raise BackendUnavailable(f"bf16 needs TensorRT 10 or newer, this is {version[0]}.{version[1]}; use fp16")
     if precision in ("bf16", "tf32") and capability is not None and capability < (8, 0):

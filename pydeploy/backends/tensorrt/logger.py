@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import cache
 from logging import DEBUG, ERROR, WARNING, getLogger
 from types import ModuleType
 from typing import Any
@@ -11,8 +12,11 @@ log = getLogger(__name__)
 _KEPT = 3
 
 
+@cache
 def make_logger(trt: ModuleType) -> Any:
-    """An ILogger with a method `reason()`: the last errors in one line.
+    """The ILogger of this process, with a method `reason()`: the last errors in one line.
+
+    There is one of them: TensorRT goes on using the first that it is given, and only warns about others.
 
     TensorRT's information lines are passed on as debug: a build writes hundreds of them.
     """

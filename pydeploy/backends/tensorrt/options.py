@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
 
 from pydeploy.errors import ConfigError, nearest
+
+Made = TypeVar("Made")
 
 ALIGN = {"fp32": 4, "tf32": 4, "fp16": 8, "bf16": 8, "int8": 32}
 """Channel multiple at which the search for good widths starts; the measured stairs decide (TensorRT developer guide,
 'Optimizing for Tensor Cores')."""
 SPARSE_ALIGN = 16
+AVG_TIMING_ITERATIONS = 8  # trtexec's; the API's default of 1 makes the choice of kernels noisier
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +45,20 @@ class Options:
     @classmethod
     def parse(cls, text: str) -> Options:
         """From ``name=value`` joined by commas; a name alone switches on. `ConfigError` names the nearest known name."""
-        kinds = {field.name: type(field.default) for field in fields(cls)}
-        values: dict[str, bool | int | str] = {}
-        for part in filter(None, (part.strip() for part in text.split(","))):
-            name, _, value = part.partition("=")
-            if name not in kinds:
-                raise ConfigError(f"backend 'tensorrt' has no option '{name}'{nearest(name, kinds)}")
-            values[name] = _value(name, value, kinds[name])
-        return cls(**values)  # type: ignore[arg-type]
+        return read_options(cls, text, "tensorrt")
+
+    def configure(self, trt: ModuleType, config: Any) -> None:
+        """Write the choices into a builder configuration; the DLA's layers are chosen by `build`."""
+        config.avg_timing_iterations = AVG_TIMING_ITERATIONS
+        config.builder_optimization_level = self.optimization_level
+        config.max_aux_streams = 0  # layers run one after the other, so that their times add up
+        limit_workspace(trt, config, self.workspace_mib)
+        if self.sparse:
+            config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
 
     def __str__(self) -> str:
         """The choices that differ from the defaults, as `parse` reads them; '' when none does."""
-        kept = {f.name: getattr(self, f.name) for f in fields(self)
-                if f.name != "timing_cache" and getattr(self, f.name) != f.default}  # fmt: skip
-        return ",".join(name if value is True else f"{name}={value}" for name, value in kept.items())
+        return shown(self, "timing_cache")
 
     def align(self, precision: str) -> int:
         """Channel multiple at which probing starts."""
@@ -66,6 +71,31 @@ class Options:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         slug = "".join(c if c.isalnum() else "-" for c in device)
         return home / "pydeploy" / f"tensorrt-{version}-{slug}-sm{capability[0]}{capability[1]}.timing"
+
+
+def limit_workspace(trt: ModuleType, config: Any, mib: int) -> None:
+    """Most scratch memory that a kernel may take; 0 = no limit."""
+    if mib:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, mib << 20)
+
+
+def read_options(kind: type[Made], text: str, backend: str) -> Made:
+    """``name=value`` joined by commas as a record; a name alone switches on. `ConfigError` names the nearest known name."""
+    kinds = {field.name: type(field.default) for field in fields(kind)}  # type: ignore[arg-type]
+    values: dict[str, bool | int | str] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, value = part.partition("=")
+        if name not in kinds:
+            raise ConfigError(f"backend '{backend}' has no option '{name}'{nearest(name, kinds)}")
+        values[name] = _value(name, value, kinds[name])
+    return kind(**values)
+
+
+def shown(options: Any, without: str) -> str:
+    """The choices that differ from the defaults, as `read_options` reads them; the field `without` is never part."""
+    kept = {f.name: getattr(options, f.name) for f in fields(options)
+            if f.name != without and getattr(options, f.name) != f.default}  # fmt: skip
+    return ",".join(name if value is True else f"{name}={value}" for name, value in kept.items())
 
 
 def _value(name: str, text: str, kind: type) -> bool | int | str:

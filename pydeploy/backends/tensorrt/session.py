@@ -15,6 +15,7 @@ from pydeploy.backends.base import Feeds, LayerTime, TensorSpec, check_feeds
 from pydeploy.backends.tensorrt import compat
 from pydeploy.backends.tensorrt.condition import Condition, Nvml
 from pydeploy.backends.tensorrt.cuda import Launch, Stream
+from pydeploy.backends.tensorrt.cuda_python import CudaStream
 from pydeploy.backends.tensorrt.driver import find_gpu
 from pydeploy.backends.tensorrt.inspector import LayerInfo, parse_layers
 from pydeploy.backends.tensorrt.layer_times import join, layer_times, make_profiler, samples_of
@@ -33,13 +34,12 @@ class TensorRtSession:
     (trtexec's scheme). Inputs are copied to the device before timing starts.
     """
 
-    def __init__(self, trt: ModuleType, path: Path, batch: int, stream: Stream) -> None:
+    def __init__(self, trt: ModuleType, path: Path, batch: int, stream: Stream | CudaStream) -> None:
         self._trt, self._path, self._stream = trt, path, stream
         self._messages = make_logger(trt)
+        self._messages.errors.clear()
         self._runtime = trt.Runtime(self._messages)  # must live as long as the engine
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
-        if self._engine is None:
-            raise DataError(f"TensorRT cannot load {path} ({self._messages.reason()}); build the engine again")
+        self._engine = self._load(path.read_bytes())
         self._shapes = _input_shapes(trt, self._engine, batch, path)
         self._context = self._new_context()
         self._addresses: dict[str, int] = {}
@@ -52,8 +52,17 @@ class TensorRtSession:
         self._launch: Launch | None = None
         self._condition = Condition(Nvml(find_gpu().pci_bus_id))
 
-    def _new_context(self) -> Any:
-        context = self._engine.create_execution_context()
+    def _load(self, plan: bytes) -> Any:
+        engine = self._runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise DataError(f"TensorRT cannot load {self._path} ({self._messages.reason()}); build the engine again")
+        return engine
+
+    def _create_context(self, *, profiled: bool) -> Any:  # noqa: ARG002
+        return self._engine.create_execution_context()
+
+    def _new_context(self, *, profiled: bool = False) -> Any:
+        context = self._create_context(profiled=profiled)
         if context is None:
             raise DataError(
                 f"the GPU has no memory left for another context of {self._path} ({self._messages.reason()}); "
@@ -130,13 +139,8 @@ class TensorRtSession:
 
     def _launcher(self) -> Callable[[], None]:
         """One query; as a CUDA graph where the engine can be captured. Addresses and shapes never change."""
-        handle = self._stream.handle
         if self._launch is None:
-            self._enqueue(self._context)  # what the first run initializes must not happen inside a capture
-            self._stream.wait()
-            graph = self._stream.capture(lambda: bool(self._context.execute_async_v3(handle)))
-            self._condition.cuda_graph = graph is not None
-            self._launch = graph or (lambda: bool(self._context.execute_async_v3(handle)))
+            self._launch = self._prepared()
         launch = self._launch
 
         def once() -> None:
@@ -145,9 +149,19 @@ class TensorRtSession:
 
         return once
 
+    def _prepared(self) -> Launch:
+        """What enqueues one query, after a first run: what that initializes must not happen inside a capture."""
+        assert isinstance(self._stream, Stream)
+        handle, context = self._stream.handle, self._context
+        self._enqueue(context)
+        self._stream.wait()
+        graph = self._stream.capture(lambda: bool(context.execute_async_v3(handle)))
+        self._condition.cuda_graph = graph is not None
+        return graph or (lambda: bool(context.execute_async_v3(handle)))
+
     def _profiled_runs(self, n: int) -> list[list[tuple[str, float]]]:
         """What the profiler reports of each run; in a context of its own, so that the timed one stays clean."""
-        context, profiler = self._new_context(), make_profiler(self._trt)
+        context, profiler = self._new_context(profiled=True), make_profiler(self._trt)
         self._bind(context)
         context.enqueue_emits_profile = False
         context.profiler = profiler
@@ -161,7 +175,7 @@ class TensorRtSession:
         return runs[_WARM_UP:]
 
 
-def in_flight(stream: Stream, launch: Callable[[], None], n: int) -> tuple[list[float], list[float]]:
+def in_flight(stream: Stream | CudaStream, launch: Callable[[], None], n: int) -> tuple[list[float], list[float]]:
     """GPU time and host time of the enqueue of `n` queries in microseconds, the next one always queued already."""
     events = [(stream.event(), stream.event()) for _ in range(2)]
     gpu_us, enqueue_us = [], []

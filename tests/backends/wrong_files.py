@@ -1,0 +1,374 @@
+"""Small networks that are wrong in one place each, or right where a rule might think otherwise: for the lint and NVIDIA's parser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+import quant_nets as nets
+from pydeploy.onnxfile.half import typed_copy
+from pydeploy.quant.calibrate import calibrate
+from pydeploy.quant.qdq import quantize
+
+Change = Callable[[onnx.ModelProto], None]
+NODE = helper.make_node
+
+
+def quantized(folder: Path, style: str = "tensorrt") -> onnx.ModelProto:
+    """The small ResNet with pairs: ``stem``, ``block.conv1``, ``block.conv2``, ``add``, ``fc``; maps ``x``, ``r0``, ``r1``, ``r2``."""
+    path = nets.residual(folder / "net.onnx")
+    ranges = calibrate(path, nets.random_feeds(path, 4), style=style, threads=1)
+    quantize(path, ranges, folder / "int8.onnx", style=style)
+    return onnx.load(folder / "int8.onnx")
+
+
+def typed(folder: Path) -> onnx.ModelProto:
+    onnx.save(quantized(folder), folder / "pairs.onnx")
+    return typed_copy(folder / "pairs.onnx", "fp16")
+
+
+def node(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
+    return next(node for node in model.graph.node if node.name == name)
+
+
+def store(model: onnx.ModelProto, name: str, values: Any) -> None:
+    """Add or replace an initializer."""
+    kept = [tensor for tensor in model.graph.initializer if tensor.name != name]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend([*kept, numpy_helper.from_array(np.asarray(values), name)])
+
+
+def stored(model: onnx.ModelProto, name: str) -> np.ndarray:
+    return numpy_helper.to_array(next(tensor for tensor in model.graph.initializer if tensor.name == name))
+
+
+def before(model: onnx.ModelProto, reader: str, *nodes: onnx.NodeProto) -> None:
+    """Insert nodes in front of the node `reader`."""
+    place = [one.name for one in model.graph.node].index(reader)
+    for one in reversed(nodes):
+        model.graph.node.insert(place, one)
+
+
+def scales(name: str, values: Any, zero: Any = None) -> Change:
+    """Other scales for a pair, with fitting zero points."""
+    values = np.asarray(values, np.float32)
+
+    def change(model: onnx.ModelProto) -> None:
+        store(model, f"{name}_scale", values)
+        store(model, f"{name}_zero_point", np.zeros(values.shape, np.int8) if zero is None else np.asarray(zero))
+
+    return change
+
+
+def zero_points(name: str, values: Any) -> Change:
+    return lambda model: store(model, f"{name}_zero_point", values)
+
+
+def attribute(names: tuple[str, ...], key: str, value: Any) -> Change:
+    def change(model: onnx.ModelProto) -> None:
+        for name in names:
+            one = node(model, name)
+            kept = [found for found in one.attribute if found.name != key]
+            del one.attribute[:]
+            one.attribute.extend([*kept, helper.make_attribute(key, value)])
+
+    return change
+
+
+def computed(name: str, index: int) -> Change:
+    """The scale (1) or the zero point (2) of a Q node is computed from what is stored."""
+
+    def change(model: onnx.ModelProto) -> None:
+        target = node(model, name)
+        given = target.input[index]
+        op = "Abs" if index == 1 else "Identity"
+        before(model, name, NODE(op, [given, *()], [f"{given}_made"], name="maker"))
+        target.input[index] = f"{given}_made"
+
+    return change
+
+
+def scale_of_input(model: onnx.ModelProto) -> None:
+    """A scale that depends on the data: the largest value of the input."""
+    axes = [*range(4)]
+    store(model, "all_axes", np.array(axes, np.int64))
+    before(model, "x_QuantizeLinear", NODE("ReduceMax", ["x", "all_axes"], ["x_top"], name="top", keepdims=0))
+    node(model, "x_QuantizeLinear").input[1] = "x_top"
+
+
+def integer_bias(model: onnx.ModelProto) -> None:
+    store(model, "b32", np.zeros(16, np.int32))
+    store(model, "b32_scale", np.full(16, 0.1, np.float32))
+    before(model, "stem", NODE("DequantizeLinear", ["b32", "b32_scale"], ["b32_f"], name="bias_dq", axis=0))
+    node(model, "stem").input[2] = "b32_f"
+
+
+def float_bias_pair(model: onnx.ModelProto) -> None:
+    """An int8 bias behind a pair of its own."""
+    store(model, "b8_scale", np.float32(0.01))
+    store(model, "b8_zero", np.int8(0))
+    bias = node(model, "stem").input[2]
+    before(model, "stem", NODE("QuantizeLinear", [bias, "b8_scale", "b8_zero"], ["b8"], name="bias_q"),
+           NODE("DequantizeLinear", ["b8", "b8_scale", "b8_zero"], ["b8_f"], name="bias_dq"))  # fmt: skip
+    node(model, "stem").input[2] = "b8_f"
+
+
+def unsigned(tensor: str) -> Change:
+    return lambda model: store(model, f"{tensor}_zero_point", np.uint8(0))
+
+
+def no_zero_point(*names: str) -> Change:
+    def change(model: onnx.ModelProto) -> None:
+        for name in names:
+            del node(model, name).input[2]
+
+    return change
+
+
+def drop_restorer(tensor: str, *readers: str) -> Change:
+    """A Q whose integers go where float values belong."""
+
+    def change(model: onnx.ModelProto) -> None:
+        for reader in readers:
+            one = node(model, reader)
+            one.input[0] = f"{tensor}_q"
+        restorer = node(model, f"{tensor}_DequantizeLinear")
+        quantizer = node(model, f"{tensor}_QuantizeLinear")
+        for reader in readers:
+            node(model, reader).input[0] = quantizer.output[0]
+        model.graph.node.remove(restorer)
+
+    return change
+
+
+def integers_into(op: str, reader: str, place: int = 0) -> Change:
+    """An operator other than DequantizeLinear that reads the integers of `r1`; what comes out is restored before `reader`."""
+
+    def change(model: onnx.ModelProto) -> None:
+        given = node(model, "r1_QuantizeLinear").output[0]
+        scale, zero = node(model, "r1_DequantizeLinear").input[1:]
+        store(model, "flat_shape", np.array([1, -1, 8, 8], np.int64))
+        inputs = {"Reshape": [given, "flat_shape"], "Add": [given, given], "Concat": [given, given]}.get(op, [given])
+        settings = {"MaxPool": {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}, "Concat": {"axis": 1}, "Transpose": {"perm": [0, 1, 3, 2]}}
+        before(model, reader, NODE(op, inputs, ["moved"], name="mover", **settings.get(op, {})),
+               NODE("DequantizeLinear", ["moved", scale, zero], ["moved_f"], name="moved_dq"))  # fmt: skip
+        node(model, reader).input[place] = "moved_f"
+
+    return change
+
+
+def integer_layer(op: str) -> Change:
+    """An operator that computes on integers, in the place of the last layer."""
+
+    def change(model: onnx.ModelProto) -> None:
+        store(model, "w8", np.ones((16, 10), np.int8))
+        store(model, "one", np.float32(1))
+        store(model, "nil", np.int8(0))
+        last = node(model, "fc")
+        place = list(model.graph.node).index(last)
+        made = {
+            "MatMulInteger": [NODE("QuantizeLinear", ["m", "one", "nil"], ["m8"], name="to8"),
+                              NODE("MatMulInteger", ["m8", "w8", "nil", "nil"], ["y32"], name="integer"),
+                              NODE("Cast", ["y32"], ["y"], name="back", to=TensorProto.FLOAT)],
+            "QLinearMatMul": [NODE("QuantizeLinear", ["m", "one", "nil"], ["m8"], name="to8"),
+                              NODE("QLinearMatMul", ["m8", "one", "nil", "w8", "one", "nil", "one", "nil"], ["y8"], name="integer"),
+                              NODE("DequantizeLinear", ["y8", "one", "nil"], ["y"], name="back")],
+            "DynamicQuantizeLinear": [NODE("DynamicQuantizeLinear", ["m"], ["m8", "ms", "mz"], name="integer"),
+                                      NODE("DequantizeLinear", ["m8", "ms", "mz"], ["mf"], name="back"),
+                                      NODE("Gemm", ["mf", "fc.weight", "fc.bias"], ["y"], name="fc2", transB=1)],
+        }[op]  # fmt: skip
+        model.graph.node.remove(last)
+        for offset, one in enumerate(made):
+            model.graph.node.insert(place + offset, one)
+
+    return change
+
+
+def integer_convolution(op: str) -> Change:
+    def change(model: onnx.ModelProto) -> None:
+        store(model, "w8", np.ones((16, 3, 3, 3), np.int8))
+        store(model, "one", np.float32(1))
+        store(model, "nil", np.int8(0))
+        store(model, "wz", np.int8(0))
+        stem = node(model, "stem")
+        place = list(model.graph.node).index(stem)
+        quantizer = node(model, "x_QuantizeLinear").output[0]
+        sizes = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+        made = {
+            "ConvInteger": [NODE("ConvInteger", [quantizer, "w8", "nil", "wz"], ["c32"], name="integer", **sizes),
+                            NODE("Cast", ["c32"], ["c0"], name="back", to=TensorProto.FLOAT)],
+            "QLinearConv": [NODE("QLinearConv", [quantizer, "one", "nil", "w8", "one", "wz", "one", "nil"], ["c8"], name="integer",
+                                 **sizes),
+                            NODE("DequantizeLinear", ["c8", "one", "nil"], ["c0"], name="back")],
+        }[op]  # fmt: skip
+        model.graph.node.remove(stem)
+        for offset, one in enumerate(made):
+            model.graph.node.insert(place + offset, one)
+
+    return change
+
+
+def opset(number: int) -> Change:
+    def change(model: onnx.ModelProto) -> None:
+        model.opset_import[0].version = number
+        if number < 18:  # axes were an attribute
+            pool = node(model, "pool")
+            if pool.op_type == "ReduceMean" and len(pool.input) > 1:
+                del pool.input[1]
+                pool.attribute.append(helper.make_attribute("axes", [-1, -2]))
+
+    return change
+
+
+def per_tensor_weights(model: onnx.ModelProto) -> None:
+    for name in ("stem", "block.conv1", "block.conv2", "fc"):
+        scales(f"{name}.weight", 0.01)(model)
+
+
+def stored_integers(model: onnx.ModelProto) -> None:
+    """An int8 weight behind DequantizeLinear alone."""
+    weight, scale = stored(model, "stem.weight"), stored(model, "stem.weight_scale")
+    store(model, "stem.w8", np.clip(np.round(weight / scale.reshape(-1, 1, 1, 1)), -127, 127).astype(np.int8))
+    restorer = node(model, "stem.weight_DequantizeLinear")
+    model.graph.node.remove(node(model, "stem.weight_QuantizeLinear"))
+    restorer.input[0] = "stem.w8"
+
+
+def only_weight(model: onnx.ModelProto) -> None:
+    node(model, "block.conv1").input[0] = "r0"
+
+
+def only_activation(model: onnx.ModelProto) -> None:
+    node(model, "block.conv2").input[1] = "block.conv2.weight"
+
+
+def mixed_scales(model: onnx.ModelProto) -> None:
+    """A float32 scale in a float16 network."""
+    store(model, "x_scale", stored(model, "x_scale").astype(np.float32))
+
+
+def mixed_weights(model: onnx.ModelProto) -> None:
+    """A float32 weight in a float16 network."""
+    store(model, "fc.bias", stored(model, "fc.bias").astype(np.float32))
+
+
+def float8(model: onnx.ModelProto) -> None:
+    model.opset_import[0].version = 21
+    kept = [tensor for tensor in model.graph.initializer if tensor.name != "r0_zero_point"]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend([*kept, helper.make_tensor("r0_zero_point", TensorProto.FLOAT8E4M3FN, [], [0.0])])
+
+
+def int16(model: onnx.ModelProto) -> None:
+    model.opset_import[0].version = 21
+    store(model, "r0_zero_point", np.int16(0))
+
+
+def int4_weight(model: onnx.ModelProto) -> None:
+    model.opset_import[0].version = 21
+    kept = [tensor for tensor in model.graph.initializer if tensor.name != "fc.weight_zero_point"]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend([*kept, helper.make_tensor("fc.weight_zero_point", TensorProto.INT4, [10], [0] * 10)])
+
+
+def blocked(model: onnx.ModelProto) -> None:
+    """Scales per block of eight inputs."""
+    model.opset_import[0].version = 21
+    scales("fc.weight", np.full((10, 2), 0.01, np.float32))(model)
+    attribute(("fc.weight_QuantizeLinear", "fc.weight_DequantizeLinear"), "axis", 1)(model)
+    attribute(("fc.weight_QuantizeLinear", "fc.weight_DequantizeLinear"), "block_size", 8)(model)
+
+
+def two_pairs(model: onnx.ModelProto) -> None:
+    store(model, "again_scale", np.float32(0.3))
+    store(model, "again_zero", np.int8(0))
+    given = node(model, "block.conv1").input[0]
+    before(model, "block.conv1", NODE("QuantizeLinear", [given, "again_scale", "again_zero"], ["again"], name="again_q"),
+           NODE("DequantizeLinear", ["again", "again_scale", "again_zero"], ["again_f"], name="again_dq"))  # fmt: skip
+    node(model, "block.conv1").input[0] = "again_f"
+
+
+def different_twin(model: onnx.ModelProto) -> None:
+    """The DQ of a pair has another scale than its Q."""
+    store(model, "other_scale", np.float32(0.7))
+    node(model, "r0_DequantizeLinear").input[1] = "other_scale"
+
+
+def nothing(_model: onnx.ModelProto) -> None:
+    """As it is written."""
+
+
+WEIGHT = ("stem.weight_QuantizeLinear", "stem.weight_DequantizeLinear")
+CHANGES: dict[str, Change] = {
+    "as written": nothing,
+    "zero point 3": zero_points("r0", np.int8(3)),
+    "zero point of a weight": zero_points("stem.weight", np.arange(16).astype(np.int8)),
+    "uint8, zero point 0": unsigned("r0"),
+    "uint8, zero point 128": zero_points("r0", np.uint8(128)),
+    "uint8 weight": zero_points("stem.weight", np.zeros(16, np.uint8)),
+    "no zero point: uint8": no_zero_point("r0_QuantizeLinear", "r0_DequantizeLinear"),
+    "no zero point of DQ": no_zero_point("r0_DequantizeLinear"),
+    "int16": int16,
+    "float8": float8,
+    "int4 weight": int4_weight,
+    "scale 0": scales("r0", 0.0),
+    "negative scale": scales("r0", -0.1),
+    "NaN scale": scales("r0", np.nan),
+    "infinite scale": scales("r0", np.inf),
+    "tiny scale": scales("r0", 1e-30),
+    "scale 0 of one channel": scales("stem.weight", [0.1] * 15 + [0.0]),
+    "NaN scale of one channel": scales("stem.weight", [0.1] * 15 + [np.nan]),
+    "negative scale of one channel": scales("stem.weight", [0.1] * 15 + [-0.1]),
+    "activation per channel": scales("r0", np.full(16, 0.1)),
+    "vector of one scale": scales("r0", [0.1]),
+    "empty scales": scales("r0", np.zeros(0)),
+    "too few scales": scales("fc.weight", np.full(4, 0.1)),
+    "too many scales": scales("stem.weight", np.full(32, 0.1)),
+    "zero points of another size": zero_points("fc.weight", np.zeros(3, np.int8)),
+    "scalar zero point beside many scales": zero_points("fc.weight", np.int8(0)),
+    "axis 1 of 16 channels, 3 inputs": attribute(WEIGHT, "axis", 1),
+    "axis 9": attribute(WEIGHT, "axis", 9),
+    "axis -4": attribute(WEIGHT, "axis", -4),
+    "axes of Q and DQ differ": attribute(WEIGHT[1:], "axis", 1),
+    "axis 1 of a square weight": attribute(("block.conv1.weight_QuantizeLinear", "block.conv1.weight_DequantizeLinear"), "axis", 1),
+    "per tensor weights": per_tensor_weights,
+    "blocked weights": blocked,
+    "computed scale": computed("x_QuantizeLinear", 1),
+    "scale of the data": scale_of_input,
+    "computed zero point": computed("x_QuantizeLinear", 2),
+    "int32 bias": integer_bias,
+    "int8 bias": float_bias_pair,
+    "stored int8 weight": stored_integers,
+    "Q without DQ": drop_restorer("r1", "block.conv2"),
+    **{f"{op} of integers": integers_into(op, "block.conv2") for op in ("Relu", "Add", "MaxPool", "Reshape", "Transpose")},
+    "only the weight": only_weight,
+    "only the activation": only_activation,
+    "two pairs": two_pairs,
+    "DQ of another scale": different_twin,
+    "MatMulInteger": integer_layer("MatMulInteger"),
+    "QLinearMatMul": integer_layer("QLinearMatMul"),
+    "DynamicQuantizeLinear": integer_layer("DynamicQuantizeLinear"),
+    "ConvInteger": integer_convolution("ConvInteger"),
+    "QLinearConv": integer_convolution("QLinearConv"),
+    "opset 12": opset(12),
+    "opset 13": opset(13),
+    "opset 17": opset(17),
+}
+"""Changes of the int8 file in TensorRT's style."""
+
+TYPED: dict[str, Change] = {
+    "typed as written": nothing,
+    "typed, opset 17": opset(17),
+    "typed, opset 18": opset(18),
+    "typed, a float32 scale": mixed_scales,
+    "typed, a float32 bias": mixed_weights,
+    "typed, scale 0": lambda model: store(model, "x_scale", np.float16(0)),
+    "typed, NaN scale": lambda model: store(model, "x_scale", np.float16(np.nan)),
+    "typed, zero point 3": zero_points("r0", np.int8(3)),
+}
+"""Changes of the same in float16."""
