@@ -35,6 +35,13 @@ MARGIN = 2.0
 _SUMS = frozenset({"ReduceMean", "ReduceSum", "ReduceL2", "ReduceSumSquare", "GlobalAveragePool", "AveragePool"})
 
 
+NOT_HALF: Mapping[str, frozenset[str]] = {
+    "float16": frozenset({"Celu"}),
+    "bfloat16": frozenset({"Celu", "ConvTranspose", "HardSwish", "LpNormalization", "LpPool", "Mish"}),
+}
+"""Operators that NVIDIA's parser, or its builder, takes in float32 only (TensorRT for RTX 1.7, asked for every operator)."""
+
+
 def half_type(name: str) -> HalfType:
     """The half-precision type of that name; raises `ConfigError` for an unknown one."""
     if name not in _TYPES:
@@ -54,7 +61,7 @@ def typed_copy(path: Path, precision: str) -> onnx.ModelProto:
     """
     dtype: HalfType = "bfloat16" if precision == "bf16" else "float16"
     model = editable(path, dtype)
-    write_types(model, dtype, keep_io=True, kept=overflowing(model, {}) if dtype == "float16" else {})
+    write_types(model, dtype, keep_io=True, kept=reasons_to_keep(model, dtype, {}))
     return model
 
 
@@ -95,6 +102,13 @@ def write_types(model: onnx.ModelProto, dtype: HalfType, *, keep_io: bool, kept:
     release(model)
     onnx.checker.check_model(model, full_check=True)
     return converter
+
+
+def reasons_to_keep(model: onnx.ModelProto, dtype: HalfType, largest: Mapping[str, float]) -> dict[str, str]:
+    """Nodes that must stay float32, each with the reason; `largest` has the largest values of tensors, as far as known."""
+    refused = {node_name(node): f"TensorRT has no {dtype} {node.op_type}"
+               for node in model.graph.node if node.op_type in NOT_HALF[dtype]}  # fmt: skip
+    return {**refused, **(overflowing(model, largest) if dtype == "float16" else {})}
 
 
 def overflowing(model: onnx.ModelProto, largest: Mapping[str, float]) -> dict[str, str]:

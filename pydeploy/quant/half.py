@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from pydeploy.backends.base import Feeds
 from pydeploy.errors import ConfigError, DataError, nearest
 from pydeploy.files import replacing
-from pydeploy.onnxfile.half import HalfType, editable, half_type, overflowing, write_types
+from pydeploy.onnxfile.half import HalfType, editable, half_type, reasons_to_keep, write_types
 from pydeploy.onnxfile.retype import element_types, node_name
 from pydeploy.quant.tapped import count_samples
 
@@ -58,7 +58,7 @@ def to_half(
         if name not in known:
             raise ConfigError(f"cannot keep '{name}' in float32: the model has no such node{nearest(name, known)}")
     largest, samples = _largest(model, batches, Path(onnx_path)) if dtype == "float16" else ({}, 0)
-    reasons = dict.fromkeys(keep, "kept by name") | (overflowing(model, largest) if dtype == "float16" else {})
+    reasons = dict.fromkeys(keep, "kept by name") | reasons_to_keep(model, dtype, largest)
     done = write_types(model, dtype, keep_io=keep_io, kept=reasons)
     with replacing(Path(out)) as partial:
         partial.write_bytes(model.SerializeToString(deterministic=True))

@@ -6,7 +6,11 @@ Refused (errors; onnx-tensorrt ``onnxOpImporters.cpp``, QuantDequantLinearHelper
 * a scale that is computed, empty, zero, negative or not finite;
 * one scale per channel on an activation, or as many scales as the weight has no channels;
 * int32 behind DequantizeLinear (a quantized bias), ConvInteger, QLinearConv and the like;
-* an axis below opset 13, float16 or bfloat16 scales below opset 19.
+* an axis below opset 13, float16 or bfloat16 scales below opset 19;
+* a layer with weights that reads integers or several types, operators in half precision that exist in float32 only.
+
+Style 'tensorrt-rtx' is for the parser of TensorRT for RTX, which takes some of these: they become warnings that say at what
+price. Its verdicts are held against the parser itself, file by file (tests/backends/test_rtx_lint.py).
 
 Slow or inaccurate (warnings; TensorRT developer guide, "Q/DQ layer-placement recommendations"):
 
@@ -33,6 +37,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
+from pydeploy.onnxfile.half import NOT_HALF
 from pydeploy.onnxfile.load import read_model
 from pydeploy.onnxfile.nodes import QUANTIZE, RESTORE, WEIGHTED, channel_axis, label
 from pydeploy.onnxfile.prepare import import_graph
@@ -40,7 +45,9 @@ from pydeploy.quant.placement import fused_additions, moves
 from pydeploy.quant.styles import ACTIVATIONS, Style, style_named
 
 _REFUSED = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"})
+_INTEGERS = (TensorProto.INT8, TensorProto.UINT8)
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_FLOATS = (TensorProto.FLOAT, *_HALVES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,24 +114,32 @@ def _warning(node: gs.Node, text: str) -> Finding:
     return Finding("warning", label(node), text)
 
 
+def _older(model: _Model, node: gs.Node, text: str, price: str) -> Finding:
+    """An error, unless the parser is that of TensorRT for RTX: it takes the file at a price."""
+    return _warning(node, f"{text}; TensorRT for RTX takes it, but {price}") if model.style.lax else _error(node, text)
+
+
 def _grid(model: _Model, node: gs.Node) -> Iterator[Finding]:
     """Scales and zero points: stored, positive, of fitting sizes."""
     if node.op not in (QUANTIZE, RESTORE):
         return
     scale = node.inputs[1]
     if not isinstance(scale, gs.Constant):
-        yield _error(node, "its scale is computed; it must be stored in the model")
+        text = "its scale is computed; it must be stored in the model"
+        yield _older(model, node, text, "slower: what reads it is not fused with it")
         return
     values = np.asarray(scale.values, dtype=np.float64)
     if values.size == 0 or not np.isfinite(values).all() or (values <= 0).any():
-        shown = "empty" if values.size == 0 else f"{values.min():g}"
-        yield _error(node, f"its smallest scale is {shown}; all scales must be above 0 and finite")
+        text = f"its smallest scale is {'empty' if values.size == 0 else f'{values.min():g}'}; all scales must be above 0 and finite"
+        accepted = values.size > 0 and bool((values > 0).all())  # infinity is
+        yield _older(model, node, text, "what it restores is no number") if accepted else _error(node, text)
     zero = node.inputs[2] if len(node.inputs) > 2 else None
     if isinstance(zero, gs.Constant) and zero.values.size != values.size:
         yield _error(node, f"it has {values.size} scales and {zero.values.size} zero points; expected equally many")
     weight = _weight_of(model, node)
     if values.size > 1 and weight is None:
-        yield _error(node, f"an activation has {values.size} scales; activations take one")
+        text = f"an activation has {values.size} scales; activations take one"
+        yield _older(model, node, text, "slower: integer layers take one scale for all channels")
     if values.size > 1 and weight is not None:
         axis = node.attrs.get("axis", 1)
         if model.opset < 13:
@@ -134,7 +149,8 @@ def _grid(model: _Model, node: gs.Node) -> Iterator[Finding]:
                 node, f"it has {values.size} scales along axis {axis} of a weight of shape {list(weight.shape)}"
             )
     if model.types.get(scale.name) in _HALVES and model.opset < 19:
-        yield _error(node, f"half-precision scales need opset 19, the model has {model.opset}")
+        text = f"half-precision scales need opset 19, the model has {model.opset}"
+        yield _older(model, node, text, "nothing else does")
 
 
 def _weight_of(model: _Model, node: gs.Node) -> gs.Constant | None:
@@ -156,9 +172,13 @@ def _parser(model: _Model, node: gs.Node) -> Iterator[Finding]:
         return
     zero = node.inputs[2] if len(node.inputs) > 2 else None
     kind = _integers(model, node)
+    shifted = isinstance(zero, gs.Constant) and bool(np.asarray(zero.values).any())
     if kind != TensorProto.INT8:
-        yield _error(node, f"its integers are {TensorProto.DataType.Name(kind).lower()}; TensorRT takes int8")
-    elif isinstance(zero, gs.Constant) and np.asarray(zero.values).any():
+        text = f"its integers are {TensorProto.DataType.Name(kind).lower()}; TensorRT takes int8"
+        accepted = not shifted and kind in (TensorProto.UINT8, TensorProto.INT4)
+        yield _older(model, node, text, "slower: its integer layers read int8") if accepted else _error(node, text)
+    elif shifted:
+        assert zero is not None
         yield _error(node, f"its zero point is {int(np.abs(zero.values).max())}; TensorRT takes 0 only (symmetric)")
 
 
@@ -167,6 +187,33 @@ def _integers(model: _Model, node: gs.Node) -> int:
     zero = node.inputs[2] if len(node.inputs) > 2 else None
     default = node.attrs.get("output_dtype", TensorProto.UINT8) if node.op == QUANTIZE else TensorProto.INT8
     return int(default if zero is None else model.types.get(zero.name, TensorProto.INT8))
+
+
+def _halves(model: _Model, node: gs.Node) -> Iterator[Finding]:
+    """Operators that stay float32."""
+    kinds = {model.types.get(tensor.name) for tensor in node.inputs}
+    for dtype, kind in (("float16", TensorProto.FLOAT16), ("bfloat16", TensorProto.BFLOAT16)):
+        if kind in kinds and node.op in NOT_HALF[dtype]:
+            yield _error(node, f"TensorRT has no {dtype} {node.op}; keep it in float32 (pydeploy half does)")
+
+
+def _unrestored(model: _Model, node: gs.Node) -> Iterator[Finding]:
+    """Layers with weights read restored values, never integers."""
+    if node.op in WEIGHTED and any(model.types.get(tensor.name) in _INTEGERS for tensor in node.inputs[:2]):
+        yield _error(node, "it reads integers; put a DequantizeLinear between")
+
+
+def _one_type(model: _Model, node: gs.Node) -> Iterator[Finding]:
+    """Input, weight and bias of a layer are of one float type."""
+    if node.op not in WEIGHTED:
+        return
+    # What is restored is of its scale's type, which ONNX's own inference knows only from opset 19 on.
+    sources = {tensor.name: model.producer(tensor, RESTORE) for tensor in node.inputs if tensor.name}
+    kinds = {name: model.types.get(dq.inputs[1].name if dq else name, 0) for name, dq in sources.items()}
+    found = {name: TensorProto.DataType.Name(kind).lower() for name, kind in kinds.items() if kind in _FLOATS}
+    if len(set(found.values())) > 1:
+        shown = ", ".join(f"'{name}' {kind}" for name, kind in found.items())
+        yield _error(node, f"its inputs are of several types ({shown}); a layer reads one")
 
 
 def _inputs(model: _Model, node: gs.Node) -> Iterator[Finding]:
@@ -302,8 +349,10 @@ def _typed(model: _Model, node: gs.Node) -> Iterator[Finding]:
 
 
 Check = Callable[[_Model, gs.Node], Iterator[Finding]]
-_COMMON: tuple[Check, ...] = (_grid, _inputs, _twice)
+_COMMON: tuple[Check, ...] = (_grid, _unrestored, _one_type, _inputs, _twice)
+_NVIDIA: tuple[Check, ...] = (_parser, _halves, _fusion, _concat, _residual, _typed)
 _OWN: Mapping[str, tuple[Check, ...]] = {
-    "tensorrt": (_parser, _fusion, _concat, _residual, _typed),
+    "tensorrt": _NVIDIA,
+    "tensorrt-rtx": _NVIDIA,
     "openvino": (_signed,),
 }

@@ -70,9 +70,23 @@ class Style:
     """Whether layers whose shape integer tensor cores cannot use stay in float (`_awkward`)."""
     onednn: bool = False
     """Whether the runtime keeps to the instruction sets that oneDNN is allowed by its environment variable."""
+    lax: bool = False
+    """Whether the parser also takes what TensorRT up to 10 refuses (`pydeploy.quant.lint`)."""
     weight_top: int = 127
     """Largest integer that a weight becomes."""
 
+
+_NVIDIA = Style(
+    scheme="symmetric",
+    placement="inputs",
+    weights="float",
+    bias="float",
+    weighted=WEIGHTED,
+    fused=ACTIVATIONS,
+    add_inputs="skip",
+    min_channels=16,
+    tensor_cores=True,
+)
 
 STYLES: Mapping[str, Style] = {
     "onnxruntime": Style(
@@ -97,17 +111,8 @@ STYLES: Mapping[str, Style] = {
         moved_inputs=True,
         onednn=True,
     ),
-    "tensorrt": Style(
-        scheme="symmetric",
-        placement="inputs",
-        weights="float",
-        bias="float",
-        weighted=WEIGHTED,
-        fused=ACTIVATIONS,
-        add_inputs="skip",
-        min_channels=16,
-        tensor_cores=True,
-    ),
+    "tensorrt": _NVIDIA,
+    "tensorrt-rtx": replace(_NVIDIA, lax=True),
 }
 
 

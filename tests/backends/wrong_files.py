@@ -154,7 +154,11 @@ def integers_into(op: str, reader: str, place: int = 0) -> Change:
         scale, zero = node(model, "r1_DequantizeLinear").input[1:]
         store(model, "flat_shape", np.array([1, -1, 8, 8], np.int64))
         inputs = {"Reshape": [given, "flat_shape"], "Add": [given, given], "Concat": [given, given]}.get(op, [given])
-        settings = {"MaxPool": {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}, "Concat": {"axis": 1}, "Transpose": {"perm": [0, 1, 3, 2]}}
+        settings = {
+            "MaxPool": {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]},
+            "Concat": {"axis": 1},
+            "Transpose": {"perm": [0, 1, 3, 2]},
+        }
         before(model, reader, NODE(op, inputs, ["moved"], name="mover", **settings.get(op, {})),
                NODE("DequantizeLinear", ["moved", scale, zero], ["moved_f"], name="moved_dq"))  # fmt: skip
         node(model, reader).input[place] = "moved_f"
@@ -213,6 +217,16 @@ def integer_convolution(op: str) -> Change:
     return change
 
 
+def old_opset(model: onnx.ModelProto) -> None:
+    """Opset 12, which has no axis."""
+    per_tensor_weights(model)
+    for one in model.graph.node:
+        kept = [found for found in one.attribute if found.name != "axis" or "quantize" not in one.op_type.lower()]
+        del one.attribute[:]
+        one.attribute.extend(kept)
+    opset(12)(model)
+
+
 def opset(number: int) -> Change:
     def change(model: onnx.ModelProto) -> None:
         model.opset_import[0].version = number
@@ -249,12 +263,12 @@ def only_activation(model: onnx.ModelProto) -> None:
 
 def mixed_scales(model: onnx.ModelProto) -> None:
     """A float32 scale in a float16 network."""
-    store(model, "x_scale", stored(model, "x_scale").astype(np.float32))
+    store(model, "x_scale_half", stored(model, "x_scale_half").astype(np.float32))
 
 
 def mixed_weights(model: onnx.ModelProto) -> None:
     """A float32 weight in a float16 network."""
-    store(model, "fc.bias", stored(model, "fc.bias").astype(np.float32))
+    store(model, "fc.bias_half", stored(model, "fc.bias_half").astype(np.float32))
 
 
 def float8(model: onnx.ModelProto) -> None:
@@ -273,7 +287,9 @@ def int4_weight(model: onnx.ModelProto) -> None:
     model.opset_import[0].version = 21
     kept = [tensor for tensor in model.graph.initializer if tensor.name != "fc.weight_zero_point"]
     del model.graph.initializer[:]
-    model.graph.initializer.extend([*kept, helper.make_tensor("fc.weight_zero_point", TensorProto.INT4, [10], [0] * 10)])
+    model.graph.initializer.extend(
+        [*kept, helper.make_tensor("fc.weight_zero_point", TensorProto.INT4, [10], [0] * 10)]
+    )
 
 
 def blocked(model: onnx.ModelProto) -> None:
@@ -335,7 +351,9 @@ CHANGES: dict[str, Change] = {
     "axis 9": attribute(WEIGHT, "axis", 9),
     "axis -4": attribute(WEIGHT, "axis", -4),
     "axes of Q and DQ differ": attribute(WEIGHT[1:], "axis", 1),
-    "axis 1 of a square weight": attribute(("block.conv1.weight_QuantizeLinear", "block.conv1.weight_DequantizeLinear"), "axis", 1),
+    "axis 1 of a square weight": attribute(
+        ("block.conv1.weight_QuantizeLinear", "block.conv1.weight_DequantizeLinear"), "axis", 1
+    ),
     "per tensor weights": per_tensor_weights,
     "blocked weights": blocked,
     "computed scale": computed("x_QuantizeLinear", 1),
@@ -345,7 +363,10 @@ CHANGES: dict[str, Change] = {
     "int8 bias": float_bias_pair,
     "stored int8 weight": stored_integers,
     "Q without DQ": drop_restorer("r1", "block.conv2"),
-    **{f"{op} of integers": integers_into(op, "block.conv2") for op in ("Relu", "Add", "MaxPool", "Reshape", "Transpose")},
+    **{
+        f"{op} of integers": integers_into(op, "block.conv2")
+        for op in ("Relu", "Add", "MaxPool", "Reshape", "Transpose")
+    },
     "only the weight": only_weight,
     "only the activation": only_activation,
     "two pairs": two_pairs,
@@ -355,11 +376,41 @@ CHANGES: dict[str, Change] = {
     "DynamicQuantizeLinear": integer_layer("DynamicQuantizeLinear"),
     "ConvInteger": integer_convolution("ConvInteger"),
     "QLinearConv": integer_convolution("QLinearConv"),
-    "opset 12": opset(12),
+    "opset 12": old_opset,
     "opset 13": opset(13),
     "opset 17": opset(17),
 }
 """Changes of the int8 file in TensorRT's style."""
+
+
+def one_operator(
+    op: str, kind: int, settings: dict[str, Any], weights: dict[str, Any] | None = None
+) -> onnx.ModelProto:
+    """A float32 network whose only layer, named ``op``, computes in the type `kind`."""
+    given = weights or {}
+    stored = [
+        helper.make_tensor(name, kind, list(np.shape(values)), np.ravel(values)) for name, values in given.items()
+    ]
+    nodes = [
+        NODE("Cast", ["x"], ["x_typed"], name="to", to=kind),
+        NODE(op, ["x_typed", *given], ["y_typed"], name="op", **settings),
+        NODE("Cast", ["y_typed"], ["y"], name="from", to=TensorProto.FLOAT),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 8, 8])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "net", [x], [y], stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
+    return onnx.shape_inference.infer_shapes(model)
+
+
+OPERATORS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "Celu": ({}, {}), "HardSwish": ({}, {}), "Mish": ({}, {}), "LpNormalization": ({"axis": 1}, {}),
+    "LpPool": ({"kernel_shape": [2, 2]}, {}), "ConvTranspose": ({"strides": [2, 2]}, {"w": np.ones((4, 4, 2, 2))}),
+    "Relu": ({}, {}), "Sigmoid": ({}, {}), "HardSigmoid": ({}, {}), "Gelu": ({}, {}), "LeakyRelu": ({}, {}), "Elu": ({}, {}),
+    "AveragePool": ({"kernel_shape": [2, 2]}, {}), "GlobalAveragePool": ({}, {}), "Softmax": ({"axis": 1}, {}),
+    "Conv": ({}, {"w": np.ones((4, 4, 3, 3))}),
+}  # fmt: skip
+"""Settings and weights of operators that networks compute in half precision."""
 
 TYPED: dict[str, Change] = {
     "typed as written": nothing,
@@ -367,8 +418,8 @@ TYPED: dict[str, Change] = {
     "typed, opset 18": opset(18),
     "typed, a float32 scale": mixed_scales,
     "typed, a float32 bias": mixed_weights,
-    "typed, scale 0": lambda model: store(model, "x_scale", np.float16(0)),
-    "typed, NaN scale": lambda model: store(model, "x_scale", np.float16(np.nan)),
+    "typed, scale 0": lambda model: store(model, "x_scale_half", np.float16(0)),
+    "typed, NaN scale": lambda model: store(model, "x_scale_half", np.float16(np.nan)),
     "typed, zero point 3": zero_points("r0", np.int8(3)),
 }
 """Changes of the same in float16."""

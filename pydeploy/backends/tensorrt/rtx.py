@@ -74,7 +74,7 @@ class TensorRtRtx(Backend):
     threads = 1
     options: RtxOptions
     takes_options = True
-    int8_style = "tensorrt"
+    int8_style = "tensorrt-rtx"
     beside_int8 = "fp16"
     halves = ("fp16", "bf16")
     dynamic_batch = True
