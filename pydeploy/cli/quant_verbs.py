@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pydeploy.quant.lint import Finding
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-STYLE_HELP = "onnxruntime, openvino or tensorrt (null: as tensorrt)."
+STYLE_HELP = "onnxruntime, openvino, tensorrt or tensorrt-rtx; or a backend, whose style it is."
 
 
 def quantize(

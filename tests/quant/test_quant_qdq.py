@@ -28,6 +28,7 @@ from pydeploy.quant.styles import STYLES, processor
 Build = Callable[..., Path]
 
 
+NVIDIA = ("tensorrt", "tensorrt-rtx")
 PROCESSORS = {"avx2": "avx2 fma", "vnni": "avx2 fma avx512f avx512_vnni", "amx": "avx2 avx512f avx512_vnni amx_int8"}
 """What the tests take the target's processor for; without one it is the computer that they run on."""
 
@@ -111,11 +112,11 @@ def simulate(path: Path, ranges: Ranges, style: str, on: str, x: nets.Array) -> 
     """`nets.residual` with rounding where the style's rules say, in float64."""
     stored = {name: array.astype(np.float64) for name, array in weights_of(path).items()}
     outputs_too = style == "onnxruntime"
-    add_inputs = style != "tensorrt"
+    add_inputs = style not in NVIDIA
 
     def act(name: str, values: nets.Array) -> nets.Array:
         lo, hi = min(ranges[name][0], 0), max(ranges[name][1], 0)
-        if style == "tensorrt" or (style == "openvino" and on == "amx" and lo < 0):
+        if style in NVIDIA or (style == "openvino" and on == "amx" and lo < 0):
             scale = max(-lo, hi) / 127
             return np.clip(np.rint(values / scale), -128, 127) * scale
         scale = (hi - lo) / 255
@@ -373,16 +374,16 @@ def test_grids_follow_the_scheme(tmp_path: Path, style: str, on: str) -> None:
     stored = weights_of(out)
     for name in report.tensors:
         both_signs = name in ("x", "c2")
-        symmetric = style == "tensorrt" or (style == "openvino" and on == "amx" and both_signs)
+        symmetric = style in NVIDIA or (style == "openvino" and on == "amx" and both_signs)
         assert stored[f"{name}_zero_point"].dtype == (np.int8 if symmetric else np.uint8)
         assert not symmetric or stored[f"{name}_zero_point"] == 0
     for layer, channels in (("stem", 16), ("block.conv2", 16), ("fc", 10)):
         assert stored[f"{layer}.weight_scale"].shape == (channels,)
         assert not stored[f"{layer}.weight_zero_point"].any()
         assert report.weight_top == (63 if on == "avx2" else 127)
-        if style != "tensorrt":
+        if style not in NVIDIA:
             assert np.abs(stored[f"{layer}.weight_int8"]).max() == report.weight_top
-        assert (f"{layer}.weight" in stored) == (style == "tensorrt")
+        assert (f"{layer}.weight" in stored) == (style in NVIDIA)
         assert (f"{layer}.bias" in stored) == (style != "onnxruntime")
     ops = {n.op_type for n in nodes_of(out)}
     assert ops <= {"Conv", "Relu", "Add", "GlobalAveragePool", "Flatten", "Gemm", "QuantizeLinear", "DequantizeLinear"}
@@ -455,7 +456,7 @@ def test_a_tensor_that_is_never_positive(tmp_path: Path, style: str) -> None:
     path = nets.save(tmp_path / "net.onnx", parts, {"x": [1, 3, 8, 8]}, ["y"])
     out, _, ranges = quantized(path, style, on="vnni")
     assert ranges["n"][1] == 0
-    assert weights_of(out)["n_zero_point"] == (0 if style == "tensorrt" else 255)
+    assert weights_of(out)["n_zero_point"] == (0 if style in NVIDIA else 255)
     feeds = nets.random_feeds(path, seed=1)
     assert np.abs(nets.run(out, feeds) - nets.run(path, feeds)).max() < 0.06 * np.abs(nets.run(path, feeds)).max()
 
