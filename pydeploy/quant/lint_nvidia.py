@@ -1,0 +1,106 @@
+"""Rules of the lint for TensorRT: what its parser has no import for, and what keeps layers from being fused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import TensorProto
+
+from pydeploy.onnxfile.half import NOT_HALF
+from pydeploy.onnxfile.nodes import QUANTIZE, RESTORE, WEIGHTED, label
+from pydeploy.quant.lint_model import Finding, Model, error, integers, older, scale_value, warning
+from pydeploy.quant.styles import ACTIVATIONS
+
+_REFUSED = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"})
+_HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+
+def _parser(model: Model, node: gs.Node) -> Iterator[Finding]:
+    """What TensorRT's parser has no import for."""
+    if node.op in _REFUSED:
+        yield error(node, f"TensorRT has no {node.op}; use QuantizeLinear and DequantizeLinear around a float layer")
+    if node.op not in (QUANTIZE, RESTORE):
+        return
+    if node.op == RESTORE and model.types.get(node.inputs[0].name) == TensorProto.INT32:
+        yield error(node, "it restores int32 (a quantized bias); TensorRT takes float biases only")
+        return
+    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    kind = integers(model, node)
+    shifted = isinstance(zero, gs.Constant) and bool(np.asarray(zero.values).any())
+    if kind != TensorProto.INT8:
+        text = f"its integers are {TensorProto.DataType.Name(kind).lower()}; TensorRT takes int8"
+        accepted = not shifted and kind in (TensorProto.UINT8, TensorProto.INT4)
+        yield older(model, node, text, "slower: its integer layers read int8") if accepted else error(node, text)
+    elif shifted:
+        assert zero is not None
+        yield error(node, f"its zero point is {int(np.abs(zero.values).max())}; TensorRT takes 0 only (symmetric)")
+
+
+def _halves(model: Model, node: gs.Node) -> Iterator[Finding]:
+    """Operators that stay float32."""
+    kinds = {model.types.get(tensor.name) for tensor in node.inputs}
+    for dtype, kind in (("float16", TensorProto.FLOAT16), ("bfloat16", TensorProto.BFLOAT16)):
+        if kind in kinds and node.op in NOT_HALF[dtype]:
+            yield error(node, f"TensorRT has no {dtype} {node.op}; keep it in float32 (pydeploy half does)")
+
+
+def _fusion(model: Model, node: gs.Node) -> Iterator[Finding]:
+    """Nothing stands between a layer with weights and what is fused into it."""
+    if node.op == "BatchNormalization" and (before := model.producer(node.inputs[0])) and before.op in WEIGHTED:
+        yield warning(node, f"it follows '{label(before)}'; fold it, so that the scales of the weights hold for both")
+    if node.op in ACTIVATIONS or node.op == "BatchNormalization":
+        pair = model.pair_behind(node.inputs[0])
+        layer = None if pair is None else model.producer(pair.inputs[0])
+        if layer is not None and layer.op in WEIGHTED:
+            yield warning(node, f"a pair stands between '{label(layer)}' and it, so the two are not fused")
+
+
+def _concat(model: Model, node: gs.Node) -> Iterator[Finding]:
+    """Inputs of a Concat share one scale."""
+    if node.op != "Concat":
+        return
+    restorers = [model.producer(tensor, RESTORE) for tensor in node.inputs]
+    scales = {scale_value(restorer) for restorer in restorers if restorer is not None}
+    if len(scales) > 1 or (scales and any(restorer is None for restorer in restorers)):
+        yield warning(
+            node, "its inputs have different scales or only some a pair, so they are requantized; share one scale"
+        )
+
+
+def _residual(model: Model, node: gs.Node) -> Iterator[Finding]:
+    """The skip input of an addition behind an int8 convolution carries the pair, the convolution's output does not."""
+    if node.op != "Add" or len(node.inputs) != 2 or any(isinstance(tensor, gs.Constant) for tensor in node.inputs):
+        return
+
+    def integer(tensor: gs.Tensor) -> gs.Node | None:
+        layer = model.producer(tensor)
+        quantized = layer is not None and layer.op in WEIGHTED and model.producer(layer.inputs[0], RESTORE) is not None
+        return layer if quantized and len(tensor.outputs) == 1 else None
+
+    pairs = [model.pair_behind(tensor) for tensor in node.inputs]
+    mains = [integer(tensor) for tensor in node.inputs]
+    behind = [None if pair is None else integer(pair.inputs[0]) for pair in pairs]
+    if all(pairs) and any(behind) and not any(mains):
+        layer = next(layer for layer in behind if layer is not None)
+        yield warning(
+            node,
+            f"a pair stands between '{label(layer)}' and it, so the addition is not fused; quantize the skip input only",
+        )
+    elif not any(pairs) and mains[model.fused.get(id(node), 0)] is not None:
+        yield warning(node, "its skip input carries no pair, so the addition runs in float")
+
+
+def _typed(model: Model, node: gs.Node) -> Iterator[Finding]:
+    """In a half-precision network scales are half-precision as well."""
+    halves = any(kind in _HALVES for name, kind in model.types.items())
+    if node.op == RESTORE and halves and model.types.get(node.inputs[1].name) == TensorProto.FLOAT:
+        readers = {label(reader) for tensor in node.outputs for reader in tensor.outputs if reader.op in WEIGHTED}
+        if readers:
+            yield warning(
+                node, f"its scale is float32 in a half-precision network: {', '.join(sorted(readers))} returns float32"
+            )
+
+
+NVIDIA = (_parser, _halves, _fusion, _concat, _residual, _typed)
