@@ -175,6 +175,13 @@ class Graph:
     def by_name(self) -> dict[str, Group]:
         return {group.name: group for group in self.groups}
 
+    @cached_property
+    def shortcuts(self) -> frozenset[str]:
+        """Prunable groups that several layers write, such as residual streams; depthwise layers only pass channels on."""
+        depthwise = {op.weight for op in self.ops if op.depthwise}
+        made = {group.name: {s.param for s in group.slices if "filter" in s.roles} for group in self.prunable}
+        return frozenset(name for name, params in made.items() if len(params - depthwise) > 1)
+
     @property
     def prunable(self) -> tuple[Group, ...]:
         return tuple(group for group in self.groups if not group.frozen)

@@ -119,13 +119,11 @@ def _amount(rules: Rules) -> str:
 
 def _allowed(graph: Graph, rules: Rules) -> list[Group]:
     """Groups that may lose channels."""
-    depthwise = {op.weight for op in graph.ops if op.depthwise}
-    several = {group.name for group in graph.prunable
-               if len({s.param for s in group.slices if "filter" in s.roles} - depthwise) > 1}  # fmt: skip
-    groups = [group for group in graph.prunable if rules.layers == "shortcut" or group.name not in several]
+    groups = [group for group in graph.prunable if rules.layers == "shortcut" or group.name not in graph.shortcuts]
     if not groups:
         raise ConfigError(
-            "no group of channels may be cut" + (": all have shortcuts; set layers to shortcut" if several else "")
+            "no group of channels may be cut"
+            + (": all have shortcuts; set layers to shortcut" if graph.shortcuts else "")
         )
     widest = max(group.width for group in groups)
     if rules.align > widest:

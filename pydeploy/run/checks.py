@@ -17,11 +17,15 @@ from pydeploy.run.job import Job, fresh_model, model_of
 
 def check_structure(job: Job) -> None:
     """Raise `ConfigError` for settings that no network of this structure can follow, or weights that do not fit it."""
+    from pydeploy.prune.sparsity.penalties import Sparsity
     from pydeploy.prune.structure.trace import trace
     from pydeploy.tasks.evaluate import example
 
     config, weights = job.config, job.config.train.weights
-    graph = trace(model_of(job, weights) if weights else fresh_model(job), example(job.task))
+    model = model_of(job, weights) if weights else fresh_model(job)
+    graph = trace(model, example(job.task))
+    if config.train.sparsity is not None and weights is None:
+        Sparsity(model, graph, config.train.sparsity)
     widths = grid(graph, 2, config.table.align or job.backend.align, config.prune.min_width)
     if not any(len(choices) > 1 for choices in widths.values()):
         widest = max((group.width for group in graph.prunable), default=0)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +23,12 @@ from accelerate.utils import broadcast, convert_to_fp32, send_to_device
 from torch import Tensor, nn
 
 from pydeploy.errors import ConfigError, DataError
+from pydeploy.prune.forward import run_evaluating
+from pydeploy.prune.sparsity.penalties import Sparsity, rescale
+from pydeploy.prune.sparsity.settings import SparsitySettings
+from pydeploy.prune.structure.trace import trace
 from pydeploy.tasks.contract import Batch, Task, Tensors
-from pydeploy.tasks.evaluate import named
+from pydeploy.tasks.evaluate import example, named
 from pydeploy.train import checkpoint
 from pydeploy.train.distill.logits import LOSSES, Teacher
 from pydeploy.train.distill.settings import DistillSettings
@@ -43,6 +48,8 @@ class EpochRecord:
     loss: float
     lr: float
     seconds: float
+    small_scales: float | None = None
+    """With a sparsity term: share of the batch norms' scales below 1e-3."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,7 @@ def fit(
     seed: int = 0,
     teacher: Teacher | None = None,
     distill: DistillSettings | None = None,
+    sparsity: SparsitySettings | None = None,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> FitResult:
@@ -76,7 +84,8 @@ def fit(
 
     Stochastic gradient descent with Nesterov momentum. After every epoch the state goes to
     ``out/checkpoint.safetensors``; with `resume` training continues from there and ends with the same weights as an
-    undisturbed run. With `distill` the student also learns from `teacher`. Everything random follows from `seed`.
+    undisturbed run. With `distill` the student also learns from `teacher`; with `sparsity` channels become small. Everything
+    random follows from `seed`.
 
     Raises `DataError` for NaN in weights, batches or loss (naming epoch and step), `ConfigError` for settings that do
     not fit the task, `Mismatch` when the checkpoint is from another run.
@@ -87,13 +96,15 @@ def fit(
     _require_finite(model, "before training")
     if (distill is None) != (teacher is None):
         raise ConfigError("distillation needs both a teacher and 'distill' settings; only one of them was given")
-    run = _Run(accelerator, task, settings, seed, teacher, distill, copy.deepcopy(model))
+    term = _sparsity(student := copy.deepcopy(model), task, sparsity)
+    run = _Run(accelerator, task, settings, seed, teacher, distill, student, term)
     path = Path(out) / "checkpoint.safetensors"
     numbers = {**settings.model_dump(include=set(FitSettings.model_fields)), "seed": seed,
                "distill": distill.model_dump() if distill else None}  # fmt: skip
     identity = {"task": type(task).__name__.lower(), "settings": numbers, "start": checkpoint.weights_digest(model),
                 "teacher": checkpoint.weights_digest(teacher.model) if teacher else "", "bf16": run.bf16,
-                "processes": accelerator.num_processes}  # fmt: skip
+                "processes": accelerator.num_processes,
+                **({"sparsity": sparsity.model_dump()} if sparsity else {})}  # fmt: skip
     history: list[EpochRecord] = []
     if resume and path.exists():
         history = [EpochRecord(**row) for row in checkpoint.restore(path, run.student, run.optimizer, identity)]
@@ -124,10 +135,10 @@ class _Run:
 
     def __init__(
         self, accelerator: Accelerator, task: Task, settings: FitSettings, seed: int, teacher: Teacher | None,
-        distill: DistillSettings | None, student: nn.Module,
+        distill: DistillSettings | None, student: nn.Module, sparsity: Sparsity | None,
     ) -> None:  # fmt: skip
         self.accelerator, self.task, self.settings, self.seed = accelerator, task, settings, seed
-        self.teacher, self.distill = teacher, distill
+        self.teacher, self.distill, self.sparsity = teacher, distill, sparsity
         self.samples = task.size("train")
         self.steps = self.samples // (settings.batch_size * accelerator.num_processes)
         if self.steps == 0:
@@ -140,7 +151,7 @@ class _Run:
         self.student = student.to(accelerator.device).to(memory_format=torch.channels_last).train()
         if teacher is not None:
             teacher.model.to(accelerator.device).to(memory_format=torch.channels_last)
-        self.optimizer = _optimizer(self.student, settings)
+        self.optimizer = _optimizer(self.student, settings, sparsity.without_momentum if sparsity else [])
         self.network = accelerator.prepare_model(self.student)
 
     def epoch(self, epoch: int, progress: Progress | None) -> EpochRecord:
@@ -164,14 +175,20 @@ class _Run:
             accelerator.backward(loss)
             if settings.clip_norm:
                 accelerator.clip_grad_norm_(self.student.parameters(), settings.clip_norm)
+            progressed = done / (settings.epochs * self.steps)
+            if self.sparsity is not None:
+                self.sparsity.after_backward(progressed)
             self.optimizer.step()
+            if self.sparsity is not None:
+                self.sparsity.after_step(progressed, rate)
             self.optimizer.zero_grad()
             total += value
             if progress is not None:
                 progress(done + 1, settings.epochs * self.steps, value)
         for buffer in self.student.buffers():  # each process has its own running statistics: take the first one's
             buffer.copy_(broadcast(buffer))
-        return EpochRecord(epoch, total / self.steps, rate, time.perf_counter() - began)
+        small = self.sparsity.small_scales() if self.sparsity is not None else None
+        return EpochRecord(epoch, total / self.steps, rate, time.perf_counter() - began, small)
 
     def on_device(self, batch: Batch, epoch: int, step: int) -> Batch:
         """The batch where the network is, in its memory format; refuses NaN and infinity."""
@@ -200,17 +217,40 @@ class _Run:
 
     def finished(self) -> nn.Module:
         """The trained network as a plain module on the CPU."""
+        if self.sparsity is not None and self.sparsity.settings.rescale != 1:
+            rescale(self.sparsity.groups, 1 / self.sparsity.settings.rescale)
         network: nn.Module = self.accelerator.unwrap_model(self.network, keep_fp32_wrapper=False)
         return network.to("cpu").to(memory_format=torch.contiguous_format).eval()
 
 
-def _optimizer(model: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
+def _sparsity(student: nn.Module, task: Task, settings: SparsitySettings | None) -> Sparsity | None:
+    """The term on `student`, which is rescaled where the settings say so and what it computes stays the same."""
+    if settings is None:
+        return None
+    inputs = example(task)
+    term = Sparsity(student, trace(student, inputs), settings)
+    if settings.rescale != 1:
+        before = named(task, run_evaluating(student, inputs))
+        rescale(term.groups, settings.rescale)
+        after = named(task, run_evaluating(student, inputs))
+        if not all(torch.allclose(before[name], after[name], rtol=1e-3, atol=1e-4) for name in before):
+            raise ConfigError("sparsity.rescale changes what this network computes: that takes activations that follow a "
+                              "factor, as ReLU does, behind every batch norm; set it to 1")  # fmt: skip
+    return term
+
+
+def _optimizer(
+    model: nn.Module, settings: FitSettings, without_momentum: Sequence[nn.Parameter]
+) -> torch.optim.Optimizer:
     """SGD whose weight decay leaves biases and normalization alone: shrinking those only costs accuracy."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
+    plain = {id(parameter) for parameter in without_momentum}
+    trained = [p for p in model.parameters() if p.requires_grad and id(p) not in plain]
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    if without_momentum:
+        groups.append({"params": list(without_momentum), "weight_decay": 0.0, "momentum": 0.0, "nesterov": False})
     # One kernel for all steps of the update: on a CPU the plain form costs as much as several layers.
     return torch.optim.SGD(
         groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=True

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from pydeploy.prune.sparsity.settings import SparsitySettings
 from pydeploy.settings import Number, Place, Positive, Settings, name_in
 from pydeploy.train.distill.settings import DistillSettings
 
@@ -77,6 +78,8 @@ class TrainSettings(FitSettings):
 
     weights: Place | None = None
     """Take the tensors of this file instead of training."""
+    sparsity: SparsitySettings | None = None
+    """A term that makes channels small."""
 
 
 class FinetuneSettings(FitSettings):

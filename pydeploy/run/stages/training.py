@@ -15,6 +15,7 @@ from pydeploy.run.job import Job, fresh_model, model_of
 if TYPE_CHECKING:
     from torch import nn
 
+    from pydeploy.prune.sparsity.settings import SparsitySettings
     from pydeploy.train.distill.logits import Teacher
     from pydeploy.train.distill.settings import DistillSettings
     from pydeploy.train.settings import FitSettings
@@ -28,7 +29,7 @@ def train(job: Job, at: Artefacts, here: Path) -> None:  # noqa: ARG001  # one s
     if settings.weights is not None:
         save(Files(here).weights, model_of(job, settings.weights))
         return
-    fit(job, fresh_model(job), settings, here, title="train the dense model")
+    fit(job, fresh_model(job), settings, here, sparsity=settings.sparsity, title="train the dense model")
 
 
 def finetune_plan(job: Job, at: Artefacts, here: Path) -> None:
@@ -38,7 +39,7 @@ def finetune_plan(job: Job, at: Artefacts, here: Path) -> None:
 
 def fit(
     job: Job, model: nn.Module, settings: FitSettings, here: Path, *, teacher: Teacher | None = None,
-    distill: DistillSettings | None = None, title: str,
+    distill: DistillSettings | None = None, sparsity: SparsitySettings | None = None, title: str,
 ) -> None:  # fmt: skip
     """Train `model`; resumes from `here` and leaves ``model.safetensors`` there."""
     from pydeploy.prune.surgery.save import save
@@ -46,7 +47,8 @@ def fit(
 
     with job.console.bar(title) as tick:
         result = train(model, job.task, settings, out=here, seed=job.seed, teacher=teacher if distill else None,
-                       distill=distill, resume=True, progress=lambda done, total, _loss: tick(done, total))  # fmt: skip
+                       distill=distill, sparsity=sparsity, resume=True,
+                       progress=lambda done, total, _loss: tick(done, total))  # fmt: skip
     save(Files(here).weights, result.model)
     write_json(Files(here).history, [asdict(record) for record in result.history])
 
