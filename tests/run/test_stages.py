@@ -346,7 +346,7 @@ def small(data: dict[str, Any]) -> dict[str, Any]:
     return changed(data, "table", {"points": 2, "align": 16, "rounds": 1, "runs": 2})
 
 
-PRESENT = {"quantize", "finetune.distill"}
+PRESENT = {"quantize", "finetune.distill", "train.sparsity"}
 
 
 @pytest.mark.parametrize("kind", ["float", "int8", "weights"])
