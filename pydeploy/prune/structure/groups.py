@@ -213,10 +213,13 @@ def extent_of(
     if labels is None:
         return Extent(total)
     own = home[atoms.roots(labels[labels >= 0])]
-    begins = np.flatnonzero(np.diff(own, prepend=-2))
     counts: Counter[int] = Counter()  # in order of first occurrence
-    for n, count in zip(own[begins].tolist(), np.diff(begins, append=len(own)).tolist(), strict=True):
-        counts[n] += count
+    if len(own) and (own == own[0]).all():
+        counts[int(own[0])] = len(own)
+    else:
+        begins = np.flatnonzero(np.diff(own, prepend=-2))
+        for n, count in zip(own[begins].tolist(), np.diff(begins, append=len(own)).tolist(), strict=True):
+            counts[n] += count
     terms = tuple((n, count // groups[n].width) for n, count in counts.items() if n >= 0 and not groups[n].frozen)
     fixed = total - sum(repeat * groups[n].width for n, repeat in terms)
     return Extent(fixed, tuple((groups[n].name, repeat) for n, repeat in terms))

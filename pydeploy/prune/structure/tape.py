@@ -6,7 +6,7 @@ is all: where a second one, on another batch or other data or in the state that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -167,18 +167,22 @@ _PLAIN = frozenset((int, float, bool, str, type(None)))
 
 def one_device(args: Any, kwargs: Any) -> bool:
     """Whether all tensors in the arguments are on the meta device, or none is."""
-    kinds = {leaf.is_meta for leaf in flat(args) if isinstance(leaf, Tensor)}
-    kinds |= {leaf.is_meta for leaf in flat(list(kwargs.values())) if isinstance(leaf, Tensor)} if kwargs else set()
+    leaves = flat(args) + flat(list(kwargs.values())) if kwargs else flat(args)
+    kinds = {leaf.is_meta for leaf in leaves if type(leaf) not in _PLAIN and isinstance(leaf, Tensor)}
     return len(kinds) < 2
 
 
-def flat(tree: Any) -> Iterator[Any]:
+def flat(tree: Any) -> list[Any]:
     """Leaves of nested lists and tuples (operators know no other containers)."""
-    if isinstance(tree, list | tuple):
-        for item in tree:
-            yield from flat(item)
-    else:
-        yield tree
+    if not isinstance(tree, list | tuple):
+        return [tree]
+    leaves: list[Any] = []
+    for item in tree:
+        if type(item) in _PLAIN:
+            leaves.append(item)
+        else:
+            leaves += flat(item)
+    return leaves
 
 
 def mapped(tree: Any, change: Callable[[Tensor], Any]) -> Any:

@@ -228,12 +228,17 @@ def _only_values_lack(failure: Failure, tape: Tape, tracer: Tracer, found: Assem
 
 
 def _alive(tracer: Tracer, found: Assembly, kept: Mapping[str, NDArray[np.int64]]) -> NDArray[np.bool_]:
-    alive = np.ones(tracer.atoms.count, dtype=np.bool_)
-    for number, group in enumerate(found.graph.groups):
+    """Whether each atom stays; what is in no group does."""
+    begins = np.cumsum([0, *(group.width for group in found.graph.groups)])
+    stays = np.ones(
+        begins[-1] + 1, dtype=np.bool_
+    )  # channels of all groups, one after the other; the last one is no channel
+    for begin, group in zip(begins[:-1], found.graph.groups, strict=True):
         if group.name in kept:
-            own = found.home == number
-            alive[own] = np.isin(found.rank[own], kept[group.name])
-    return alive
+            stays[begin : begin + group.width] = False
+            stays[begin + kept[group.name]] = True
+    channel = np.where(found.home >= 0, begins[found.home] + found.rank, -1)
+    return np.asarray(stays[channel][: tracer.atoms.count])
 
 
 def _on_meta(model: nn.Module, tensors: Mapping[str, Tensor], graph: Graph, plan: Plan) -> nn.Module:
