@@ -25,7 +25,8 @@ TESTS = ("test_files.py", "test_resolve.py", "cli/test_cli_light.py", "run/test_
          "report/test_report_page.py", "report/test_report_schema.py", "report/test_report_charts.py",
          "latency/test_latency_table.py", "latency/test_latency_probe.py", "latency/test_latency_foreign.py",
          "quant/test_quant_calibrate.py", "quant/test_quant_lint.py", "quant/test_quant_observe.py",
-         "data/test_quant_images.py", "profiling/test_profile.py", "planning/test_solve.py",
+         "data/test_quant_images.py", "profiling/test_profile.py", "planning/test_solve.py", "planning/test_choose_precision.py",
+         "report/test_predictions.py", "data/test_decode.py",
          "backends/test_backends.py", "backends/test_tensorrt_verbs.py", "backends/test_tensorrt_trtexec.py",
          "timing/test_timing.py")  # fmt: skip
 

@@ -16,7 +16,8 @@ TARGET_SIDE = ["backends.base", "backends.null", "backends.onnxruntime", "backen
                "backends.tensorrt.checkup", "backends.tensorrt.trtexec", "timing.rounds", "profiling.compare_outputs",
                "latency.board", "latency.probes.measure", "latency.table.table", "profiling.profile", "quant.calibrate",
                "quant.qdq", "report", "planning.solve",
-               "tasks.samples"]  # fmt: skip
+               "tasks.samples", "planning.choose_precision", "report.predictions", "data.named", "data.deployment",
+               "cli.pytest_plugin", "profiling.beside"]  # fmt: skip
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:

@@ -10,6 +10,7 @@ from pydeploy.cli import (
     config_verbs,
     engine_verbs,
     model_verbs,
+    precision_verbs,
     predict_verbs,
     profile_verbs,
     quant_verbs,
@@ -68,6 +69,7 @@ for _verb in (
 ):
     app.command(_verb.__name__)(_verb)
 app.command("trtexec-command")(tensorrt_verbs.trtexec_command)
+app.command("choose-precision")(precision_verbs.choose_precision)
 app.command("gpu-check")(tensorrt_verbs.gpu_check)
 app.add_typer(profile_verbs.app, name="profile")
 app.add_typer(table_file_verbs.app, name="table")
