@@ -48,8 +48,7 @@ def test_everything_is_checked(version: str, tmp_path: Path, monkeypatch: pytest
     graphs = sys.modules.pop("cuda.bindings.driver")  # PyTorch, which trains here, wants the real one
     monkeypatch.setattr("pydeploy.backends.tensorrt.cuda.load_graphs", lambda: graphs)
     complete = {"GPU": "an A100", "bindings": "TensorRT", "NVML": "missing: pip install nvidia-ml-py"}
-    monkeypatch.setattr("pydeploy.cli.gpu_check.checks.UNSEEN_PLANS", 2)
-    checks = check_all(settings(), tmp_path / "out", Quiet(), parts=complete)
+    checks = check_all(settings(), tmp_path / "out", Quiet(), parts=complete, unseen_plans=2)
     judged = {check.name: check for check in checks}
     accuracy = {name for name in judged if "point" in name}  # one epoch on synthetic pictures promises nothing
     assert {

@@ -50,12 +50,18 @@ def _made(job: Job, config: Config, out: Path, console: Console, made: list[Repo
 
 
 def check_all(
-    config: Config, out: Path, console: Console, *, parts: Mapping[str, str] | None = None, job: Job = _whole_job
+    config: Config,
+    out: Path,
+    console: Console,
+    *,
+    parts: Mapping[str, str] | None = None,
+    job: Job = _whole_job,
+    unseen_plans: int = CheckedRun.unseen_plans,
 ) -> list[Check]:
     """Every check in order; ``gpu-check.json`` in `out` holds them with all facts for a bug report.
 
     It is written after each check: a driver that takes the process down leaves what was found before. `parts` is what the
-    machine has (`checkup`), `job` makes the run.
+    machine has (`checkup`), `job` makes the run; the table is tried on `unseen_plans`.
     """
     parts = checkup() if parts is None else parts
     facts: dict[str, Any] = {"schema": 1, "machine": dict(parts)}
@@ -76,7 +82,7 @@ def check_all(
                                options=config.target.options)  # fmt: skip
         assert isinstance(backend, TensorRt)
         facts |= {"target": backend.target().to_json(), "report": made[0].to_json()}
-        run = CheckedRun(config, Artefacts(out / "run"), made[0], backend, out, facts)
+        run = CheckedRun(config, Artefacts(out / "run"), made[0], backend, out, facts, unseen_plans)
         for name, check in CHECKS.items():
             console.say(f"check: {name}")
             passes(name, partial(check, run))

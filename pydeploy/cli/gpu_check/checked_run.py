@@ -29,6 +29,8 @@ class CheckedRun:
     folder: Path
     facts: dict[str, Any]
     """For the bug report."""
+    unseen_plans: int = 8
+    """Plans on which the table is tried that it was not made from."""
 
     def opened(self, name: str) -> tuple[Backend, Engine]:
         """Backend and engine of a folder of the run ('dense', 'pruned', 'quantized')."""

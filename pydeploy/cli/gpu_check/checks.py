@@ -28,8 +28,6 @@ from pydeploy.run.job import open_task
 from pydeploy.tasks import samples
 from pydeploy.tasks.evaluate import batches
 
-UNSEEN_PLANS = 8
-
 
 def _budget(run: CheckedRun) -> str:
     report = run.report
@@ -60,7 +58,7 @@ def _table_error(run: CheckedRun) -> str:
     dense, random = onnx.load(Files(run.at.dense).onnx), np.random.default_rng(1)
     predictions = table.predictions(graph)
     predicted, measured = [], []
-    for number in range(UNSEEN_PLANS):
+    for number in range(run.unseen_plans):
         plan = {name: int(random.choice(widths)) for name, widths in predictions.widths.items()}
         source = run.folder / f"unseen{number}.onnx"
         onnx.save(resize(dense, graph, plan, random), source)
