@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from pydeploy.prune.surgery.save import load, save
     from pydeploy.quant.calibrate import calibrate
     from pydeploy.quant.qdq import quantize
+    from pydeploy.run.deploy import deploy
+    from pydeploy.tasks.metric import Metric
     from pydeploy.version import __version__
 
 # ONNX Runtime would otherwise write a device id to the home folder, and run a thread of its own while latencies are measured.
@@ -38,6 +40,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "Graph": "pydeploy.graph",
+    "Metric": "pydeploy.tasks.metric",
     "Plan": "pydeploy.plan",
     "Table": "pydeploy.latency.table.table",
     "__version__": "pydeploy.version",
@@ -45,6 +48,7 @@ _HOMES = {
     "calibrate": "pydeploy.quant.calibrate",
     "channel_means": "pydeploy.prune.surgery.absorb",
     "compose": "pydeploy.prune.surgery.kept_entries",
+    "deploy": "pydeploy.run.deploy",
     "fold": "pydeploy.prune.surgery.fold",
     "load": "pydeploy.prune.surgery.save",
     "measure": "pydeploy.latency.probes.measure",
@@ -60,7 +64,8 @@ _HOMES = {
     "uniform": "pydeploy.planning.baselines",
 }
 
-__all__ = ["Graph", "Plan", "Table", "__version__", "apply", "calibrate", "channel_means", "compose", "fold", "load",
+__all__ = ["Graph", "Metric", "Plan", "Table", "__version__", "apply", "calibrate", "channel_means", "compose", "deploy",
+           "fold", "load",
            "measure", "meet_budget", "pareto_front", "quantize", "recalibrate", "save", "score", "select",
            "solve", "trace", "uniform"]  # fmt: skip
 

@@ -99,10 +99,10 @@ def meet_budget(
     from pydeploy.prune.surgery.save import save
 
     wanted, here, say = budget_named(budget), Path(out), say or _nothing
-    backend = open_target(target, batch=_batch(example), threads=threads) if isinstance(target, str) else target
+    backend = open_target(target, batch=samples_in(example), threads=threads) if isinstance(target, str) else target
     settings = LoopSettings(headroom, rounds, min_width)
     graph = trace(model, example)
-    widths = _widths(graph, points, align or backend.align, min_width)
+    widths = cuttable(graph, points, align or backend.align, min_width)
     known = _scores(model, graph, scores, data, loss)
     (here / "dense").mkdir(parents=True, exist_ok=True)
     graph.save(here / "graph.json")
@@ -132,7 +132,7 @@ def _nothing(_text: str) -> None:
     pass
 
 
-def _batch(example: Any) -> int:
+def samples_in(example: Any) -> int:
     """The number of samples in the forward's arguments."""
     from torch import Tensor
     from torch.utils._pytree import tree_leaves
@@ -145,7 +145,8 @@ def _batch(example: Any) -> int:
     return int(tensors[0].shape[0])
 
 
-def _widths(graph: Graph, points: int, align: int, min_width: int) -> Grid:
+def cuttable(graph: Graph, points: int, align: int, min_width: int) -> Grid:
+    """Widths to choose from. Raises `ConfigError` where there is no choice, and says why."""
     found = grid(graph, points, align, min_width)
     if not any(len(choices) > 1 for choices in found.values()):
         reasons = (

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pydeploy.tasks.contract import Task
+    from pydeploy.tasks.guest import Guest
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Job:
     """The calibration set as it was when the job was opened, None where the config names none."""
     samples: str = ""
     """SHA-256 of its samples."""
+    guest: Guest | None = None
+    """A program's own network, data and functions (`pd.deploy`), which take the place of what the config would name."""
     shared: dict[str, Any] = field(default_factory=dict)
     """Things that stages of one process share to save time (the distillation teacher with its outputs)."""
 
@@ -61,6 +64,10 @@ class Job:
         target, config = self.backend.target().to_json(), self.config
         values = {key: value for key, value in leaves(config).items() if not key.startswith("target.")}
         values |= {f"target.{key}": value for key, value in {**target, **target.pop("facts")}.items()}
+        if self.guest is not None:
+            from pydeploy.train.checkpoint import weights_digest
+
+            return {**values, "model.name": {"sha256": weights_digest(self.guest.model)}}
         if code := code_digest(config.target.backend):
             values["target.code"] = {"sha256": code}
         for key, kind in open_names(config).items():
@@ -126,7 +133,11 @@ def fresh_model(job: Job) -> nn.Module:
     import torch
 
     torch.manual_seed(job.seed)
-    return build_model(job.config, job.task)
+    return _network(job)
+
+
+def _network(job: Job) -> nn.Module:
+    return build_model(job.config, job.task) if job.guest is None else job.guest.network()
 
 
 def build_model(config: Config, task: Task) -> nn.Module:
@@ -140,4 +151,4 @@ def model_of(job: Job, weights: Path) -> nn.Module:
     """The config's architecture, cut to and filled with the tensors of `weights`."""
     from pydeploy.prune.surgery.save import load
 
-    return load(weights, build_model(job.config, job.task))
+    return load(weights, _network(job))

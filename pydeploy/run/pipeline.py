@@ -80,7 +80,7 @@ def stages_of(job: Job) -> tuple[Stage, ...]:
 def _precisions(job: Job) -> Iterator[Stage]:
     """The fine-tuned network in other precisions."""
     config = job.config
-    if config.quantize is None:
+    if config.quantize is None or job.guest is not None:
         return
     reads = ("task", "target")
     if job.backend.precision == "int8":
@@ -118,10 +118,15 @@ def run(
     folder, at = _open(job, out, console, resume=resume, reuse=reuse), Artefacts(out)
     check_structure(job)
     write_json(at.config, config.model_dump(mode="json"))
+    make_stages(job, at, folder)
+    return final.write_report(job, at, folder.seconds, command)
+
+
+def make_stages(job: Job, at: Artefacts, folder: RunFolder) -> None:
+    """Make every stage of `job` whose finished result does not stay."""
     folder.doubted = _doubted(job, at)
     for stage in stages_of(job):
         folder.stage(stage.name, job.settings(stage.reads), partial(stage.make, job, at), stage.after, _defaults())
-    return final.write_report(job, at, folder.seconds, command)
 
 
 def _open(job: Job, out: Path, console: Console, *, resume: bool, reuse: Path | None) -> RunFolder:

@@ -89,6 +89,16 @@ def calibrated(job: Job, onnx: Path, here: Path) -> Ranges:
 
     settings, manifest = job.config.quantize, job.manifest
     assert settings is not None
+    if job.guest is not None:
+        feeds = [
+            dict(zip(job.task.input_names, (one.numpy() for one in batch.inputs), strict=True))
+            for batch in job.guest.batches
+        ]
+        ranges = calibrate(
+            onnx, feeds, observer=settings.observer, style=job.backend.int8_style, threads=job.backend.threads, few=0
+        )
+        ranges.save(Files(here).ranges)
+        return ranges
     assert manifest is not None
     with job.console.bar("calibrate") as tick:
         ranges = calibrate(onnx, calibration_batches(job.task, manifest), observer=settings.observer,
@@ -135,6 +145,8 @@ def metrics(job: Job, backend: Backend, engine: Engine) -> dict[str, float]:
     """The task's metrics over the whole test set, computed from the engine's outputs."""
     from pydeploy.tasks.evaluate import evaluate
 
+    if job.guest is not None:
+        return job.guest.metrics(backend, engine)
     with backend.open(engine) as session:
         return evaluate(job.task, session.run, batch_size=backend.batch)
 

@@ -29,7 +29,7 @@ from pydeploy.report import (
 )
 from pydeploy.run import facts as facts_
 from pydeploy.run.artefacts import Artefacts, Files
-from pydeploy.run.facts import load
+from pydeploy.run.facts import EngineFacts, load
 from pydeploy.run.job import Job
 from pydeploy.run.stages import comparison, reduced_precision
 from pydeploy.run.stages import engines as engine_stages
@@ -130,9 +130,18 @@ def _report(job: Job, at: Artefacts, seconds: dict[str, float], command: str) ->
 
 def _result(job: Job, folder: Path, timing: Timing) -> ModelResult:
     facts = facts_of(folder)
-    return ModelResult(latency_us=Latency.of(timing), value=facts.metrics[job.task.metric.name], samples=job.task.size("test"),
+    return ModelResult(latency_us=Latency.of(timing), value=facts.metrics[job.task.metric.name], samples=_samples(job, facts),
                        params=facts.params, macs=facts.macs, bytes=facts.bytes, onnx_bytes=facts.onnx_bytes,
                        precision=facts.precision, target=facts.target)  # fmt: skip
+
+
+def _samples(job: Job, facts: EngineFacts) -> int:
+    """How many samples an engine was judged on."""
+    if job.guest is None:
+        return job.task.size("test")
+    from pydeploy.tasks.guest import SAMPLES
+
+    return max(1, int(facts.metrics[SAMPLES]))
 
 
 def _candidate(at: Artefacts, point: comparison.Wanted, result: ModelResult) -> Candidate:
@@ -189,6 +198,8 @@ def _warnings(job: Job, measured: bool) -> tuple[str, ...]:
         found.append(
             "Torch-Pruning is not installed, so it is not in the comparison: pip install 'pydeploy-hil[bench]'"
         )
+    if job.guest is not None:
+        return (*found, *job.guest.remarks)
     metric = job.task.metric
     seeds = "how much another one changes was not measured"
     if metric.seed_spread is not None:

@@ -57,7 +57,11 @@ def first_batches(task: Task, settings: PruneSection, seed: int) -> Iterator[Any
 def score_channels(job: Job, model: nn.Module, graph: Graph, path: Path) -> None:
     """Write ``{group: (width,) float32}`` as an npz file."""
     settings = job.config.prune
-    scores = scores_of(job.config, job.task, model, graph, settings.criterion, settings.options)
+    scores = (
+        scores_of(job.config, job.task, model, graph, settings.criterion, settings.options)
+        if job.guest is None
+        else job.guest.scored(model, graph)
+    )
     with replacing(path) as partial, partial.open("wb") as stream:
         np.savez(stream, allow_pickle=False, **dict(scores))
 

@@ -26,6 +26,9 @@ def train(job: Job, at: Artefacts, here: Path) -> None:  # noqa: ARG001  # one s
     from pydeploy.prune.surgery.save import save
 
     settings = job.config.train
+    if job.guest is not None:
+        save(Files(here).weights, job.guest.network())
+        return
     if settings.weights is not None:
         save(Files(here).weights, model_of(job, settings.weights))
         return
@@ -55,6 +58,11 @@ def fit(
 
 def finetune(job: Job, at: Artefacts, small: nn.Module, here: Path, *, title: str) -> None:
     """Train a cut model with the dense one as its teacher. All students of a run share the teacher's outputs."""
+    if job.guest is not None:
+        from pydeploy.prune.surgery.save import save
+
+        save(Files(here).weights, job.guest.tuned(small))
+        return
     from pydeploy.train.distill.logits import Teacher
 
     section = job.config.finetune
