@@ -78,11 +78,11 @@ def example(texts: Sequence[str]) -> tuple[Tensor, ...]:
 
 
 def dense_or_cut(spec: str, options: Sequence[str], weights: Path | None) -> nn.Module:
-    """The named model, cut to and filled with the tensors of `weights` when given."""
-    from pydeploy.prune.surgery.save import load
+    """The named model, filled with the tensors of `weights` when given, and cut where they are those of a cut one."""
+    from pydeploy.models.weights import filled
 
     model = model_named(spec, options)
-    return load(weights, model).eval() if weights is not None else model
+    return filled(model, weights)[0].eval() if weights is not None else model
 
 
 def backend_named(target: str, *, batch: int = 1, threads: int = 0) -> Backend:

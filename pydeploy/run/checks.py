@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-from pydeploy.errors import ConfigError, nearest
+from pydeploy.errors import ConfigError, DeployError, nearest
+from pydeploy.guests import resolve
 from pydeploy.latency.probes.design import grid
 from pydeploy.onnxfile.load import read_float_model
 from pydeploy.onnxfile.prepare import prepare
 from pydeploy.quant.placement import excludable, plan
 from pydeploy.quant.styles import style_on
 from pydeploy.run.artefacts import Files
-from pydeploy.run.job import Job, fresh_model, model_of
+from pydeploy.run.job import Job, fresh_model, model_of, start_model
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 def check_structure(job: Job) -> None:
@@ -22,9 +29,10 @@ def check_structure(job: Job) -> None:
     from pydeploy.tasks.evaluate import example
 
     config, weights = job.config, job.config.train.weights
-    model = model_of(job, weights) if weights else fresh_model(job)
+    model = model_of(job, weights) if weights else start_model(job)
+    check_batch(job, model)
     graph = trace(model, example(job.task))
-    if config.train.sparsity is not None and weights is None:
+    if config.trains and config.train.sparsity is not None and weights is None:
         Sparsity(model, graph, config.train.sparsity)
     widths = grid(graph, 2, config.table.align or job.backend.align, config.prune.min_width)
     if not any(len(choices) > 1 for choices in widths.values()):
@@ -33,6 +41,37 @@ def check_structure(job: Job) -> None:
                           f"has {widest}: no width is left to choose; lower prune.min_width or table.align")  # fmt: skip
     if config.quantize is not None and config.quantize.exclude:
         _check_excluded(job, config.quantize.exclude)
+
+
+def check_batch(job: Job, model: nn.Module) -> Tensor:
+    """The loss of two training samples. Raises `ConfigError` or `DataError` where the network, the data and the loss disagree."""
+    import torch
+
+    from pydeploy.tasks.evaluate import batches, named
+
+    batch = next(batches(job.task, "train", 2, limit=2))
+    given = ", ".join(str(list(tensor.shape)) for tensor in batch.inputs)
+    with told(f"the network {job.config.model.name} fails on inputs {given}, as the data '{job.task.data}' give them"):
+        outputs = model(*batch.inputs)
+    found = named(job.task, outputs)
+    job.task.check({name: tuple(value.shape) for name, value in found.items()}, batch)
+    with told(f"the loss of the task {job.config.task.name} fails"):
+        loss: object = job.task.loss(found, batch)
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not bool(torch.isfinite(loss.detach())):
+        what = f"a tensor {list(loss.shape)}" if isinstance(loss, torch.Tensor) and loss.numel() != 1 else repr(loss)
+        raise ConfigError(f"the loss of the task {job.config.task.name} must be one finite number, got {what}")
+    return loss
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """Whatever users' code raises becomes a `ConfigError` that says what failed and where."""
+    try:
+        yield
+    except DeployError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{what}: {resolve.told(error)}") from error
 
 
 def _check_excluded(job: Job, exclude: list[str]) -> None:

@@ -62,6 +62,10 @@ class ModelSection(Settings):
     """`pydeploy:NAME`, `torchvision:NAME`, `timm:NAME`, `smp:NAME`, or your own as `FILE.py:FACTORY` or `PACKAGE.MODULE:FACTORY`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the factory; `in_channels` and `classes` come from the data."""
+    weights: Place | None = None
+    """Where training starts, and without a section `train` the trained model: safetensors, a state dict or a checkpoint (.pth, .pt)."""
+    strict: bool = True
+    """Whether every tensor must be in the file and fit; if not, what fits is taken."""
 
 
 class TargetSection(Settings):
@@ -203,6 +207,18 @@ class Config(Settings):
     finetune: FinetuneSettings = FinetuneSettings()
     quantize: QuantizeSection | None = None
     compare: CompareSection = CompareSection()
+
+    @property
+    def trains(self) -> bool:
+        """Whether the dense model is trained: unless there is no section `train` and it has weights or is not pydeploy's own."""
+        from pydeploy.models import MODELS
+
+        own = self.model.name.removeprefix("pydeploy:") in MODELS
+        return "train" in self.model_fields_set or (own and self.model.weights is None)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `parse` takes; a section `train` only where there is training."""
+        return self.model_dump(mode="json", exclude=set() if self.trains else {"train"})
 
     @model_validator(mode="after")
     def _int8_needs_samples(self) -> Config:

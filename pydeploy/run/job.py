@@ -75,8 +75,9 @@ class Job:
         if isinstance(fallback := config.prune.options.get("fallback"), str):
             stamp = open_names(config)["prune.criterion"].stamp(fallback)
             values["prune.options"] = {**config.prune.options, "fallback": stamp}
+        values["model.trained"] = not config.trains
         values["task.data"] = {"name": self.task.data, "sha256": self.task.digest()}
-        for key, path in {"train.weights": config.train.weights,
+        for key, path in {"train.weights": config.train.weights, "model.weights": config.model.weights,
                           "quantize.table": config.quantize.table if config.quantize else None}.items():  # fmt: skip
             if path is not None:
                 values[key] = {"sha256": sha256(path)}
@@ -121,8 +122,8 @@ def open_task(config: Config) -> Task:
             raise ConfigError(f"task.options: '{key}' is given by {homes[key]}")
     data = {} if task.data is None else {"data": task.data}
     made = build_task(task.name, **data, **task.options)
-    for section, size in (("train", config.train.batch_size), ("prune", config.prune.batch_size),
-                          ("finetune", config.finetune.batch_size)):  # fmt: skip
+    training = [("train", config.train.batch_size)] if config.trains else []
+    for section, size in (*training, ("prune", config.prune.batch_size), ("finetune", config.finetune.batch_size)):
         if size > made.size("train"):
             raise ConfigError(f"{section}.batch_size is {size}, the data set has {made.size('train')} training samples")
     return made
@@ -138,6 +139,22 @@ def fresh_model(job: Job) -> nn.Module:
 
 def _network(job: Job) -> nn.Module:
     return build_model(job.config, job.task) if job.guest is None else job.guest.network()
+
+
+def start_model(job: Job) -> nn.Module:
+    """The config's network where its training starts, or trained: with the tensors of ``model.weights``.
+
+    Raises `DataError` and `Mismatch` where they cannot be read or do not fit.
+    """
+    from pydeploy.models.weights import filled
+
+    model, section = fresh_model(job), job.config.model
+    if section.weights is None:
+        return model
+    model, left_out = filled(model, section.weights, strict=section.strict)
+    if left_out:
+        job.console.say(f"{section.weights}: what fits is taken; {left_out}")
+    return model
 
 
 def build_model(config: Config, task: Task) -> nn.Module:

@@ -45,7 +45,7 @@ class Stage:
     make: Make
 
 
-NETWORK = ("task", "model")
+NETWORK = ("task", "model.name", "model.options")
 """Of stages that build the network."""
 CALIBRATION = ("quantize.observer", "quantize.calibration", "quantize.exclude")
 SEARCH = ("prune.headroom", "prune.rounds", "prune.min_width")
@@ -56,7 +56,9 @@ def stages_of(job: Job) -> tuple[Stage, ...]:
     config, int8 = job.config, job.backend.precision == "int8"
     engine = (*NETWORK, "target", *(CALIBRATION if int8 else ()))
     narrow = ("quantize.exclude",) if int8 else ()
-    learned: tuple[str, ...] = ("train.weights",) if config.train.weights is not None else ("seed", "train")
+    start = ("seed", "model.weights", "model.strict", "model.trained")
+    learned: tuple[str, ...] = ("train.weights",) if config.train.weights is not None else start
+    learned += ("train",) if config.trains and config.train.weights is None else ()
     planned = ("02_graph", "03_scores", "04_dense", "05_table")
     common = (
         Stage("01_train", (*NETWORK, *learned), (), training.train),
@@ -117,7 +119,7 @@ def run(
     job = open_job(config, console)
     folder, at = _open(job, out, console, resume=resume, reuse=reuse), Artefacts(out)
     check_structure(job)
-    write_json(at.config, config.model_dump(mode="json"))
+    write_json(at.config, config.to_json())
     make_stages(job, at, folder)
     return final.write_report(job, at, folder.seconds, command)
 
@@ -145,7 +147,7 @@ def _doubted(job: Job, at: Artefacts) -> dict[str, str]:
 
 @cache
 def _defaults() -> Mapping[str, Any]:
-    return settings.defaults(Config)
+    return {**settings.defaults(Config), "model.trained": False}
 
 
 def foresee(

@@ -70,7 +70,7 @@ def test_the_whole_config_names_every_key() -> None:
     """What the tests here walk is the schema; 'weights', 'table', 'options' and 'budget_us' are set where they are tested."""
     parse(WHOLE, "test")
     given = {key for key, _ in keys() if _at(WHOLE, key) is not None}
-    missing = {"train.weights", "quantize.table", "target.options", "prune.budget_us"}
+    missing = {"model.weights", "model.strict", "train.weights", "quantize.table", "target.options", "prune.budget_us"}
     assert {key for key, _ in keys()} - given == missing
 
 
@@ -122,6 +122,8 @@ NAMES = {
     "task.options.augmentation.flipp": ("random", "augmentation.flipp' .did you mean 'flip'"),
     "task.options.augmentation.flip": ("randm", "did you mean 'random'"),
     "model.name": ("resnet9", "did you mean 'resnet8'"),
+    "model.weights": ("dense.pth", "dense.pth does not exist"),
+    "model.strict": ("maybe", "'model.strict'.*valid boolean"),
     "model.options.widht": (8, "no setting 'widht' .did you mean 'width'"),
     "model.options.width": ("wide", "'width' of model 'resnet8' must be a positive integer, got 'wide'"),
     "train.schedule": ("cosin", "'train.schedule': unknown schedule 'cosin' .did you mean 'cosine'"),

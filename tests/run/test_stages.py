@@ -89,6 +89,7 @@ OTHER: dict[str, Any] = {
     "task.options": {**WHOLE["task"]["options"], "label_smoothing": 0.2},
     "model.name": "resnet20",
     "model.options": {"width": 16},
+    "model.strict": False,
     **{f"train.{key}": value for key, value in FIT.items()},
     **{f"finetune.{key}": value for key, value in FIT.items()},
     "train.sparsity.kind": "group_norm",
@@ -124,7 +125,7 @@ OTHER: dict[str, Any] = {
     "compare.torch_pruning": [0.4],
 }
 """Another value for every setting that has one; the rest have a test of their own below."""
-ELSEWHERE = {"task.name", "task.data", "train.weights", "target.backend", "target.options", "prune.budget_us",
+ELSEWHERE = {"task.name", "task.data", "model.weights", "train.weights", "target.backend", "target.options", "prune.budget_us",
              "finetune.distill.loss", "quantize.calibration", "quantize.table"}  # fmt: skip
 
 

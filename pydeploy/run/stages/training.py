@@ -10,7 +10,7 @@ from pydeploy.files import write_json
 from pydeploy.graph import Graph
 from pydeploy.plan import Plan
 from pydeploy.run.artefacts import Artefacts, Files
-from pydeploy.run.job import Job, fresh_model, model_of
+from pydeploy.run.job import Job, model_of, start_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def train(job: Job, at: Artefacts, here: Path) -> None:  # noqa: ARG001  # one signature for all stages
-    """``model.safetensors``: the dense model, trained or taken from ``train.weights``."""
+    """``model.safetensors``: the dense model, trained, or as ``train.weights`` or ``model.weights`` have it."""
     from pydeploy.prune.surgery.save import save
 
     settings = job.config.train
@@ -32,7 +32,10 @@ def train(job: Job, at: Artefacts, here: Path) -> None:  # noqa: ARG001  # one s
     if settings.weights is not None:
         save(Files(here).weights, model_of(job, settings.weights))
         return
-    fit(job, fresh_model(job), settings, here, sparsity=settings.sparsity, title="train the dense model")
+    if not job.config.trains:
+        save(Files(here).weights, start_model(job))
+        return
+    fit(job, start_model(job), settings, here, sparsity=settings.sparsity, title="train the dense model")
 
 
 def finetune_plan(job: Job, at: Artefacts, here: Path) -> None:
