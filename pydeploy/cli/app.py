@@ -8,6 +8,7 @@ import typer
 
 from pydeploy.cli import (
     config_verbs,
+    criteria_verbs,
     engine_verbs,
     model_verbs,
     precision_verbs,
@@ -52,7 +53,8 @@ for _verb in (
     run_verbs.train,
     model_verbs.trace,
     model_verbs.prune,
-    model_verbs.criteria,
+    criteria_verbs.criteria,
+    criteria_verbs.oracle,
     run_verbs.finetune,
     run_verbs.recalibrate,
     model_verbs.export,

@@ -184,28 +184,6 @@ def _measured_plan(
     )
 
 
-def criteria(json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False) -> None:
-    """List the criteria: what each needs, its options, whether its scores compare between groups, and where it is from.
-
-    Example: pydeploy criteria
-    """
-    from pydeploy.cli.console import show_json, show_table
-    from pydeploy.prune.criteria import installed
-
-    found = installed()
-    if json:
-        keys = ("name", "needs", "options", "scope", "judges", "source")
-        show_json([{key: getattr(criterion, key) for key in keys} for criterion in found])
-        return
-    show_table(
-        ("criterion", "needs", "options", "scope", "source"),
-        [
-            (c.name, ", ".join([*c.takes, *([c.judges] if c.judges else [])]), ", ".join(c.options), c.scope, c.source)
-            for c in found
-        ],
-    )
-
-
 def _scores(net: nn.Module, graph: Graph, criterion: str, given: Mapping[str, Any], config: Path | None) -> Any:
     from pydeploy.errors import ConfigError
     from pydeploy.prune.criteria.score import chosen, score

@@ -70,6 +70,7 @@ VALID: Mapping[str, Mapping[str, Any]] = {
     "trace": {"model": NET, "input": INPUT, "option": OPTION, "out": "@graph.json"},
     "prune": {"model": NET, "input": INPUT, "option": OPTION, "ratio": 0.5, "out": "@small.safetensors"},
     "recalibrate": {"config": "config.yaml", "model": "small.safetensors", "out": "@recalibrated.safetensors"}, "criteria": {},
+    "oracle": {"model": NET, "input": INPUT, "option": OPTION, "config": "config.yaml", "channels": 2, "batches": 1},
     "finetune": {"config": "config.yaml", "model": "small.safetensors", "teacher": "dense.safetensors", "out": "@tuned"},
     "export": {"model": NET, "input": INPUT, "option": OPTION, "out": "@net.onnx"},
     "calibrate": {"model": "dense.onnx", "data": "set.yaml", "threads": 1, "out": "@ranges.json"},
@@ -274,7 +275,7 @@ def complaint(done: Done) -> str:
 
 
 @pytest.mark.parametrize(
-    "verb", [verb for verb in VALID if verb not in ("run", "gpu-check", "finetune", "recalibrate", "train")]
+    "verb", [verb for verb in VALID if verb not in ("run", "gpu-check", "finetune", "oracle", "recalibrate", "train")]
 )
 def test_the_arguments_that_are_varied_are_right(verb: str, good: Path, tmp_path: Path) -> None:
     done = pydeploy(*words(verb, VALID[verb], good, tmp_path))

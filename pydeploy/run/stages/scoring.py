@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from pydeploy.run.config import Config, PruneSection
 from pydeploy.run.job import Job, model_of
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from pydeploy.tasks.contract import Task
 
@@ -41,11 +41,16 @@ def scores_of(
 ) -> dict[str, NDArray[np.float32]]:
     """Importance of every channel by `criterion`, on the first training batches of `task`, of several epochs if need be."""
     from pydeploy.prune.criteria.score import score
-    from pydeploy.tasks.evaluate import named
 
     data = ((batch.inputs, batch) for batch in first_batches(task, config.prune, config.seed))
-    return score(model, graph, criterion, data=data, loss=lambda outputs, batch: task.loss(named(task, outputs), batch),
-                 seed=config.seed, options=options)  # fmt: skip
+    return score(model, graph, criterion, data=data, loss=loss_of(task), seed=config.seed, options=options)
+
+
+def loss_of(task: Task) -> Callable[[Any, Any], Tensor]:
+    """The task's loss of a network's outputs on a batch, as criteria take it."""
+    from pydeploy.tasks.evaluate import named
+
+    return lambda outputs, batch: task.loss(named(task, outputs), batch)
 
 
 def first_batches(task: Task, settings: PruneSection, seed: int) -> Iterator[Any]:

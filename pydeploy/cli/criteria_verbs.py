@@ -1,0 +1,133 @@
+"""Verbs on criteria: what there are, and how well they find the channels that can be spared."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pydeploy.cli.arguments import INPUT_HELP, MODEL_HELP, OPTION_HELP
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pydeploy.graph import Graph
+    from pydeploy.prune.criteria.oracle import Spared
+    from pydeploy.run.config import Config
+    from pydeploy.tasks.contract import Task
+
+
+def criteria(json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False) -> None:
+    """List the criteria: what each needs, its options, whether its scores compare between groups, and where it is from.
+
+    Example: pydeploy criteria
+    """
+    from pydeploy.cli.console import show_json, show_table
+    from pydeploy.prune.criteria import installed
+
+    found = installed()
+    if json:
+        keys = ("name", "needs", "options", "scope", "judges", "source")
+        show_json([{key: getattr(criterion, key) for key in keys} for criterion in found])
+        return
+    show_table(
+        ("criterion", "needs", "options", "scope", "source"),
+        [
+            (c.name, ", ".join([*c.takes, *([c.judges] if c.judges else [])]), ", ".join(c.options), c.scope, c.source)
+            for c in found
+        ],
+    )
+
+
+def oracle(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    config: Annotated[Path, typer.Option(help="Config whose task gives batches and loss.")],
+    input: Annotated[list[str] | None, typer.Option("--input", help=INPUT_HELP)] = None,
+    option: Annotated[list[str] | None, typer.Option("--option", "-o", help=OPTION_HELP)] = None,
+    criterion: Annotated[
+        list[str] | None, typer.Option(help="Criteria to judge, joined by commas [default: l1].")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="Trained dense model (safetensors).")] = None,
+    group: Annotated[list[str] | None, typer.Option(help="Groups to try (pattern with *); repeat.")] = None,
+    channels: Annotated[int, typer.Option(min=2, max=1_000_000, help="Channels to try of each group.")] = 32,
+    batches: Annotated[int, typer.Option(min=1, max=1_000_000, help="Training batches, as large as 'prune' says.")] = 2,
+    share: Annotated[
+        float, typer.Option(help="K as a share of the channels tried, and the share that a cut removes.")
+    ] = 0.2,
+    out: Annotated[Path | None, typer.Option(help="Write all numbers here as JSON.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override, e.g. prune.batch_size=64; repeat.")] = None,
+) -> None:
+    """Judge criteria: how many of the K channels that each finds least important the loss finds so, too.
+
+    Precision is that share, lift how many times it is better than chance, spearman the correlation of ranks, all means over
+    groups. mse is that of the outputs after a cut of the same share of every group, without fine-tuning.
+
+    Example: pydeploy oracle pydeploy:resnet8 --input 1x1x28x28 -o in_channels=1 --config configs/smoke.yaml --criterion l1,taylor
+    """
+    from fnmatch import fnmatchcase
+
+    from pydeploy.cli import arguments
+    from pydeploy.cli.console import show_table
+    from pydeploy.errors import ConfigError, nearest
+    from pydeploy.files import check_writable, write_json
+    from pydeploy.prune.criteria import CRITERIA
+    from pydeploy.prune.criteria.oracle import oracle as without
+    from pydeploy.prune.structure.trace import trace
+    from pydeploy.run.config import load
+    from pydeploy.run.job import open_task
+    from pydeploy.run.stages.scoring import first_batches, loss_of
+
+    names = [name for text in criterion or ["l1"] for name in text.split(",")]
+    for name in names:
+        CRITERIA.find(name)
+    if not 0 < share < 1:
+        raise ConfigError(f"--share is {share}, expected more than 0 and less than 1")
+    if out is not None:
+        check_writable(out)
+    net = arguments.dense_or_cut(model, option or [], weights)
+    graph = trace(net, arguments.example(input or []))
+    settings = load(config, set_ or [])
+    task = open_task(settings)
+    patterns = group or ["*"]
+    for pattern in patterns:
+        if not any(fnmatchcase(g.name, pattern) for g in graph.prunable):
+            raise ConfigError(f"no group matches '{pattern}'{nearest(pattern, [g.name for g in graph.prunable])}")
+    chosen = settings.prune.model_copy(update={"batches": batches})
+    data = [(batch.inputs, batch) for batch in first_batches(task, chosen, settings.seed)]
+    truth = without(net, graph, data=data, loss=loss_of(task), channels=channels, seed=settings.seed,
+                    groups=lambda name: any(fnmatchcase(name, pattern) for pattern in patterns))  # fmt: skip
+    rows = [_row(settings, task, net, graph, name, data, truth, share) for name in names]
+    show_table(tuple(rows[0]), [tuple(row.values()) for row in rows])
+    if out is not None:
+        loss = {name: {"channels": s.channels.tolist(), "increase": s.increase.tolist()} for name, s in truth.items()}
+        write_json(out, {"schema": 1, "criteria": rows, "loss": loss})
+        sys.stdout.write(f"{out}\n")
+
+
+def _row(settings: Config, task: Task, net: nn.Module, graph: Graph, name: str, data: Sequence[Any], truth: Mapping[str, Spared],
+         share: float) -> dict[str, Any]:  # fmt: skip
+    """What is told of one criterion."""
+    import time
+
+    from pydeploy.planning.select import select
+    from pydeploy.prune.criteria.oracle import agreement, reconstruction
+    from pydeploy.prune.criteria.score import score
+    from pydeploy.prune.surgery.apply import apply
+    from pydeploy.run.stages.scoring import loss_of
+
+    options = settings.prune.options if name == settings.prune.criterion else {}
+    began = time.perf_counter()
+    scores = score(net, graph, name, data=data, loss=loss_of(task), seed=settings.seed, options=options)
+    seconds = time.perf_counter() - began
+    found = list(agreement(scores, truth, share).values())
+    small = apply(net, graph, select(graph, scores, ratio=share).plan)
+    mse, relative = reconstruction(net, small, [inputs for inputs, _ in data])
+    mean = {
+        key: sum(getattr(a, key) for a in found) / max(len(found), 1)
+        for key in ("precision", "chance", "lift", "spearman")
+    }
+    return {"criterion": name, **{key: round(value, 3) for key, value in mean.items()}, "mse": float(f"{mse:.4g}"),
+            "relative_mse": float(f"{relative:.4g}"), "seconds": round(seconds, 2)}  # fmt: skip
