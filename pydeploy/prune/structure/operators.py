@@ -7,7 +7,8 @@ else is true of it. An operator that is not in the table freezes what it touches
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 _TABLE: tuple[tuple[str, str, str], ...] = (
     # rule, facts, operators
@@ -137,3 +138,12 @@ STATISTICS: Mapping[str, tuple[int, ...]] = {
 def random(op: str) -> bool:
     """Whether it draws random numbers."""
     return op.startswith(("rand", "bernoulli", "normal", "native_dropout"))
+
+
+def reduced_axes(op: str, args: Sequence[Any], rank: int) -> set[int]:
+    """Axes of the first argument, which has `rank` of them, over which a reduction runs."""
+    given = (*args, None, None)[2 if op in ("linalg_vector_norm", "norm") else 1]  # behind the order of a norm
+    if isinstance(given, int) and not isinstance(given, bool):
+        return {given % rank}
+    axes = given if isinstance(given, list | tuple) and given else range(rank)
+    return {axis % rank for axis in axes}

@@ -16,7 +16,7 @@ import numpy as np
 from pydeploy.prune.axis_maps import AxisMap, joined
 from pydeploy.prune.structure.layout import FIXED, Labels, Unknown
 from pydeploy.prune.structure.moves import axis_maps
-from pydeploy.prune.structure.operators import AVERAGES, KINDS, SUMS
+from pydeploy.prune.structure.operators import AVERAGES, KINDS, SUMS, reduced_axes
 from pydeploy.prune.structure.tape import Value
 from pydeploy.prune.structure.zeros import stays_zero
 
@@ -89,9 +89,9 @@ def derived(op: str, views: Views, args: Sequence[Any], outs: Sequence[Value]) -
     if op in _ONE:
         return {outs[0]: _ONE[op](views, args, outs[0])}
     if op in SUMS:
-        return {outs[0]: _normed(views[source], source, args, outs[0])}
+        return {outs[0]: _normed(op, views[source], args, outs[0])}
     if op in AVERAGES:
-        return {out: _averaged(views[source], source, args, out) for out in outs}
+        return {out: _averaged(op, views[source], args, out) for out in outs}
     maps = axis_maps(op, args, outs)
     return (
         {}
@@ -217,16 +217,12 @@ def _index(views: Views, args: Sequence[Any], out: Value) -> ParamView:
     return replace(view, axes=((),) * wide + view.axes[1:], lost=(*view.lost, *_many(view.axes[0])))
 
 
-def _reduced_axes(source: Value, args: Sequence[Any]) -> set[int]:
-    dims = next((arg for arg in args[1:] if isinstance(arg, list | tuple)), None)
-    return {d % source.rank for d in (dims or range(source.rank))}
-
-
-def _normed(view: ParamView, source: Value, args: Sequence[Any], out: Value) -> ParamView:
+def _normed(op: str, view: ParamView, args: Sequence[Any], out: Value) -> ParamView:
     """A norm or sum over some axes: cut entries are zero, so they do not count."""
-    axes = _reduced_axes(source, args)
+    source = args[0]
+    axes = reduced_axes(op, args, source.rank)
     if not view.zero and any(_many(view.axes[axis]) for axis in axes):
-        return _averaged(view, source, args, out)
+        return _averaged(op, view, args, out)
     return _reduced(view, source, axes, out)
 
 
@@ -237,9 +233,10 @@ def _reduced(view: ParamView, source: Value, axes: set[int], out: Value) -> Para
     return replace(view, axes=kept, normed=view.normed | normed)
 
 
-def _averaged(view: ParamView, source: Value, args: Sequence[Any], out: Value) -> ParamView:
+def _averaged(op: str, view: ParamView, args: Sequence[Any], out: Value) -> ParamView:
     """A mean, variance or deviation over some axes: without some of their entries it is another one."""
-    axes = _reduced_axes(source, args)
+    source = args[0]
+    axes = reduced_axes(op, args, source.rank)
     gone = tuple(origin for axis in sorted(axes) for origin in _many(view.axes[axis]))
     return replace(_reduced(view, source, axes, out), zero=False, averaged=(*view.averaged, *gone))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pydeploy.prune.structure.layout import Layout, Unknown
-from pydeploy.prune.structure.operators import ADDS, SUMS
+from pydeploy.prune.structure.operators import ADDS, SUMS, reduced_axes
 from pydeploy.prune.structure.rules.meeting import met
 from pydeploy.prune.structure.state import Made, Tracer
 from pydeploy.prune.structure.tape import Call
@@ -42,11 +42,9 @@ def reduce(t: Tracer, call: Call) -> Made:
     layout = t.layout(source)
     if layout is None:
         return None
-    ordered = call.op in ("linalg_vector_norm", "norm")
-    given = (*call.args, None, None)[2 if ordered else 1]
-    axes = {d % source.rank for d in ([given] if isinstance(given, int) else given or range(source.rank))}
+    axes = reduced_axes(call.op, call.args, source.rank)
     if layout.axis in axes:
-        order = call.args[1] if ordered else 1
+        order = call.args[1] if call.op in ("linalg_vector_norm", "norm") else 1
         if source in t.contents.silent and call.op in SUMS and isinstance(order, int | float) and order > 0:
             return None
         raise Unknown("reduces over channels")
