@@ -16,6 +16,8 @@ from pydeploy.planning.rounds import HEADROOM, ROUNDS
 from pydeploy.profiling.engines import comes_to_rest, measure_at_level, prevailing_us
 from pydeploy.profiling.profile import profile, profile_layers
 from pydeploy.timing.records import Profile, Timing
+from pydeploy.timing.reference import Waits
+from pydeploy.timing.rounds import Watch
 
 SLACK = 0.03
 """A plan at most this share below the budget is good enough; a slower, better one is looked for otherwise."""
@@ -31,16 +33,23 @@ class Planner(Protocol):
     ) -> Plan: ...
 
 
+@dataclass
 class Meter:
     """How engines are measured: what the loop asks of a target and of its clock."""
 
+    patience_s: float | None = None
+    """How long the table's level of speed is waited for; by default as `profiling.engines` does."""
+    waits: Waits | None = None
+    watch: Callable[[], Watch] | None = None
+    """Makes what notices other load."""
+
     def measure(self, engines: Mapping[str, tuple[Backend, Engine]], level_us: float | None) -> dict[str, Timing]:
         """Latency of all engines, in turns with the one named ``dense`` (`profiling.engines.measure_at_level`)."""
-        return measure_at_level(engines, level_us)
+        return measure_at_level(engines, level_us, patience_s=self.patience_s, waits=self.waits, watch=self.watch)
 
     def prevailing_us(self, backend: Backend, dense: Engine, level_us: float, patience_s: float | None = None) -> float:
         """`level_us` where the dense engine comes to it in time, else what it takes now."""
-        return prevailing_us(backend, dense, level_us, patience_s)
+        return prevailing_us(backend, dense, level_us, patience_s or self.patience_s, self.waits)
 
     def comes_to_rest(self, backend: Backend, dense: Engine, level_us: float | None, patience_s: float) -> bool:
         """Whether other load ends within `patience_s`, at the level."""

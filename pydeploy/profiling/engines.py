@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -10,7 +10,7 @@ from pydeploy.backends.base import Backend, Engine
 from pydeploy.profiling.profile import random_feeds, time_engines
 from pydeploy.timing.ratio import ratio
 from pydeploy.timing.records import Timing
-from pydeploy.timing.reference import Pace, StopRule, time_in_turns
+from pydeploy.timing.reference import Pace, StopRule, Waits, time_in_turns
 from pydeploy.timing.rounds import TURN_US, Timer, Watch
 
 ROUNDS, RUNS = 15, 30
@@ -29,21 +29,26 @@ def measure_engines(engines: Engines) -> dict[str, Timing]:
     return {name: samples.timing for name, samples in time_engines(engines, rounds=ROUNDS, runs=RUNS).items()}
 
 
-def measure_at_level(engines: Engines, level_us: float | None) -> dict[str, Timing]:
+def measure_at_level(
+    engines: Engines, level_us: float | None, *, patience_s: float | None = None, waits: Waits | None = None,
+    watch: Callable[[], Watch] | None = None,
+) -> dict[str, Timing]:  # fmt: skip
     """Latency of several engines, each timed between two runs of the one named ``dense`` (see `pydeploy.timing.reference`).
 
     A computer whose cores are at times shared runs large and small networks at other ratios then: the state in which the
-    dense engine takes `level_us`, as it did for the table, is waited for; where it does not come, what prevails counts.
+    dense engine takes `level_us`, as it did for the table, is waited for, `patience_s` (15) at most; where it does not come,
+    what prevails counts. `watch` makes what notices other load.
     What other load disturbed is measured again, `TRIES` times in all; the least disturbed measurement is kept.
     """
     if not any(backend.target().measured for backend, _ in engines.values()):
         return measure_engines(engines)
     found: list[dict[str, Timing]] = []
+    patience_s = PATIENCE_S if patience_s is None else patience_s
     with _timers(engines) as timers:
         while not found or (len(found) < TRIES and _disturbed(found[-1])):
-            pace = Pace.survey(timers["dense"], level_us, PATIENCE_S)
-            stop = StopRule(ROUNDS, 3 * ROUNDS, PRECISION, PATIENCE_S)
-            found.append(time_in_turns(timers, pace, runs=RUNS, stop=stop, watch=Watch(), turn_us=TURN_US))
+            pace = Pace.survey(timers["dense"], level_us, patience_s, waits)
+            stop = StopRule(ROUNDS, 3 * ROUNDS, PRECISION, patience_s)
+            found.append(time_in_turns(timers, pace, runs=RUNS, stop=stop, watch=(watch or Watch)(), turn_us=TURN_US))
     return min(reversed(found), key=_disturbed)
 
 
@@ -63,10 +68,13 @@ def _timers(engines: Engines) -> Iterator[dict[str, Timer]]:
         yield timers
 
 
-def prevailing_us(backend: Backend, dense: Engine, level_us: float, patience_s: float | None = None) -> float:
+def prevailing_us(
+    backend: Backend, dense: Engine, level_us: float, patience_s: float | None = None, waits: Waits | None = None
+) -> float:
     """`level_us` where the dense engine takes about as long within `patience_s` (15), else what it takes now."""
     with _timers({"dense": (backend, dense)}) as timers:
-        return Pace.survey(timers["dense"], level_us, PATIENCE_S if patience_s is None else patience_s).level_us
+        patience_s = PATIENCE_S if patience_s is None else patience_s
+        return Pace.survey(timers["dense"], level_us, patience_s, waits).level_us
 
 
 def comes_to_rest(backend: Backend, dense: Engine, level_us: float | None, patience_s: float) -> bool:

@@ -89,13 +89,14 @@ def deploy(
     trained. `model` is left as it was. `say` is told what happens.
 
     ``out`` becomes a run directory with ``report.html``. Where a call failed or was stopped, the next one with the same network,
-    budget and settings goes on after the last finished step. Raises `Infeasible` when no engine met the budget, and
+    budget and settings goes on after the last finished step; where other load disturbed the last measurement, it is made again.
+    Raises `Infeasible` when no engine met the budget, and
     `ConfigError`, `DataError`, `TraceError`, `Mismatch` for input that does not fit.
     """
     guest = _guest(model, example, scores, data, loss, evaluate, finetune, metric)
     job = _job(guest, target, budget, threads, points, min_width, _Told(say or _nothing))
     at = Artefacts(Path(out))
-    if at.report.is_file():
+    if at.report.is_file() and not pipeline.doubted(job, at):
         raise ConfigError(f"{out} holds a finished deployment; give another folder as out, or delete that one")
     folder = RunFolder.open(at.root, job.console, resume=True)
     write_json(at.config, _told(guest, target, budget))

@@ -126,7 +126,7 @@ def run(
 
 def make_stages(job: Job, at: Artefacts, folder: RunFolder) -> None:
     """Make every stage of `job` whose finished result does not stay."""
-    folder.doubted = _doubted(job, at)
+    folder.doubted = doubted(job, at)
     for stage in stages_of(job):
         folder.stage(stage.name, job.settings(stage.reads), partial(stage.make, job, at), stage.after, _defaults())
 
@@ -136,7 +136,7 @@ def _open(job: Job, out: Path, console: Console, *, resume: bool, reuse: Path | 
     return RunFolder.open(out, console, resume=resume, reuse=reuse, earlier=earlier)
 
 
-def _doubted(job: Job, at: Artefacts) -> dict[str, str]:
+def doubted(job: Job, at: Artefacts) -> dict[str, str]:
     """Finished stages that prove nothing, because other load disturbed what they measured."""
     prune = job.config.prune
     found = {"11_profile": "other load disturbed it"} if final.disturbed(at) else {}
@@ -162,7 +162,7 @@ def foresee(
     with TemporaryDirectory(prefix="pydeploy-") as empty:
         root = out if out is not None else Path(empty)
         earlier = Earlier(job, [folder for folder in (root, reuse) if folder is not None])
-        folder = RunFolder(root, console, reuse, earlier, _doubted(job, Artefacts(root)))
+        folder = RunFolder(root, console, reuse, earlier, doubted(job, Artefacts(root)))
         return [(stage, folder.foresee(stage.name, job.settings(stage.reads), stage.after, _defaults()))
                 for stage in stages_of(job)]  # fmt: skip
 

@@ -82,6 +82,14 @@ class StopRule:
     patience_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """How long a computer is watched until its level is told (None: `SURVEY_S`), and the time between looks while it is away."""
+
+    survey_s: float | None = None
+    pause_s: float = PAUSE_S
+
+
 @dataclass
 class Pace:
     """The reference and its level. Obtained from `Pace.survey`, or `Pace.still` for computed latencies."""
@@ -89,25 +97,29 @@ class Pace:
     timer: Timer | None
     level_us: float
     runs: int = REFERENCE_RUNS
+    waits: Waits = Waits()
     _recent: deque[float] = field(default_factory=lambda: deque(maxlen=READINGS))
 
     @classmethod
-    def survey(cls, timer: Timer, known_us: float | None = None, patience_s: float = 0.0) -> Pace:
+    def survey(
+        cls, timer: Timer, known_us: float | None = None, patience_s: float = 0.0, waits: Waits | None = None
+    ) -> Pace:
         """The level is `known_us` if the computer comes near it within `patience_s`, else what prevails for seconds.
 
         A known level that is there from the start needs no more than the readings that show it.
         """
         once = float(timer(REFERENCE_RUNS + 1).min())
-        pace = cls(timer, known_us or 1.0, int(np.clip(READING_US / max(once, 1e-3), REFERENCE_RUNS, MOST_RUNS)))
-        began = time.monotonic()
+        runs, waits = int(np.clip(READING_US / max(once, 1e-3), REFERENCE_RUNS, MOST_RUNS)), waits or Waits()
+        pace, began = cls(timer, known_us or 1.0, runs, waits), time.monotonic()
+        until = began + (SURVEY_S if waits.survey_s is None else waits.survey_s)
 
         def found() -> bool:
             return known_us is not None and pace.at_level
 
-        while len(pace._recent) < READINGS or (not found() and time.monotonic() < began + SURVEY_S):
+        while len(pace._recent) < READINGS or (not found() and time.monotonic() < until):
             pace.read()
         while known_us is not None and not pace.at_level and time.monotonic() < began + patience_s:
-            time.sleep(PAUSE_S)
+            time.sleep(waits.pause_s)
             pace.read()
         if not found():
             pace.adopt_level()
@@ -146,7 +158,7 @@ class Pace:
             self.level_us = before_us
             if time.monotonic() >= until:
                 return False
-            time.sleep(PAUSE_S)
+            time.sleep(self.waits.pause_s)
             self._recent.clear()
 
     def near(self, reference_us: float) -> bool:
@@ -219,7 +231,7 @@ def _pass(
     before, turns = pace.read(), []
     for name in names:
         while not pace.near(before) and time.monotonic() < until:
-            time.sleep(PAUSE_S)
+            time.sleep(pace.waits.pause_s)
             before = pace.read()
         value = measures[name]()
         after = pace.read()

@@ -25,7 +25,6 @@ from pydeploy.latency.table.table import Table
 from pydeploy.plan import Plan
 from pydeploy.planning.case import Meter
 from pydeploy.planning.rounds import Budget, read_rounds
-from pydeploy.profiling import engines
 from pydeploy.report import Report
 from pydeploy.run.artefacts import Artefacts, Files
 from pydeploy.run.config import Config, parse
@@ -36,8 +35,8 @@ from pydeploy.run.stages.comparison import PLANNERS, wanted
 from pydeploy.run.stages.engines import build_dense
 from pydeploy.run.stages.search import best_plan, search
 from pydeploy.run.stages.table import measure_table
-from pydeploy.timing import reference as pace
 from pydeploy.timing.records import Profile, Target, Timing
+from pydeploy.timing.reference import Waits
 from pydeploy.timing.rounds import unwatched
 from quiet import Quiet
 from report_facts import used
@@ -409,7 +408,8 @@ class Busy(Meter):
     """Others have the cores, more from round to round: cut networks take ever longer beside the dense one."""
 
     def __init__(self, *, until: int) -> None:
-        self.surveys, self.until, self.passes = 0, until, 0
+        super().__init__(watch=unwatched)
+        self.surveys, self.passes, self.until = 0, 0, until
 
     def comes_to_rest(self, *_: Any) -> bool:
         return True
@@ -435,14 +435,13 @@ class Busy(Meter):
 
 @pytest.mark.parametrize("returns", [True, False])
 def test_a_search_that_met_nothing_at_another_speed_is_begun_again(
-    measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, returns: bool
+    measured: Path, tmp_path: Path, returns: bool
 ) -> None:
     out = _clocked(measured, tmp_path / "run")
     console = Quiet()
     job = replace(open_job(settings(), console), backend=Clocked())
     at, here = Artefacts(out), out / "06_search"
     # The speed is taken at the start of a search and when it is about to give up.
-    monkeypatch.setattr(engines, "Watch", unwatched)
     busy = Busy(until=2 if returns else 3)
     if not returns:
         with pytest.raises(Infeasible, match="no plan met the budget in 3 rounds"):
@@ -498,18 +497,14 @@ class Clocked(Null):
         return replace(super().target(), measured=True)
 
 
-def test_a_table_of_a_slow_hour_serves_a_fast_one(
-    measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_table_of_a_slow_hour_serves_a_fast_one(measured: Path, tmp_path: Path) -> None:
     """Convolutions of 3 x 3 took three times as long while the table was measured, all else a fifth longer."""
-    monkeypatch.setattr(pace, "SURVEY_S", 0.0)
-    monkeypatch.setattr(engines, "PATIENCE_S", 0.1)
-    monkeypatch.setattr(engines, "Watch", unwatched)
     out = _clocked(measured, tmp_path / "run")
     console = Quiet()
     job, at = replace(open_job(settings(), console), backend=Clocked()), Artefacts(out)
     _slow_hour(at.table, lambda key: 3.0 if "[3,3]" in key else 1.2)
-    first = search(job, at, Budget(share=0.6), out / "06_search")[0]
+    meter = Meter(patience_s=0.1, waits=Waits(survey_s=0.0), watch=unwatched)
+    first = search(job, at, Budget(share=0.6), out / "06_search", meter=meter)[0]
     assert any("layers are scaled by what its own layers take now" in line for line in console.lines)
     assert first.predicted_us == pytest.approx(first.measured_us, rel=0.02)
 

@@ -8,8 +8,18 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from pydeploy.timing import reference as module
-from pydeploy.timing.reference import LEAST, READINGS, Kept, Pace, StopRule, Unit, take_turns, time_in_turns, timing_of
+from pydeploy.timing.reference import (
+    LEAST,
+    READINGS,
+    Kept,
+    Pace,
+    StopRule,
+    Unit,
+    Waits,
+    take_turns,
+    time_in_turns,
+    timing_of,
+)
 from pydeploy.timing.rounds import Load, Watch, unwatched
 
 LIMITS = StopRule(rounds=6, most=60, precision=0.02, patience_s=5.0)
@@ -36,14 +46,11 @@ class Computer:
         return timer
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SURVEY_S", 0.0)
-    monkeypatch.setattr(module, "PAUSE_S", 0.0)
+AT_ONCE = Waits(survey_s=0.0, pause_s=0.0)
 
 
 def survey(computer: Computer) -> Pace:
-    return Pace.survey(computer.engine(10_000.0))
+    return Pace.survey(computer.engine(10_000.0), waits=AT_ONCE)
 
 
 def test_drift_reaches_engine_and_reference_alike() -> None:
@@ -81,25 +88,24 @@ def test_the_level_is_what_prevails_and_adopt_level_takes_what_prevails_now() ->
 
 def test_a_known_level_is_kept_where_the_computer_comes_near_it() -> None:
     same = Computer(lambda t: 1.05)
-    assert Pace.survey(same.engine(10_000.0), 10_000.0).level_us == 10_000.0
+    assert Pace.survey(same.engine(10_000.0), 10_000.0, waits=AT_ONCE).level_us == 10_000.0
     later = Computer(lambda t: 2.0 if t < 1.0 else 1.0)
-    assert Pace.survey(later.engine(10_000.0), 10_000.0, patience_s=60.0).level_us == 10_000.0
+    assert Pace.survey(later.engine(10_000.0), 10_000.0, 60.0, AT_ONCE).level_us == 10_000.0
     never = Computer(lambda t: 2.0)
-    assert Pace.survey(never.engine(10_000.0), 10_000.0).level_us == pytest.approx(20_000.0, rel=0.03)
+    assert Pace.survey(never.engine(10_000.0), 10_000.0, waits=AT_ONCE).level_us == pytest.approx(20_000.0, rel=0.03)
 
 
-def test_a_known_level_that_is_there_is_surveyed_by_few_readings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SURVEY_S", 30.0)
+def test_a_known_level_that_is_there_is_surveyed_by_few_readings() -> None:
     calls: list[int] = []
     computer = Computer(lambda t: 1.05)
     engine = computer.engine(10_000.0)
-    Pace.survey(lambda n: (calls.append(n), engine(n))[1], 10_000.0, patience_s=60.0)
+    Pace.survey(lambda n: (calls.append(n), engine(n))[1], 10_000.0, 60.0, Waits(survey_s=30.0))
     assert len(calls) == 1 + READINGS
 
 
 def test_what_never_comes_to_the_level_is_flagged_not_dropped() -> None:
     computer = Computer(lambda t: 3.0)
-    pace = Pace(computer.engine(10_000.0), 10_000.0)
+    pace = Pace(computer.engine(10_000.0), 10_000.0, waits=AT_ONCE)
     stop = StopRule(rounds=4, most=8, precision=0.02, patience_s=0.0)
     found = time_in_turns({"a": computer.engine(3000.0)}, pace, runs=5, stop=stop, watch=unwatched())["a"]
     assert found.disturbed
