@@ -22,6 +22,7 @@ TARGET_HELP = (
     "BACKEND:PRECISION, e.g. onnxruntime:fp32, openvino:bf16, tensorrt:int8; options follow: tensorrt:fp16,sparse. "
     "BACKEND may be your own FILE.py:CLASS or PACKAGE.MODULE:CLASS."
 )
+GPUS_HELP = "GPUs that an engine of tensorrt-rtx is for, e.g. sm86,sm89 [default: all from Ampere on]."
 EXAMPLE_HELP = "Batch size that the engine is built for."
 
 
@@ -90,6 +91,17 @@ def backend_named(target: str, *, batch: int = 1, threads: int = 0) -> Backend:
     from pydeploy.backends.base import open_target
 
     return open_target(target, batch=batch, threads=threads)
+
+
+def for_gpus(target: str, gpus: str) -> str:
+    """The target with the GPUs of ``--for``, such as ``sm86,sm89``, among its options."""
+    from pydeploy.backends.base import parse_target
+
+    if not gpus:
+        return target
+    choice = parse_target(target)
+    options = [choice.options] if choice.options else []
+    return f"{choice.backend}:{choice.precision},{','.join([*options, f'gpus={gpus.replace(chr(44), chr(43))}'])}"
 
 
 def backend_of(engine: Path) -> tuple[Backend, Any]:

@@ -101,6 +101,8 @@ def _checkups() -> dict[str, dict[str, str]]:
 def _backend(name: str) -> str:
     refusals = {precision: _refusal(name, precision) for precision in PRECISIONS}
     able = [precision for precision, why in refusals.items() if not why]
+    if able and (why := open_backend(name, precision=able[0]).only_builds):
+        return f"builds {', '.join(able)}; cannot run engines: {why}"
     return f"ready: {', '.join(able)}" if able else refusals[PRECISIONS[0]]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from pydeploy.cli.arguments import EXAMPLE_HELP, TARGET_HELP
+from pydeploy.cli.arguments import EXAMPLE_HELP, GPUS_HELP, TARGET_HELP
 
 if TYPE_CHECKING:
     from pydeploy.backends.base import Backend, Engine, Feeds
@@ -122,12 +122,13 @@ def build(
         typer.Option(help="Calibration manifest: int8 from a float file, by TensorRT 8.6 to 10's own calibrator."),
     ] = None,
     config: Annotated[Optional[Path], typer.Option(help="For --data: config whose task gives the samples.")] = None,
+    gpus: Annotated[str, typer.Option("--for", help=GPUS_HELP)] = "",
 ) -> None:
     """Build an engine for a target. An int8 or half-precision one is compared with the file on a few random inputs.
 
     Example: pydeploy build model.onnx --target openvino:bf16 --out model.engine
     """
-    from pydeploy.cli.arguments import backend_named, named_shapes
+    from pydeploy.cli.arguments import backend_named, for_gpus, named_shapes
     from pydeploy.errors import ConfigError
     from pydeploy.profiling.agreement import build as checked_build
 
@@ -135,7 +136,7 @@ def build(
         raise ConfigError("--config goes with --data: it gives the samples that the calibration manifest names")
     fixed = named_shapes(shape or [])
     size = batch or next((first for first, *_ in fixed.values()), 1)
-    backend = backend_named(target, batch=size, threads=threads)
+    backend = backend_named(for_gpus(target, gpus), batch=size, threads=threads)
     model = _with_fixed_shapes(model, out, fixed, backend)
     engine = checked_build(backend, model, out) if data is None else _calibrated(backend, model, out, data, config)
     sys.stdout.write(f"{engine.path}: {engine.path.stat().st_size:,} bytes for {engine.target}\n")

@@ -11,7 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from pydeploy.backends.base import Feeds
-    from pydeploy.quant.lint import Finding
+    from pydeploy.quant.lint_model import Finding
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 STYLE_HELP = "onnxruntime, openvino, tensorrt or tensorrt-rtx; or a backend, whose style it is."

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from pydeploy.cli.arguments import INPUT_HELP, MODEL_HELP, OPTION_HELP, TARGET_HELP
+from pydeploy.cli.arguments import GPUS_HELP, INPUT_HELP, MODEL_HELP, OPTION_HELP, TARGET_HELP
 
 if TYPE_CHECKING:
     from pydeploy.backends.base import Backend
@@ -84,7 +84,8 @@ def measure(
         table.set_note("input", " ".join("x".join(map(str, shape)) for shape in structure.inputs))
         with terminal.bar("measure the latency table") as tick:
             done = fill(structure, file, backend, table, widths=widths, rounds=rounds, runs=runs, limit=limit,
-                        progress=tick, announce=lambda s: terminal.say(minutes(s)))  # fmt: skip
+                        engines=None if folder is None else folder.engines, progress=tick,
+                        announce=lambda s: terminal.say(minutes(s)))  # fmt: skip
         if refine:
             _refine(structure, file, backend, table, widths, align or backend.align, refine, terminal)
     sys.stdout.write(f"{db}: {done.measured} networks measured, {done.skipped} kept, {done.disturbed} disturbed, "
@@ -173,8 +174,15 @@ def probes(
     batch: Annotated[int, typer.Option(min=1, max=1_000_000, help="Batch size.")] = 1,
     trtexec: Annotated[str, typer.Option(help="Also write measure.sh for this version of TensorRT, e.g. 10.3.")] = "",
     target: Annotated[str, typer.Option(help=TARGET_HELP)] = "tensorrt:fp16",
+    engines: Annotated[
+        bool,
+        typer.Option(
+            "--engines", help="Build the networks' engines here, where --target can be built without its device."
+        ),
+    ] = False,
+    gpus: Annotated[str, typer.Option("--for", help=GPUS_HELP)] = "",
     limit: Annotated[
-        Optional[int], typer.Option(min=1, max=1_000_000, help="For --trtexec: most networks to build.")
+        Optional[int], typer.Option(min=1, max=1_000_000, help="For --trtexec and --engines: most networks to build.")
     ] = None,
 ) -> None:
     """Write what a board needs to measure a table by itself: the network, its structure, the widths to try.
@@ -183,10 +191,13 @@ def probes(
     """
     from pydeploy.backends.base import backend_class, parse_target
     from pydeploy.backends.tensorrt.compat import check_stated, stated_version
+    from pydeploy.cli.arguments import backend_named, for_gpus
     from pydeploy.cli.tensorrt_verbs import converter, precision_and_options
     from pydeploy.latency.board import ProbeFolder
     from pydeploy.latency.probes.design import grid
 
+    target = for_gpus(target, gpus)
+    backend = backend_named(target, batch=batch) if engines else None
     if trtexec:
         precision, options = precision_and_options(target)
         version = stated_version(trtexec)
@@ -195,6 +206,8 @@ def probes(
     align = align or backend_class(asked.backend).align_at(asked.precision, asked.options)
     with _dense(model, input or [], option or [], graph, batch) as (structure, file):
         folder = ProbeFolder.write(out, file, structure, grid(structure, points, align), batch)
+    if backend is not None:
+        sys.stdout.write(f"{folder.engines}: {folder.build_engines(backend, limit)} engines for {backend.target()}\n")
     sys.stdout.write(
         f"{out}: copy it to the board, then run there: pydeploy table measure --onnx {out} --target {target} --db FILE\n"
     )

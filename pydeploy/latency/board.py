@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from pydeploy.backends.base import Backend
 from pydeploy.backends.tensorrt import compat, trtexec
 from pydeploy.backends.tensorrt.condition import UNSTABLE
 from pydeploy.backends.tensorrt.options import Options
@@ -29,7 +30,7 @@ from pydeploy.files import read_json, replacing, write_json, write_text
 from pydeploy.graph import Graph, Widths
 from pydeploy.latency.probes.cut_onnx import resize
 from pydeploy.latency.probes.design import Grid, probe_plans
-from pydeploy.latency.probes.lab import Transform
+from pydeploy.latency.probes.lab import Probe, Transform, build_ahead
 from pydeploy.latency.probes.measure import probe_name
 from pydeploy.latency.table.table import Table, provenance
 from pydeploy.onnxfile.half import is_typed
@@ -85,6 +86,20 @@ class ProbeFolder:
                 f"{path / 'graph.json'} is not the graph that the probes were made for; copy the whole folder again"
             )
         return cls(path, graph, widths, batch)
+
+    @property
+    def engines(self) -> Path:
+        """Where engines lie that were built ahead."""
+        return self.path / "engines"
+
+    def build_engines(self, backend: Backend, limit: int | None = None) -> int:
+        """Build the engines that a board will measure; their number. `Mismatch` where the backend has another batch."""
+        if backend.batch != self.batch:
+            raise Mismatch(f"{self.path} is for batch {self.batch}, the backend is set to {backend.batch}")
+        plans = probe_plans(self.graph, self.widths, limit)
+        build_ahead(self.graph, self.model, backend, [Probe(probe_name(self.graph, plan, 0), plan) for plan in plans],
+                    self.engines)  # fmt: skip
+        return len(plans) + 1
 
     def plans(self, limit: int | None = None) -> dict[str, Widths]:
         """Widths of every probe by its file's name, which is made of the widths: a limit does not change it."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+import cuda_surface
 from trt_fake import LAUNCH_US, STREAM, World
 
 
@@ -113,8 +115,11 @@ def pycuda(world: World) -> types.ModuleType:
 
 
 def cuda_python(world: World) -> types.ModuleType:
-    """The module `cuda.bindings.driver`: graphs only."""
+    """The module `cuda.bindings.driver`: graphs; and for TensorRT for RTX memory, copies and events."""
     fake = types.ModuleType("cuda.bindings.driver")
+    known = cuda_surface.load("cuda-bindings-13.5")
+    for name, function in _driver_functions(world).items():
+        setattr(fake, name, _with_count(function, name, len(known[name] or ())))
 
     def begin(stream: Any, mode: str) -> tuple[int]:
         assert int(stream) == STREAM
@@ -156,6 +161,81 @@ def cuda_python(world: World) -> types.ModuleType:
     fake.cuGraphLaunch = launch  # type: ignore[attr-defined]
     fake.cuGraphDestroy, fake.cuGraphExecDestroy = destroy, destroy_launcher  # type: ignore[attr-defined]
     return fake
+
+
+def _with_count(function: Callable[..., Any], name: str, count: int) -> Callable[..., Any]:
+    """`function`, which takes as many arguments as the real one of that name."""
+
+    def call(*arguments: Any) -> Any:
+        assert len(arguments) == count, f"{name} takes {count} arguments, got {len(arguments)}"
+        return function(*arguments)
+
+    return call
+
+
+def _driver_functions(world: World) -> dict[str, Callable[..., tuple[Any, ...]]]:
+    """What cuda-python returns begins with an error code; handles are numbers, events lists of one time."""
+    taken: Iterator[int] = iter(range(0x1000, 1 << 40, 0x1000))
+
+    def allocate(bytesize: int) -> tuple[int, int]:
+        if "allocate" in world.fail:
+            return 2, 0
+        address = next(taken)
+        world.memory[address] = bytearray(b"\xab" * bytesize)
+        return 0, address
+
+    def fill(address: int, value: int, count: int, stream: int) -> tuple[int]:
+        world.memory[address][:count] = bytes([value]) * count
+        return (0,)
+
+    def upload(address: int, source: int, count: int, stream: int) -> tuple[int]:
+        assert len(world.memory[address]) == count
+        world.copies.append(lambda: world.memory[address].__setitem__(slice(None), ctypes.string_at(source, count)))
+        return (0,)
+
+    def download(target: int, address: int, count: int, stream: int) -> tuple[int]:
+        if world.pending is not None:
+            world.pending()
+            world.pending = None
+        ctypes.memmove(target, bytes(world.memory[address]), count)
+        return (0,)
+
+    def wait(stream: int) -> tuple[int]:
+        assert stream == STREAM
+        world.flush()
+        world.host_us = max(world.host_us, world.gpu_us)
+        return (0,)
+
+    def record(event: list[float], stream: int) -> tuple[int]:
+        world.gpu_us = max(world.gpu_us, world.host_us)
+        event[:] = [world.gpu_us]
+        return (0,)
+
+    def wait_for(event: list[float]) -> tuple[int]:
+        world.host_us = max(world.host_us, event[0])
+        return (0,)
+
+    def free(address: int) -> tuple[int]:
+        del world.memory[address]
+        return (0,)
+
+    def note(name: str, *results: Any) -> Callable[..., tuple[Any, ...]]:
+        def call(*arguments: Any) -> tuple[Any, ...]:
+            world.calls.append(name)
+            return (700 if name in world.fail else 0, *results)
+
+        return call
+
+    return {
+        "cuInit": note("cuInit"), "cuDeviceGet": note("cuDeviceGet", 0),
+        "cuDevicePrimaryCtxRetain": note("retain", "context"), "cuCtxPushCurrent": note("push"),
+        "cuCtxPopCurrent": note("pop", "context"), "cuDevicePrimaryCtxRelease": note("release"),
+        "cuStreamCreate": note("cuStreamCreate", STREAM), "cuStreamDestroy": note("cuStreamDestroy"), "cuStreamSynchronize": wait,
+        "cuMemAlloc": allocate, "cuMemFree": free, "cuMemsetD8Async": fill, "cuMemcpyHtoDAsync": upload,
+        "cuMemcpyDtoHAsync": download, "cuEventCreate": lambda flags: (0, []), "cuEventRecord": record,
+        "cuEventSynchronize": wait_for, "cuEventDestroy": note("cuEventDestroy"),
+        "cuEventElapsedTime": lambda start, end: (0, (end[0] - start[0]) / 1e3),
+    }  # fmt: skip
 
 
 class Driver:

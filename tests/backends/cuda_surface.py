@@ -23,6 +23,11 @@ Surface = dict[str, list[str] | str | None]
 
 GRAPH_FUNCTIONS = ("cuStreamBeginCapture", "cuStreamEndCapture", "cuGraphInstantiate", "cuGraphLaunch", "cuGraphDestroy",
                    "cuGraphExecDestroy")  # fmt: skip
+DRIVER_FUNCTIONS = ("cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxRelease", "cuCtxPushCurrent",
+                    "cuCtxPopCurrent", "cuStreamCreate", "cuStreamDestroy", "cuStreamSynchronize", "cuMemAlloc", "cuMemFree",
+                    "cuMemsetD8Async", "cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuEventCreate", "cuEventRecord",
+                    "cuEventSynchronize", "cuEventElapsedTime", "cuEventDestroy")  # fmt: skip
+"""What TensorRT for RTX runs on."""
 PYCUDA_CLASSES = ("Device", "Context", "Stream", "Event", "DeviceAllocation", "MemoryError")
 PYCUDA_FUNCTIONS = ("init", "mem_alloc", "memcpy_htod_async", "memcpy_dtoh_async", "memset_d8_async")
 NVML = re.compile(r"^nvml(Init|DeviceGet(HandleByPciBusId|ClockInfo|Temperature|PowerUsage|CurrentClocks\w+Reasons))$")
@@ -74,11 +79,15 @@ def _arguments(text: str) -> list[str] | None:
 def cuda_python(driver: ModuleType) -> Surface:
     """Of cuda-python's driver module, as far as CUDA graphs go; the first line of a docstring is the signature."""
     found: Surface = {}
-    for name in GRAPH_FUNCTIONS:
+    for name in (*GRAPH_FUNCTIONS, *DRIVER_FUNCTIONS):
         first = (getattr(driver, name).__doc__ or "").splitlines()[0]
         match = re.fullmatch(rf"{name}\((.*)\)", first)
         assert match is not None, first
-        found[name] = [re.split(r"[ :]", part.strip())[-1 if ":" not in part else 0] for part in match[1].split(",")]
+        found[name] = [
+            re.split(r"[ :]", part.strip())[-1 if ":" not in part else 0]
+            for part in match[1].split(",")
+            if part.strip()
+        ]
     assert int(driver.CUstream(5)) == 5
     found["CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL"] = None
     assert int(driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL) == 1

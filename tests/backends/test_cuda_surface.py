@@ -50,7 +50,8 @@ def test_the_fake_pycuda_has_only_what_pycuda_has(table: str) -> None:
 @pytest.mark.parametrize("table", CUDA_PYTHON)
 def test_the_fake_cuda_python_takes_what_cuda_python_takes(table: str) -> None:
     real, fake = cuda_surface.load(table), cuda_fake.cuda_python(WORLD)
-    assert set(real) == {*cuda_surface.GRAPH_FUNCTIONS, "CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL"}
+    functions = {*cuda_surface.GRAPH_FUNCTIONS, *cuda_surface.DRIVER_FUNCTIONS}
+    assert set(real) == {*functions, "CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL"}
     for name in cuda_surface.GRAPH_FUNCTIONS:
         assert len(arguments(getattr(fake, name))) == len(real[name] or ()), name
 

@@ -17,16 +17,20 @@ import trt_surface
 from pydeploy.backends.tensorrt import driver
 from trt_fake import World
 
-VERSIONS = [os.environ["PYDEPLOY_TRT_VERSION"]] if "PYDEPLOY_TRT_VERSION" in os.environ else list(trt_surface.VERSIONS)
+_ASKED = os.environ.get("PYDEPLOY_TRT_VERSION", "")
+VERSIONS = [name for name in trt_surface.VERSIONS if _ASKED in ("", name)]
 """All versions from their tables; in `make trt-contract` the one whose real bindings are loaded."""
+
+
+RTX_VERSIONS = [name for name in trt_surface.RTX_VERSIONS if _ASKED in ("", name)]
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, version: str, folder: Path, *, gpu: Any = None) -> World:
     """Installs the fakes for `version`; returns the world they share."""
     world = World(trt_surface.load(version), version)
     modules = {
-        "tensorrt": tensorrt_module(world),
-        "pycuda.driver": cuda_fake.pycuda(world),
+        "tensorrt_rtx" if world.surface.rtx else "tensorrt": tensorrt_module(world),
+        "pycuda.driver": None if world.surface.rtx else cuda_fake.pycuda(world),
         "cuda.bindings.driver": cuda_fake.cuda_python(world),
         "pynvml": None,
     }

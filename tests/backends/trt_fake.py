@@ -58,11 +58,19 @@ class World:
     calibrated: list[np.ndarray] = field(default_factory=list)
     """What a calibrator fed, batch by batch."""
     logged: list[str] = field(default_factory=list)
+    validity: tuple[str, int] = ("VALID", 0)
+    """What TensorRT for RTX says of an engine, with the bits of its diagnostics."""
+    compiled: int = 0
+    """How often kernels were compiled on the device."""
+    gpus: list[str] = field(default_factory=list)
+    """What engines are built for."""
     graphs: int = 0
     """CUDA graphs, and launchers made of them, that nobody has destroyed yet."""
 
     @property
     def major(self) -> int:
+        if self.surface.rtx:
+            return 11 if "INT8" not in self.surface.classes["BuilderFlag"] else 10
         return int(self.surface.version.split(".")[0])
 
     def flush(self) -> None:
@@ -441,6 +449,11 @@ class ConfigCore(Core):
         self.shapes, self.ranges = dict(core_of(profile).shapes), dict(core_of(profile).ranges)
         return 0
 
+    def set_compute_capability(self, compute_capability: Any, index: int) -> bool:
+        assert index < self.face.num_compute_capabilities
+        self.world.gpus = [*self.world.gpus[:index], compute_capability.name]
+        return "capability" not in self.world.fail
+
     def create_timing_cache(self, data: bytes) -> Any:
         if "cache-garbage" in self.world.fail and data:
             return None
@@ -501,6 +514,10 @@ class RuntimeCore(Core):
         super().__init__(world)
         self.logger, self.make = logger, make
 
+    def get_engine_validity(self, buffer: bytes) -> tuple[Any, int]:
+        verdict, bits = self.world.validity
+        return self.world.module.EngineValidity.__members__[verdict], bits  # type: ignore[attr-defined]
+
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
         try:
             plan = json.loads(serialized_engine)
@@ -514,6 +531,39 @@ class RuntimeCore(Core):
             )
             return None
         return self.make("ICudaEngine", EngineCore(self.world, plan, self.logger, self.make))
+
+
+class RuntimeConfigCore(Core):
+    """How contexts of TensorRT for RTX run."""
+
+    def __init__(self, world: World, make: Callable[[str, Any], Any]) -> None:
+        super().__init__(world)
+        self.make, self.cache = make, None
+
+    def create_runtime_cache(self) -> Any:
+        return self.make("IRuntimeCache", RuntimeCacheCore(self.world))
+
+    def set_runtime_cache(self, cache: Any) -> bool:
+        self.cache = cache
+        return True
+
+    def get_runtime_cache(self) -> Any:
+        return self.cache
+
+
+class RuntimeCacheCore(Core):
+    """Kernels that were compiled on the device."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self.kernels = b""
+
+    def deserialize(self, blob: bytes) -> bool:
+        self.kernels = bytes(blob)
+        return True
+
+    def serialize(self) -> Blob:
+        return Blob(self.kernels)
 
 
 class EngineCore(Core):
@@ -559,20 +609,24 @@ class EngineCore(Core):
     def enum(self, kind: str, name: str) -> Any:
         return getattr(self.world.module, kind).__members__[name]  # type: ignore[attr-defined]
 
-    def create_execution_context(self) -> Any:
+    def create_runtime_config(self) -> Any:
+        return self.make("IRuntimeConfig", RuntimeConfigCore(self.world, self.make))
+
+    def create_execution_context(self, runtime_config: Any = None) -> Any:
+        assert (runtime_config is not None) == self.world.surface.rtx
         if "context" in self.world.fail:
             say(self.world, self.logger, "ERROR", "OutOfMemory")
             return None
-        return self.make("IExecutionContext", ContextCore(self.world, self))
+        return self.make("IExecutionContext", ContextCore(self.world, self, runtime_config))
 
     def create_engine_inspector(self) -> Any:
         return self.make("EngineInspector", InspectorCore(self.world, self.plan))
 
 
 class ContextCore(Core):
-    def __init__(self, world: World, engine: EngineCore) -> None:
+    def __init__(self, world: World, engine: EngineCore, runtime: Any = None) -> None:
         super().__init__(world)
-        self.engine = engine
+        self.engine, self.runtime = engine, runtime
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.report: list[tuple[str, float]] = []
@@ -601,6 +655,8 @@ class ContextCore(Core):
         assert self.face.nvtx_verbosity.name == "NONE", "detailed markers slow the enqueue down"
         assert self.warm or world.capturing is None, "a first run initializes what must not happen inside a capture"
         self.warm = True
+        if self.runtime is not None:
+            self.compile_kernels()
         if "enqueue" in world.fail or (world.capturing is not None and world.fail & {"capture", "enqueue in capture"}):
             say(world, self.engine.logger, "ERROR", "enqueueV3: Error Code 1: Cuda Runtime")
             return False
@@ -611,6 +667,15 @@ class ContextCore(Core):
             return True
         self.compute()
         return True
+
+    def compile_kernels(self) -> None:
+        """At the first run, unless the runtime cache holds them; never with a profiler inside a CUDA graph."""
+        strategy = self.runtime.cuda_graph_strategy.name
+        assert strategy == ("DISABLED" if self.face.profiler is not None else "WHOLE_GRAPH_CAPTURE")
+        cache = core_of(core_of(self.runtime).cache)
+        if not cache.kernels:
+            cache.kernels = b"kernels of the fake"
+            self.world.compiled += 1
 
     def compute(self) -> None:
         world, layers = self.world, self.engine.plan["layers"]
@@ -692,8 +757,8 @@ def core_of(thing: Any) -> Any:
 
 
 def module(world: World) -> types.ModuleType:
-    """The module `tensorrt` of the world's version."""
-    fake = types.ModuleType("tensorrt")
+    """The module `tensorrt`, or `tensorrt_rtx`, of the world's version."""
+    fake = types.ModuleType("tensorrt_rtx" if world.surface.rtx else "tensorrt")
     fake.__version__ = world.surface.version  # type: ignore[attr-defined]
     world.module = fake  # type: ignore[attr-defined]
 

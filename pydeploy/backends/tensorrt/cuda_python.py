@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pydeploy.backends.tensorrt.cuda import load_graphs
 from pydeploy.errors import BackendUnavailable, DataError
 
 _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
@@ -16,12 +16,12 @@ _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 
 def load_cuda() -> ModuleType:
     """cuda-python's driver module. Import it only where `driver.find_gpu` has found a GPU."""
-    try:
-        return importlib.import_module("cuda.bindings.driver")
-    except ImportError as error:
+    found = load_graphs()
+    if found is None:
         raise BackendUnavailable(
-            f"backend 'tensorrt-rtx' needs the package 'cuda-python' to run engines ({error}): pip install 'pydeploy-hil[rtx]'"
-        ) from None
+            "backend 'tensorrt-rtx' needs the package 'cuda-python' to run engines: pip install 'pydeploy-hil[rtx]'"
+        )
+    return found
 
 
 class CudaStream:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -68,6 +68,8 @@ class Lab:
     folder: Path
     watch: Watch
     pace: Pace
+    engines: Path | None = None
+    """Folder with engines that were built elsewhere (`build_ahead`)."""
 
     @property
     def stop(self) -> StopRule:
@@ -77,7 +79,7 @@ class Lab:
 @contextmanager
 def opened(
     graph: Graph, path: Path, backend: Backend, table: Table, *, rounds: int, runs: int,
-    transform: Transform | None = None, workdir: Path | str | None = None,
+    transform: Transform | None = None, workdir: Path | str | None = None, engines: Path | None = None,
     announce: Callable[[float, float, float], None] | None = None,
 ) -> Iterator[Lab]:  # fmt: skip
     """The dense network is built and opened as the reference, and its level found, for as long as the block lasts.
@@ -87,12 +89,10 @@ def opened(
     model = load_whole(path)
     with tempfile.TemporaryDirectory(prefix="probes-", dir=workdir) as folder, ExitStack() as stack:
         here = Path(folder)
-        if transform is None and needs_pairs(backend) and not _quantized(model):
-            transform = int8_transform(path, backend.int8_style, here, backend.threads)
+        transform = transform or _pairs(path, model, backend, here)
         measured = backend.target().measured
-        lab = Lab(
-            graph, model, backend, rounds, runs, transform, here, Watch() if measured else unwatched(), Pace.still()
-        )
+        watch = Watch() if measured else unwatched()
+        lab = Lab(graph, model, backend, rounds, runs, transform, here, watch, Pace.still(), engines)
         start = time.monotonic()
         with store.turn(table.path):
             session = stack.enter_context(backend.open(build(lab, Probe("reference", graph.widths))))
@@ -110,12 +110,32 @@ def opened(
         yield lab
 
 
+def _pairs(path: Path, model: onnx.ModelProto, backend: Backend, here: Path) -> Transform | None:
+    """What makes int8 networks of float ones, where the backend needs that."""
+    if not needs_pairs(backend) or _quantized(model):
+        return None
+    return int8_transform(path, backend.int8_style, here, backend.threads)
+
+
+def build_ahead(graph: Graph, path: Path, backend: Backend, probes: Sequence[Probe], out: Path) -> None:
+    """Engines of the dense network and of `probes` in the folder `out`, for a device that will only measure them."""
+    model = load_whole(path)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="probes-") as folder:
+        transform = _pairs(path, model, backend, Path(folder))
+        lab = Lab(graph, model, backend, 0, 0, transform, out, unwatched(), Pace.still())
+        for probe in (Probe("reference", graph.widths), *probes):
+            build(lab, probe)
+
+
 def _quantized(model: onnx.ModelProto) -> bool:
     return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
 
 
 def build(lab: Lab, probe: Probe) -> Engine:
-    """The probe's engine, with weights drawn from the probe's name."""
+    """The probe's engine, with weights drawn from the probe's name; the one built ahead where there is one."""
+    if lab.engines is not None and (ready := lab.engines / f"{probe.name}.engine").is_file():
+        return Engine.load(ready)
     engine = lab.folder / f"{probe.name}.engine"
     source = lab.folder / f"{probe.name}.onnx"
     generator = np.random.default_rng(int(hashlib.sha256(probe.name.encode()).hexdigest()[:16], 16))

@@ -69,13 +69,15 @@ def measure(
     resume: bool = True,
     workdir: Path | str | None = None,
     transform: Transform | None = None,
+    engines: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     announce: Callable[[float], None] | None = None,
 ) -> MeasureReport:
     """Measure every pair of `widths` (by default `design.grid`) that meets in a layer of `graph`, inside networks.
 
     `path` is the dense ONNX model that `graph` describes; `transform` is applied to each cut model before it is built
-    (for int8, a float model is quantized without being asked). `plans` replaces the planned probes. Each probe gets at
+    (for int8, a float model is quantized without being asked), `engines` is a folder with engines that were built ahead.
+    `plans` replaces the planned probes. Each probe gets at
     least `rounds` rounds of `runs` runs, more until its median is known to `lab.PRECISION` (at most `lab.MOST` times as many),
     and its layers `lab.LAYER_ROUNDS`. There are at most `limit` probes; those that the table holds are skipped, or measured
     once more with ``resume=False``. Networks of `graph` that other load disturbed, in an earlier call too, are measured
@@ -92,7 +94,7 @@ def measure(
     if probes or table.disturbed(graph):
         told = None if announce is None or not probes else partial(_announce, announce, graph, probes)
         with opened(graph, Path(path), backend, table, rounds=rounds, runs=runs, transform=transform, workdir=workdir,
-                    announce=told) as lab:  # fmt: skip
+                    engines=engines, announce=told) as lab:  # fmt: skip
             if table.target.measured:
                 table.add_conditions(conditions())
             for more, asked in _asked(lab, table, probes):
