@@ -67,7 +67,7 @@ class Job:
         if self.guest is not None:
             from pydeploy.train.checkpoint import weights_digest
 
-            return {**values, "model.name": {"sha256": weights_digest(self.guest.model)}}
+            return {**values, "model.name": {"sha256": weights_digest(self.guest.model)}, "model.trained": True}
         if code := code_digest(config.target.backend):
             values["target.code"] = {"sha256": code}
         for key, kind in open_names(config).items():
