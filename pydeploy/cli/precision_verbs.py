@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 def choose_precision(
     model: Annotated[Path, typer.Argument(help="ONNX file (float).")],
     data: Annotated[Path, typer.Option(help="Calibration manifest; every fourth batch of it judges.")],
-    target: Annotated[
-        str, typer.Option(help="Backend, e.g. onnxruntime or openvino; a precision after it is ignored.")
-    ],
+    target: Annotated[str, typer.Option(help="Backend, e.g. onnxruntime or openvino; all its precisions are tried.")],
     out: Annotated[Path, typer.Option(help="Folder for engines, files and precisions.json.")],
     limit: Annotated[
         float,

@@ -38,10 +38,14 @@ def find(kind: str, path: Path | str) -> Path:
     path = Path(path)
     if path.exists() or len(path.parts) != 1 or path.suffix:
         return path
+    return _named(kind, path.name, ", and there is no such file")
+
+
+def _named(kind: str, name: str, more: str = "") -> Path:
     known = shipped(kind)
-    if path.name not in known:
-        raise ConfigError(f"unknown {KINDS[kind]} '{path}', and there is no such file{nearest(str(path), known)}")
-    return known[path.name]
+    if name not in known:
+        raise ConfigError(f"unknown {KINDS[kind]} '{name}'{more}{nearest(name, known)}")
+    return known[name]
 
 
 def summary(path: Path) -> str:
@@ -57,7 +61,7 @@ def copy(folder: Path, names: Sequence[str] = ()) -> list[Path]:
 
     Raises `ConfigError` for an unknown name and `DataError` where a file of another content would be replaced.
     """
-    chosen = [find("configs", name) for name in names or shipped("configs")]
+    chosen = [_named("configs", name) for name in names or shipped("configs")]
     needed = [path for path in sorted(home("configs").rglob("*")) if path.is_file() and path.suffix != ".yaml"]
     pairs = [(path, folder / "configs" / path.relative_to(home("configs"))) for path in [*chosen, *needed]]
     pairs += [(path, folder / "calib" / path.name) for path in shipped("calib").values()]

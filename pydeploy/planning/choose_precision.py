@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from pydeploy.backends.base import Backend, Engine, Feeds, Session, open_backend, parse_target
+from pydeploy.backends.base import Backend, Engine, Feeds, Session, open_backend, open_target, parse_target
 from pydeploy.data.manifest import Manifest
 from pydeploy.errors import BackendUnavailable, ConfigError, DataError, Mismatch
 from pydeploy.files import replacing
@@ -180,6 +180,7 @@ def choose_precision(
     """
     if not 0 <= limit < math.inf:
         raise ConfigError(f"the limit is a percentage from 0 upwards, got {limit}")
+    open_target(target, batch=batch, threads=threads)  # a precision that is named must be one
     bench = Bench(path, out, target, batch, threads, samples, say)
     int8 = bench.backend("int8")
     bench.onnx = _whole(path, out, batch)

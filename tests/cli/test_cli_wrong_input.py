@@ -15,10 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import typer
+from PIL import Image
 
 from pydeploy.cli.app import app
+from pydeploy.data.deployment import Deployment
+from pydeploy.data.preprocessing import Preprocessing
 from report_factory import sample
 from test_cli import Done, pydeploy
 from test_tensorrt_trtexec import FOLDER
@@ -80,7 +84,9 @@ VALID: Mapping[str, Mapping[str, Any]] = {
     "build": {"model": "dense.onnx", "target": "onnxruntime:fp32", "threads": 1, "out": "@net.engine"},
     "compare": {"reference": "dense.engine", "other": "small.engine", "feeds": 1},
     "report": {"folder": "run"},
-    "doctor": {},
+    "doctor": {}, "configs": {"names": "smoke", "copy": "@configs"},
+    "predict": {"engine": "dense.engine", "images": "picture.png", "preprocessing": "preprocessing.json", "out": "@predicted"},
+    "choose-precision": {"model": "dense.onnx", "data": "set.yaml", "target": "onnxruntime", "threads": 1, "out": "@precisions"},
     "trtexec-command": {"model": "dense.onnx", "trt": "10.3", "target": "tensorrt:fp32"},
     "gpu-check": {"out": "@check", "config": "config.yaml"},
     "profile engine": {"engine": "dense.engine", "rounds": 1, "runs": 2},
@@ -146,6 +152,10 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for step in steps:
             done = pydeploy(*step)
             assert done.returncode == 0, f"{step}\n{done.stderr}"
+        Image.fromarray(np.load(folder / "images.npy")[0]).save(folder / "picture.png")
+        ends = onnx.load(folder / "dense.onnx").graph
+        way = Preprocessing((0.5, 0.5, 0.5), (0.3, 0.3, 0.3), size, size)
+        Deployment(way, tuple("0123456789"), ends.input[0].name, ends.output[0].name).save(folder)
         shutil.copytree(FOLDER / ("10.3" if folder == here else "8.6"), folder / "trt")
         (folder / "run").mkdir()
         sample().save(folder / "run" / "report.json")
@@ -226,7 +236,7 @@ def words(verb: str, given: Mapping[str, Any], good: Path, scratch: Path) -> lis
 OUTPUTS = {"out", "plan", "cache"}
 READ: Mapping[str, str] = {
     "config": "config.yaml", "data": "set.yaml", "graph": "graph.json", "weights": "small.safetensors", "table": "t.sqlite",
-    "onnx": "dense.onnx",     "reuse": "run",
+    "onnx": "dense.onnx", "reuse": "run",
 }  # fmt: skip
 """What optional paths are: a file of this kind is expected there."""
 BESIDE: Mapping[tuple[str, str], Mapping[str, Any]] = {
@@ -275,7 +285,12 @@ def complaint(done: Done) -> str:
 
 
 @pytest.mark.parametrize(
-    "verb", [verb for verb in VALID if verb not in ("run", "gpu-check", "finetune", "oracle", "recalibrate", "train")]
+    "verb",
+    [
+        verb
+        for verb in VALID
+        if verb not in ("run", "gpu-check", "finetune", "oracle", "recalibrate", "train", "choose-precision")
+    ],
 )
 def test_the_arguments_that_are_varied_are_right(verb: str, good: Path, tmp_path: Path) -> None:
     done = pydeploy(*words(verb, VALID[verb], good, tmp_path))
