@@ -42,7 +42,7 @@ def decode(path: Path, channels: int = 3) -> NDArray[np.uint8]:
         with Image.open(path, formats=_formats()) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise DataError(f"too large: {image.width} x {image.height} pixels, at most {MOST_PIXELS:,}")
-            pixels = np.asarray(_eight_bits(_upright(image), MODES[channels]), np.uint8)
+            pixels = np.array(_eight_bits(_upright(image), MODES[channels]), np.uint8)  # writable, as torch wants it
     except FileNotFoundError:
         raise DataError("missing") from None
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:

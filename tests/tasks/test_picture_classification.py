@@ -156,3 +156,17 @@ def test_grey_pictures_are_one_channel_on_request(top: Path) -> None:
     task = task_of(top, channels=1)
     assert task.model_options()["in_channels"] == 1
     assert task.samples("test", np.arange(15)).inputs[0].shape == (15, 1, 16, 16)
+
+
+def test_pictures_that_have_their_size_already(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for label, shade in (("dark", 20), ("light", 230)):
+            (tmp_path / split / label).mkdir(parents=True)
+            for index in range(4):
+                Image.fromarray(np.full((18, 18, 3), shade + index, np.uint8)).save(
+                    tmp_path / split / label / f"{index}.png"
+                )
+    task = task_of(tmp_path)
+    shades = (epoch(task, size=8)[0] * torch.tensor(IMAGENET.std)[None, :, None, None]).mean(dim=(1, 2, 3))
+    assert ((shades > 0) == (epoch(task, size=8)[1] == 1)).all()
+    assert task.samples("test", np.arange(8)).inputs[0].shape == (8, 3, 16, 16)
