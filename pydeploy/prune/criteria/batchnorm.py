@@ -25,4 +25,4 @@ def bn_ista(group: Members) -> Rows | None:
 
 
 def _sizes(group: Members) -> list[Rows]:
-    return [np.abs(member.rows()).sum(axis=1) for member in group.scales]
+    return [member.sums(1) for member in group.scales]

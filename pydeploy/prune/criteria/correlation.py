@@ -36,7 +36,7 @@ def l1_corr(groups: Groups, activations: Activations, *, penalty: Part = 0.5, re
     scores = {}
     for name, found in moments.items():
         correlation, alive = _correlation(*found)
-        size = np.mean([normalized(np.abs(m.rows()).sum(axis=1), "max") for m in groups[name].filters], axis=0) * alive
+        size = np.mean([normalized(m.sums(1), "max") for m in groups[name].filters], axis=0) * alive
         scores[name] = _removed(size, correlation, penalty, redundancy) if greedy else (
             size * (1 - penalty * _redundancy(correlation, np.ones(len(size), bool), redundancy)))  # fmt: skip
     return scores

@@ -21,13 +21,13 @@ def taylor(groups: Groups, gradients: Gradients) -> dict[str, Rows]:
 def taylor_fo(groups: Groups, gradients: Gradients) -> dict[str, Rows]:
     """Sum of squares of weight * gradient over the weights of the channel's filters, mean over batches."""
     return _mean(groups, gradients,
-                 lambda group: np.sum([np.square(m.contributions()).sum(axis=1) for m in group.filters], axis=0))  # fmt: skip
+                 lambda group: np.sum([m.product_sums(2) for m in group.filters], axis=0))  # fmt: skip
 
 
 def taylor_abs(groups: Groups, gradients: Gradients) -> dict[str, Rows]:
     """Sum of abs(weight * gradient) over the weights of the channel's filters, mean over batches."""
     return _mean(groups, gradients,
-                 lambda group: np.sum([np.abs(m.contributions()).sum(axis=1) for m in group.filters], axis=0))  # fmt: skip
+                 lambda group: np.sum([m.product_sums(1) for m in group.filters], axis=0))  # fmt: skip
 
 
 def taylor_bn(groups: Groups, gradients: Gradients, *, include_beta: bool = True) -> dict[str, Rows]:

@@ -38,9 +38,9 @@ def group_norm(
     group: Members, *, normalize: Normalize = "mean", reduce: Literal["mean", "sum", "max"] = "mean"
 ) -> Rows:
     """Sum of squares of each weight that makes, scales or reads the channel, mean over them, divided by the group's mean."""
-    sizes = [np.square(member.rows()).sum(axis=1) for member in _weights(group)]
-    entries = sum(member.rows().shape[1] for member in _weights(group)) / len(sizes) if normalize == "numel" else 1
-    return normalized(reduced(sizes, reduce), normalize, entries)
+    sizes = [member.sums(2) for member in _weights(group)]
+    entries = np.mean([member.entries for member in _weights(group)])
+    return normalized(reduced(sizes, reduce), normalize, float(entries))
 
 
 def lamp(group: Members) -> Rows:
@@ -49,7 +49,7 @@ def lamp(group: Members) -> Rows:
     The squared size is that of `group_norm`. The largest channel of every group scores 1, so one threshold over the network
     never empties a group.
     """
-    sizes = reduced([np.square(member.rows()).sum(axis=1) for member in _weights(group)], "mean")
+    sizes = reduced([member.sums(2) for member in _weights(group)], "mean")
     return lamp_scores(sizes)
 
 
@@ -67,19 +67,18 @@ def fpgm(group: Members, *, norm_rate: Share = 1.0) -> Rows:
 
     Only the share `norm_rate` of filters with the largest L2 norms are compared; the others score below all of them, by norm.
     """
-    matrices = [member.rows() for member in group.filters]
-    norms = np.mean([normalized(np.linalg.norm(m, axis=1), "mean") for m in matrices], axis=0)
+    norms = np.mean([normalized(np.sqrt(member.sums(2)), "mean") for member in group.filters], axis=0)
     few = np.argsort(norms, kind="stable")[: group.width - max(1, round(group.width * norm_rate))]
     rest = np.setdiff1d(np.arange(group.width), few)
     scores = np.empty(group.width)
-    scores[rest] = np.mean([normalized(_distances(m[rest]), "mean") for m in matrices], axis=0)
+    scores[rest] = np.mean([normalized(_distances(member.values()[rest]), "mean") for member in group.filters], axis=0)
     scores[few] = norms[few] / max(norms[few].max(initial=0.0), 1e-30) * scores[rest].min() * 0.999
     return scores
 
 
-def _distances(rows: Rows) -> Rows:
-    values = torch.from_numpy(rows).float()
-    return np.asarray(torch.cdist(values, values).double().sum(dim=1).numpy())
+def _distances(values: Tensor) -> Rows:
+    values = values.float()
+    return np.asarray(torch.cdist(values, values).sum(dim=1, dtype=torch.float64).cpu().numpy())
 
 
 def _weights(group: Members) -> Sequence[Member]:
@@ -89,8 +88,8 @@ def _weights(group: Members) -> Sequence[Member]:
 def _norm(group: Members, power: int, norm_after: NormAfter | None, normalize: Normalize, reduce: Reduce) -> Rows:
     norms = []
     for member in group.filters:
-        rows = member.rows(_folded(member, norm_after) if norm_after is not None else None)
-        norms.append(normalized(np.linalg.norm(rows, ord=power, axis=1), normalize, rows.shape[1]))
+        sums = member.sums(power, _folded(member, norm_after) if norm_after is not None else None)
+        norms.append(normalized(sums ** (1 / power), normalize, member.entries))
     return reduced(norms, reduce)
 
 

@@ -39,27 +39,72 @@ class Member:
         assert isinstance(value, Tensor)
         return value
 
-    def rows(self, factor: Tensor | None = None) -> Rows:
-        """Values by channel, shape ``(width, entries of a channel)`` in float64; times `factor`, one for each entry of the dim."""
+    @property
+    def entries(self) -> int:
+        """Entries of a channel."""
+        tensor = self.tensor
+        return tensor.numel() // tensor.shape[self.piece.dim] * self.piece.repeat
+
+    def rows(self) -> Rows:
+        """Values by channel, shape ``(width, entries of a channel)`` in float64."""
+        return np.asarray(self.values().to("cpu", torch.float64).numpy())
+
+    def values(self) -> Tensor:
+        """Values by channel, shape ``(width, entries of a channel)``, in the tensor's own type and on its device."""
+        return self._part(self.tensor).movedim(self.piece.dim, 0).reshape(self.width, -1)
+
+    def sums(self, power: int, factor: Tensor | None = None) -> Rows:
+        """Sum of ``abs(value * factor) ** power`` over each channel, shape ``(width,)``; `factor` is one for each entry of the dim."""
         tensor = self.tensor.detach()
         if factor is not None:
             shape = [-1 if axis == self.piece.dim else 1 for axis in range(tensor.dim())]
             tensor = tensor * factor.to(tensor.device).view(shape)
-        return self._rows(tensor)
+        return self._sums(tensor, power)
 
     def products(self) -> Rows:
         """Sum of value * gradient over each channel's entries, shape ``(width,)``; 0 where there is no gradient."""
-        return np.asarray(self.contributions().sum(axis=1))
+        product = self._product()
+        if product is None:
+            return np.zeros(self.width)
+        found = product.sum(self._others(product), dtype=torch.float64) if product.dim() > 1 else product.double()
+        return np.asarray(found.view(self.width, -1).sum(dim=1).cpu().numpy())
+
+    def product_sums(self, power: int) -> Rows:
+        """Sum of ``abs(value * gradient) ** power`` over each channel's entries, shape ``(width,)``."""
+        product = self._product()
+        return np.zeros(self.width) if product is None else self._sums(product, power, whole=False)
 
     def contributions(self) -> Rows:
         """Value * gradient of each entry, shape as `rows`; 0 where there is no gradient."""
-        tensor = self.tensor
-        return self._rows(tensor) * (0.0 if tensor.grad is None else self._rows(tensor.grad))
+        product = self._product()
+        if product is None:
+            return np.zeros_like(self.rows())
+        by_channel = product.movedim(self.piece.dim, 0).reshape(self.width, -1)
+        return np.asarray(by_channel.to("cpu", torch.float64).numpy())
 
-    def _rows(self, tensor: Tensor) -> Rows:
-        entries = torch.from_numpy(self.piece.entries(np.arange(self.width, dtype=np.int64)))
-        values = tensor.detach().movedim(self.piece.dim, 0)[entries.to(tensor.device)]
-        return np.asarray(values.to("cpu", torch.float64).reshape(self.width, -1).numpy())
+    def _product(self) -> Tensor | None:
+        tensor = self.tensor
+        return None if tensor.grad is None else self._part(tensor) * self._part(tensor.grad)
+
+    def _sums(self, tensor: Tensor, power: int, *, whole: bool = True) -> Rows:
+        part = self._part(tensor) if whole else tensor
+        norms = (
+            torch.linalg.vector_norm(part, power, self._others(part), dtype=torch.float64)
+            if part.dim() > 1
+            else part.double().abs()
+        )
+        return np.asarray((norms**power).view(self.width, -1).sum(dim=1).cpu().numpy())
+
+    def _others(self, part: Tensor) -> list[int]:
+        return [axis for axis in range(part.dim()) if axis != self.piece.dim]
+
+    def _part(self, tensor: Tensor) -> Tensor:
+        """The group's entries along the dim, channel after channel; a view where they lie side by side."""
+        piece = self.piece
+        if piece.step == piece.repeat:
+            return tensor.detach().narrow(piece.dim, piece.offset, self.width * piece.repeat)
+        entries = torch.from_numpy(piece.entries(np.arange(self.width, dtype=np.int64)))
+        return tensor.detach().index_select(piece.dim, entries.to(tensor.device))
 
 
 @dataclass(frozen=True)
