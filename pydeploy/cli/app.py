@@ -55,6 +55,7 @@ for _verb in (
     model_verbs.prune,
     criteria_verbs.criteria,
     criteria_verbs.oracle,
+    criteria_verbs.mask,
     run_verbs.finetune,
     run_verbs.recalibrate,
     model_verbs.export,

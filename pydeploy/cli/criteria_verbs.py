@@ -42,6 +42,41 @@ def criteria(json: Annotated[bool, typer.Option("--json", help="Print the list a
     )
 
 
+def mask(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    out: Annotated[Path, typer.Option(help="The model with masked weights set to zero (safetensors).")],
+    input: Annotated[list[str] | None, typer.Option("--input", help=INPUT_HELP)] = None,
+    option: Annotated[list[str] | None, typer.Option("--option", "-o", help=OPTION_HELP)] = None,
+    weights: Annotated[Path | None, typer.Option(help="safetensors file of this model, dense or cut.")] = None,
+    kind: Annotated[str, typer.Option(help="kernel, magnitude, lamp, pattern or nm (2:4).")] = "kernel",
+    ratio: Annotated[float | None, typer.Option(help="Share of kernels or weights to remove [default: 0.5].")] = None,
+    scope: Annotated[str | None, typer.Option(help="local (by layer) or global.")] = None,
+) -> None:
+    """Zero kernels or weights inside layers; shapes stay, so most runtimes are no faster for it.
+
+    Example: pydeploy mask torchvision:resnet18 --input 1x3x224x224 --kind nm --out masked.safetensors
+    """
+    from pydeploy.cli import arguments
+    from pydeploy.files import check_writable
+    from pydeploy.prune.sparsity.masking import MaskRules, masks_for
+    from pydeploy.prune.structure.trace import trace
+    from pydeploy.prune.surgery.masks import count, masked, unmasked
+    from pydeploy.prune.surgery.save import load_plan, save
+
+    check_writable(out)
+    rules = MaskRules(kind=kind, ratio=ratio, scope=scope)  # type: ignore[arg-type]
+    net = arguments.dense_or_cut(model, option or [], weights)
+    graph = trace(net, arguments.example(input or []))
+    found = masks_for(net, graph, rules)
+    plain = unmasked(masked(net, found.masks))
+    cost = count(plain, graph)
+    save(out, plain, load_plan(weights) if weights is not None else None)
+    for name, why in found.skipped.items():
+        sys.stdout.write(f"{name} stays whole: {why}\n")
+    sys.stdout.write(f"{out}: {cost.dense_macs:,} MACs in a dense runtime, {cost.effective_macs:,} effective (weights that are not "
+                     f"zero); {cost.params:,} parameters, {cost.nonzero_params:,} not zero\n")  # fmt: skip
+
+
 def oracle(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     config: Annotated[Path, typer.Option(help="Config whose task gives batches and loss.")],

@@ -74,6 +74,7 @@ VALID: Mapping[str, Mapping[str, Any]] = {
     "trace": {"model": NET, "input": INPUT, "option": OPTION, "out": "@graph.json"},
     "prune": {"model": NET, "input": INPUT, "option": OPTION, "ratio": 0.5, "out": "@small.safetensors"},
     "recalibrate": {"config": "config.yaml", "model": "small.safetensors", "out": "@recalibrated.safetensors"}, "criteria": {},
+    "mask": {"model": NET, "input": INPUT, "option": OPTION, "out": "@masked.safetensors"},
     "oracle": {"model": NET, "input": INPUT, "option": OPTION, "config": "config.yaml", "channels": 2, "batches": 1},
     "finetune": {"config": "config.yaml", "model": "small.safetensors", "teacher": "dense.safetensors", "out": "@tuned"},
     "export": {"model": NET, "input": INPUT, "option": OPTION, "out": "@net.onnx"},
