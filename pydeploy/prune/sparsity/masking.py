@@ -71,7 +71,7 @@ def masks_for(model: nn.Module, graph: Graph, rules: MaskRules) -> Masking:
             )
         if not bool(torch.isfinite(weight).all()):
             raise DataError(f"'{op.weight}' holds NaN or infinity")
-        if why := _objection(op, weight, rules):
+        if why := _objection(op, weight, op.cin.at(graph.widths), rules):
             skipped[op.weight] = why
         else:
             weights[op.weight] = weight
@@ -84,13 +84,13 @@ def masks_for(model: nn.Module, graph: Graph, rules: MaskRules) -> Masking:
     return Masking(_largest(weights, rules), skipped)
 
 
-def _objection(op: Op, weight: Tensor, rules: MaskRules) -> str:
-    """Why a layer cannot have such a mask; '' where it can."""
+def _objection(op: Op, weight: Tensor, inputs: int, rules: MaskRules) -> str:
+    """Why a layer with so many inputs cannot have such a mask; '' where it can."""
     if rules.kind == "kernel" and (weight.dim() < 3 or op.depthwise):
         return "a linear or depthwise layer has no kernels to choose among"
     if rules.kind == "pattern" and (weight.dim() != 4 or tuple(weight.shape[2:]) != (3, 3)):
         return "patterns are for 3x3 kernels"
-    if rules.kind == "nm" and (op.depthwise or op.kind.startswith("deconv")):
+    if rules.kind == "nm" and (op.depthwise or op.kind == "conv_transpose" or weight.shape[1] * op.groups != inputs):
         return "N:M runs along the input channels of plain layers"
     if rules.kind == "nm" and (weight.shape[1] % rules.m or weight.shape[1] < 32 or weight.shape[0] % 8):
         return f"sparse kernels take at least 32 inputs, a multiple of {rules.m}, and outputs in multiples of 8"
