@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= runs
 SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.hpp)
 
-.PHONY: help setup docs demo demo-openvino data test lint types unit package floors sanitize sanitize-memory sanitize-threads trt-contract gpu-check bench figures format clean
+.PHONY: help setup docs demo demo-openvino data test lint types unit package floors sanitize sanitize-memory sanitize-threads trt-contract gpu-check gpu-check-rtx bench figures format clean
 
 help:
 	@echo "make setup          prepare $(VENV) with everything below (a few minutes, mostly PyTorch)"
@@ -15,9 +15,10 @@ help:
 	@echo "make bench          benchmarks with their baselines (keep the machine quiet)"
 	@echo "make floors         the tests that need no PyTorch, with the lowest versions that pyproject.toml states (2 minutes)"
 	@echo "make sanitize       the C++ core under AddressSanitizer, UBSan and ThreadSanitizer (4 to 6 minutes)"
-	@echo "make trt-contract   the TensorRT backend against the real bindings of six versions (no GPU needed)"
+	@echo "make trt-contract   the TensorRT backend against the real bindings of eight versions (no GPU needed)"
 	@echo "make gpu-check      on a machine with an NVIDIA GPU: everything that pydeploy promises there, as one table"
 	@echo "make docs           the documentation as a site, build/site; the reference comes from the code"
+	@echo "make gpu-check-rtx  the same with TensorRT for RTX, on a GeForce or RTX card"
 	@echo "make format         format Python and C++"
 
 setup: $(VENV)/.ready
@@ -108,7 +109,7 @@ define instrumented
 		$(BIN)/python -S $(BIN)/pytest -qs -p no:cacheprovider $(4)
 endef
 
-# The TensorRT backend against the real Python bindings of six versions, as far as these can be had; no GPU is needed.
+# The TensorRT backend against the real Python bindings of eight versions, as far as these can be had; no GPU is needed.
 trt-contract: setup
 	@$(BIN)/python tests/backends/trt_contract.py
 
@@ -116,6 +117,11 @@ trt-contract: setup
 gpu-check: setup data
 	@$(BIN)/python -c "import tensorrt, pycuda" 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'tensorrt>=8.6' 'pycuda>=2024.1' 'cuda-python>=12.4' 'nvidia-ml-py>=12' || true
 	@$(BIN)/pydeploy gpu-check --out $(OUT)/gpu-check
+
+# The same for TensorRT for RTX on a GeForce or RTX card; nothing is compiled.
+gpu-check-rtx: setup data
+	@$(BIN)/python -c "import tensorrt_rtx, cuda.bindings.driver" 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'tensorrt-rtx>=1.4' 'cuda-python>=12.4' 'nvidia-ml-py>=12'
+	@$(BIN)/pydeploy gpu-check --set target.backend=tensorrt-rtx --out $(OUT)/gpu-check-rtx
 
 bench: setup
 	@$(BIN)/python -m pytest bench --benchmark-enable --benchmark-autosave --benchmark-group-by=group --benchmark-columns=median,iqr,rounds

@@ -1,6 +1,6 @@
 """The backend's tests against the real TensorRT bindings: `make trt-contract`.
 
-NVIDIA's binding wheels of six versions are installed side by side, imported with the help of a compiled stub (no GPU and
+NVIDIA's binding wheels of eight versions are installed side by side, imported with the help of a compiled stub (no GPU and
 no TensorRT library is involved), compared with the committed tables, and the whole backend then runs against
 `create_autospec` of the real classes. What pycuda, cuda-python and NVML's bindings offer is compared with tables as well
 (`cuda_surface`). ``python tests/trt_contract.py --update`` writes the tables anew.
@@ -40,7 +40,7 @@ LIBRARIES = {"8": ("nvinfer", "nvonnxparser", "nvinfer_plugin", "nvparsers"), "1
              "11": ("nvinfer", "nvonnxparser", "nvinfer_plugin"), "rtx-1": ("tensorrt_rtx", "tensorrt_onnxparser_rtx")}  # fmt: skip
 """What the bindings load, by the version's first number."""
 UNAVAILABLE = 3  # exit code: the wheels cannot be had here
-TESTS = ("test_tensorrt_backend.py", "test_tensorrt_contract.py")
+TESTS = ("test_tensorrt_backend.py", "test_rtx_backend.py", "test_tensorrt_contract.py")
 
 
 def bindings(version: str) -> types.ModuleType:

@@ -1,6 +1,6 @@
 """What the real TensorRT bindings offer, version by version: names, signatures, enum values.
 
-`extract` reads it off an imported module (pybind11 writes every signature into the docstring); the tables of six versions
+`extract` reads it off an imported module (pybind11 writes every signature into the docstring); the tables of eight versions
 are committed under ``tensorrt_api/``, so that code can be checked against versions that are not installed.
 `make trt-contract` compares the tables with the real modules and writes them anew where asked.
 """

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pydeploy.cli import gpu_check
 from pydeploy.cli.app import app
 from pydeploy.cli.gpu_check import CHECKS, Check, check_all, checked, promises
 from pydeploy.cli.gpu_check.promises import Broken
@@ -21,17 +20,17 @@ from pydeploy.tasks.metric import Metric
 from pydeploy.timing.records import Profile, Target, Timing, Turn
 from quiet import Quiet
 from trt_bench import machine
-from trt_surface import VERSIONS
+from trt_surface import RTX_VERSIONS, VERSIONS
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
-def settings() -> Config:
+def settings(backend: str = "tensorrt") -> Config:
     data = {
         "task": {"data": "synthetic", "options": {"data_settings": {"size": 12, "train_size": 512, "test_size": 128}}},
         "model": {"name": "resnet8", "options": {"width": 32}},
         "train": {"epochs": 1, "batch_size": 64, "lr": 0.1, "warmup_epochs": 0, "amp": "off"},
-        "target": {"backend": "tensorrt", "precision": "fp16", "batch": 16},
+        "target": {"backend": backend, "precision": "fp16", "batch": 16},
         "table": {"points": 2, "align": 16, "rounds": 1, "runs": 3},
         "prune": {"criterion": "l1", "budget": 0.8},
         "finetune": {"epochs": 1, "batch_size": 64, "lr": 0.05, "warmup_epochs": 0, "amp": "off"},
@@ -41,14 +40,16 @@ def settings() -> Config:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("version", ["10.3.0", VERSIONS[-1]])
+@pytest.mark.parametrize("version", ["10.3.0", VERSIONS[-1], RTX_VERSIONS[-1]])
 def test_everything_is_checked(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = machine(monkeypatch, version, tmp_path)
     world.numeric = True
     graphs = sys.modules.pop("cuda.bindings.driver")  # PyTorch, which trains here, wants the real one
-    monkeypatch.setattr("pydeploy.backends.tensorrt.cuda.load_graphs", lambda: graphs)
+    for module in ("cuda", "cuda_python"):
+        monkeypatch.setattr(f"pydeploy.backends.tensorrt.{module}.load_graphs", lambda: graphs)
     complete = {"GPU": "an A100", "bindings": "TensorRT", "NVML": "missing: pip install nvidia-ml-py"}
-    checks = check_all(settings(), tmp_path / "out", Quiet(), parts=complete, unseen_plans=2)
+    config = settings("tensorrt-rtx" if world.surface.rtx else "tensorrt")
+    checks = check_all(config, tmp_path / "out", Quiet(), parts=complete, unseen_plans=2)
     judged = {check.name: check for check in checks}
     accuracy = {name for name in judged if "point" in name}  # one epoch on synthetic pictures promises nothing
     assert {
@@ -56,7 +57,7 @@ def test_everything_is_checked(version: str, tmp_path: Path, monkeypatch: pytest
     } == {}
     assert {"GPU and packages", "the whole job runs", *CHECKS} == set(judged)
     assert {name for name, check in judged.items() if check.passed is None} == (
-        {name for name in CHECKS if name.startswith("int8 ")} if version.startswith("11") else set()
+        {name for name in CHECKS if name.startswith("int8 ")} if version.startswith(("11", "rtx")) else set()
     ), "calibrators are gone in 11"
     saved = json.loads((tmp_path / "out" / "gpu-check.json").read_text())
     assert [row["name"] for row in saved["checks"]] == list(judged)
@@ -75,7 +76,7 @@ def test_without_a_gpu_it_says_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_the_verb_prints_a_table_and_keeps_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_check, "checkup", lambda: {"GPU": "missing: no NVIDIA driver"})
+    monkeypatch.setattr("pydeploy.backends.tensorrt.backend.checkup", lambda: {"GPU": "missing: no NVIDIA driver"})
     config = str(Path(__file__).parents[2] / "configs" / "fashion_mnist_resnet20_tensorrt.yaml")
     done = CliRunner().invoke(app, ["gpu-check", "--out", str(tmp_path), "--config", config])
     assert done.exit_code == 1

@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydeploy.backends.base import open_backend
+from pydeploy.backends.base import backend_class, open_backend
 from pydeploy.backends.tensorrt.backend import TensorRt
-from pydeploy.backends.tensorrt.checkup import checkup
+from pydeploy.backends.tensorrt.rtx import TensorRtRtx
 from pydeploy.cli.gpu_check.checked_run import CheckedRun
 from pydeploy.cli.gpu_check.checks import CHECKS
 from pydeploy.cli.gpu_check.promises import Broken, packages
@@ -61,9 +61,9 @@ def check_all(
     """Every check in order; ``gpu-check.json`` in `out` holds them with all facts for a bug report.
 
     It is written after each check: a driver that takes the process down leaves what was found before. `parts` is what the
-    machine has (`checkup`), `job` makes the run; the table is tried on `unseen_plans`.
+    machine has (`Backend.checkup`), `job` makes the run; the table is tried on `unseen_plans`.
     """
-    parts = checkup() if parts is None else parts
+    parts = backend_class(config.target.backend).checkup() if parts is None else parts
     facts: dict[str, Any] = {"schema": 1, "machine": dict(parts)}
     checks: list[Check] = []
 
@@ -78,9 +78,9 @@ def check_all(
     made: list[Report] = []
     passes("the whole job runs", partial(_made, job, config, out / "run", console, made))
     if made:
-        backend = open_backend("tensorrt", precision=config.target.precision, batch=config.target.batch,
+        backend = open_backend(config.target.backend, precision=config.target.precision, batch=config.target.batch,
                                options=config.target.options)  # fmt: skip
-        assert isinstance(backend, TensorRt)
+        assert isinstance(backend, TensorRt | TensorRtRtx)
         facts |= {"target": backend.target().to_json(), "report": made[0].to_json()}
         run = CheckedRun(config, Artefacts(out / "run"), made[0], backend, out, facts, unseen_plans)
         for name, check in CHECKS.items():

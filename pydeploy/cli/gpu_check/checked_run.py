@@ -11,6 +11,7 @@ import numpy as np
 
 from pydeploy.backends.base import Backend, Engine, reopen
 from pydeploy.backends.tensorrt.backend import TensorRt
+from pydeploy.backends.tensorrt.rtx import TensorRtRtx
 from pydeploy.profiling.profile import random_feeds
 from pydeploy.report import Report
 from pydeploy.run.artefacts import Artefacts, Files
@@ -25,7 +26,7 @@ class CheckedRun:
     config: Config
     at: Artefacts
     report: Report
-    backend: TensorRt
+    backend: TensorRt | TensorRtRtx
     folder: Path
     facts: dict[str, Any]
     """For the bug report."""
@@ -48,7 +49,7 @@ def median_us(backend: Backend, engine: Engine) -> float:
 def describe(run: CheckedRun, name: str) -> list[dict[str, Any]]:
     """What TensorRT says of the layers of one of the run's engines."""
     backend, engine = run.opened(name)
-    assert isinstance(backend, TensorRt)
+    assert isinstance(backend, TensorRt | TensorRtRtx)
     with backend.open(engine) as session:
         return [{**asdict(info), "padding": info.padding} for info in session.describe()]
 

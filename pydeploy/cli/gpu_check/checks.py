@@ -121,7 +121,7 @@ def _dynamic(run: CheckedRun) -> str:
 
 
 def _sparse(run: CheckedRun) -> str:
-    backend = open_backend("tensorrt", precision=run.backend.precision, batch=run.backend.batch, options="sparse")
+    backend = open_backend(run.backend.name, precision=run.backend.precision, batch=run.backend.batch, options="sparse")
     engine = backend.build(Files(run.at.pruned).onnx, run.folder / "sparse.engine")
     return f"builds with 2:4 sparse kernels allowed, {median_us(backend, engine):.1f} us"
 
@@ -150,6 +150,8 @@ def _calibrator(run: CheckedRun) -> str | None:
 
 
 def _has_calibrators(run: CheckedRun) -> bool:
+    if not isinstance(run.backend, TensorRt):
+        return False
     return compat.has_calibrators(compat.parse_version(run.backend.target().backend_version))
 
 
