@@ -50,6 +50,7 @@ def _root(
 
 for _verb in (
     run_verbs.run,
+    run_verbs.check,
     run_verbs.train,
     model_verbs.trace,
     model_verbs.prune,

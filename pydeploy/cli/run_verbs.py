@@ -52,6 +52,40 @@ def run(
             sys.stdout.write(f"DISTURBED: {warning}\n")
 
 
+def check(
+    config: ConfigFile,
+    set_: Override = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Try in seconds what a run would need: names, files, data, a training step, an export, a build; tell how long it takes.
+
+    Example: pydeploy check configs/smoke.yaml
+    """
+    from pydeploy.cli.console import Terminal, show_json
+    from pydeploy.run import pipeline
+    from pydeploy.run.config import load
+
+    seconds = pipeline.check(load(config, set_ or []), Terminal())
+    if json:
+        show_json({"seconds": seconds})
+        return
+    for name, spent in seconds.items():
+        sys.stdout.write(f"{name:24} about {_duration(spent)}\n")
+    sys.stdout.write(
+        f"{config}: nothing is wrong; about {_duration(sum(seconds.values()))} on a machine that does nothing else\n"
+    )
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
 def _show_plan(stages: Sequence[tuple[Stage, Verdict]]) -> None:
     for stage, verdict in stages:
         says = verdict.why or "finished earlier"

@@ -22,6 +22,7 @@ from pydeploy.errors import ConfigError, DataError, nearest
 from pydeploy.files import write_json
 from pydeploy.planning.rounds import Budget
 from pydeploy.run import config as configs
+from pydeploy.run import preflight
 from pydeploy.run.artefacts import Artefacts
 from pydeploy.run.checks import check_structure
 from pydeploy.run.config import Config
@@ -119,9 +120,26 @@ def run(
     job = open_job(config, console)
     folder, at = _open(job, out, console, resume=resume, reuse=reuse), Artefacts(out)
     check_structure(job)
+    if config.trains and not folder.foresee("01_train", *_first(job), _defaults()).stays:
+        preflight.attempt(job)  # what fails after training is told before
     write_json(at.config, config.to_json())
     make_stages(job, at, folder)
     return final.write_report(job, at, folder.seconds, command)
+
+
+def _first(job: Job) -> tuple[dict[str, Any], tuple[str, ...]]:
+    stage = stages_of(job)[0]
+    return job.settings(stage.reads), stage.after
+
+
+def check(config: Config, console: Console) -> dict[str, float]:
+    """Try in seconds what a run of `config` needs; returns about how many seconds each of its stages takes.
+
+    Raises a `DeployError` that says what will not work: names, files, data, a training step, an export, a build, the metrics.
+    """
+    job = open_job(config, console)
+    check_structure(job)
+    return preflight.estimates(job, preflight.attempt(job), [stage.name for stage in stages_of(job)])
 
 
 def make_stages(job: Job, at: Artefacts, folder: RunFolder) -> None:

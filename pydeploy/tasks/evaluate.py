@@ -54,7 +54,7 @@ def evaluate(task: Task, predict: Predict, *, batch_size: int, limit: int | None
     `predict` always gets exactly `batch_size` samples: the last batch is padded, and the padding is ignored. Raises
     `DataError` where an output is missing, has another shape than the task expects or holds NaN.
     """
-    found = {name: float(value) for name, value in task.metrics(_results(task, predict, batch_size, limit)).items()}
+    found = {name: float(value) for name, value in task.metrics(results(task, predict, batch_size, limit)).items()}
     value = found.get(task.metric.name)
     if value is None:
         raise ConfigError(
@@ -66,7 +66,8 @@ def evaluate(task: Task, predict: Predict, *, batch_size: int, limit: int | None
     return found
 
 
-def _results(task: Task, predict: Predict, batch_size: int, limit: int | None) -> Iterator[tuple[Arrays, Batch]]:
+def results(task: Task, predict: Predict, batch_size: int, limit: int | None) -> Iterator[tuple[Arrays, Batch]]:
+    """Outputs of `predict` for batches of the test set, checked, without the padding."""
     for batch in batches(task, "test", batch_size, limit=limit):
         arrays = (padded(tensor.numpy(), batch_size) for tensor in batch.inputs)
         outputs = predict(dict(zip(task.input_names, arrays, strict=True)))
