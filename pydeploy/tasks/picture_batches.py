@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.transforms import InterpolationMode, v2
 
 from pydeploy import _core
@@ -73,6 +73,7 @@ class _Samples(Dataset[Tensor | str]):
 
     def __init__(self, pictures: Resized, way: Preprocessing, augment: PictureAugment) -> None:
         self._pictures, self._way, self._augment = pictures, way, augment
+        self._made: dict[tuple[int, int], v2.Transform] = {}
 
     def __getitem__(self, read: Read) -> Tensor | str:
         index, epoch, seed = read
@@ -83,12 +84,17 @@ class _Samples(Dataset[Tensor | str]):
                 image = self._way.pixels(image)
         except DeployError as error:
             return str(error)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(np.random.SeedSequence([seed, epoch, index]).generate_state(1)[0]))
-            made: Tensor = self._augment.transforms(size, self._way.interpolation)(
-                torch.from_numpy(image).permute(2, 0, 1)
-            )
+        seeded = np.random.SeedSequence([seed, epoch, index]).generate_state(1)[0]
+        # A process of the loader's own draws nothing else.
+        with torch.random.fork_rng(devices=[]) if get_worker_info() is None else nullcontext():
+            torch.manual_seed(int(seeded))
+            made: Tensor = self._transforms(size)(torch.from_numpy(image).permute(2, 0, 1))
         return made.contiguous()
+
+    def _transforms(self, size: tuple[int, int]) -> v2.Transform:
+        if size not in self._made:
+            self._made = {size: self._augment.transforms(size, self._way.interpolation)}
+        return self._made[size]
 
 
 def _joined(samples: Sequence[Tensor | str]) -> Tensor | str:
