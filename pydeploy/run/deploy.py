@@ -106,7 +106,7 @@ def deploy(
 
 
 def _guest(
-    model: Any, example: Any, scores: Any, data: Any, loss: Any, evaluate: Any, finetune: Any, metric: Metric | None
+    model: Any, example: Any, scores: Any, data: Any, loss: Any, evaluate: Any, finetune: Any, metric: Any
 ) -> Guest:
     from torch import Tensor, nn
 
@@ -122,6 +122,10 @@ def _guest(
     for name, function in (("loss", loss), ("evaluate", evaluate), ("finetune", finetune)):
         if function is not None and not callable(function):
             raise ConfigError(f"{name} is {type(function).__name__}; expected a function")
+    if metric is not None and not isinstance(metric, Metric):
+        raise ConfigError(
+            f"metric is {type(metric).__name__}; expected pd.Metric(name), which says what evaluate's number is"
+        )
     if not isinstance(scores, str):
         scores = {name: scores[name] for name in scores} if hasattr(scores, "keys") else scores
         if not isinstance(scores, dict):

@@ -229,6 +229,7 @@ BAD = [
     ({"scores": "taylor", "data": samples(), "loss": lambda _out, _target: 1.0}, DataError, "the loss must be one number"),
     ({"scores": 5}, ConfigError, "scores is int"),
     ({"scores": {}}, DataError, "the scores lack group"),
+    ({"evaluate": accuracy, "metric": "accuracy"}, ConfigError, "metric is str; expected pd.Metric"),
     ({"budget": 0}, ConfigError, "the budget is 0"),
     ({"target": "null:int8"}, ConfigError, "needs data to calibrate INT8"),
     ({"example": 3}, ConfigError, "example is int"),
