@@ -69,7 +69,7 @@ VERBS = dict(verbs())
 CASES = [(verb, one) for verb, function in VERBS.items() for one in parameters(function) if one.kind is not bool]
 
 VALID: Mapping[str, Mapping[str, Any]] = {
-    "run": {"config": "config.yaml", "out": "@run"},
+    "run": {"config": "config.yaml", "out": "@run"}, "check": {"config": "config.yaml"},
     "train": {"config": "config.yaml", "out": "@train"},
     "trace": {"model": NET, "input": INPUT, "option": OPTION, "out": "@graph.json"},
     "prune": {"model": NET, "input": INPUT, "option": OPTION, "ratio": 0.5, "out": "@small.safetensors"},
