@@ -24,6 +24,8 @@ FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = frozenset({".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 MODES = {1: "L", 3: "RGB"}
 """Pillow's names by the number of channels."""
+ORIENTATION = 0x0112
+"""The tag of EXIF; 1 = upright."""
 MOST_PIXELS = 178_956_970
 """Pictures beyond this are refused before they are decoded: half a gigabyte in RGB, Pillow's own limit."""
 
@@ -64,7 +66,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
     image.load()
     try:
-        return ImageOps.exif_transpose(image)
+        return image if image.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
     except (SyntaxError, ValueError, TypeError, KeyError, OSError):  # damaged notes: the pixels are what counts
         return image
 
@@ -76,7 +78,7 @@ def _eight_bits(image: Image.Image, mode: str) -> Image.Image:
         return Image.fromarray(_scaled(np.asarray(image))).convert(mode)
     if image.mode in ("P", "PA"):  # what is transparent in a palette is spelled in several ways
         image = image.convert("RGBA")
-    return image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _scaled(values: NDArray[np.generic]) -> NDArray[np.uint8]:

@@ -5,9 +5,11 @@ What a picture becomes depends on the seed, the epoch and the picture alone, wha
 
 from __future__ import annotations
 
+import math
 import mmap
+import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -27,6 +29,8 @@ RATIO = (3 / 4, 4 / 3)
 MOST_WORKERS = 8
 AHEAD = 2
 """Batches that each process reads ahead."""
+KEPT = 4
+"""Batches whose memory is used again."""
 
 Read = tuple[int, int, int]
 """Which picture, in which epoch, with which seed."""
@@ -132,6 +136,7 @@ class Reader:
         self._order, self._normal = _Order(), replace(way, resize=None, crop=None)
         self._packer: _core.Batcher | None = None
         self._shape: tuple[int, ...] = ()
+        self._buffers: list[tuple[NDArray[np.float32], weakref.ref[NDArray[np.float32]]]] = []
         count = min(usable_cores(), MOST_WORKERS) if workers is None else workers
         resized = pictures if isinstance(pictures, Cached) else Resized(pictures, replace(way, crop=None))
         if isinstance(resized, Cached):
@@ -152,17 +157,22 @@ class Reader:
             yield self._normalized(found.numpy())
 
     def _normalized(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """In memory of its own, which goes back to the system: between the pieces that processes send, the C library's
-        memory would be split until a hundred batches fill it.
-        """
         if self._packer is None or self._shape != pixels.shape:
-            self._shape = pixels.shape
+            self._shape, self._buffers = pixels.shape, []
             self._packer = self._normal.batcher((pixels.shape[2], pixels.shape[3]), len(pixels), planar=True)
         self._packer.submit(list(pixels))
-        memory = mmap.mmap(-1, 4 * pixels.size)
-        if hasattr(mmap, "MADV_HUGEPAGE"):  # a page fault for every two megabytes instead of every four kilobytes
-            with suppress(OSError):
-                memory.madvise(mmap.MADV_HUGEPAGE)
-        made = np.frombuffer(memory, np.float32).reshape(pixels.shape)
+        made = self._buffer(pixels.shape)
         np.copyto(made, self._packer.take())
         return torch.from_numpy(made)
+
+    def _buffer(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """Memory that nobody uses any more, else new: from the system, because the C library's is split between the pieces
+        that processes send until a hundred batches fill it.
+        """
+        unused = [place for place, (_, user) in enumerate(self._buffers) if user() is None]
+        place = unused[0] if unused else len(self._buffers)
+        memory = self._buffers[place][0] if unused else np.frombuffer(mmap.mmap(-1, 4 * math.prod(shape)), np.float32)
+        made: NDArray[np.float32] = memory.reshape(shape)  # a tensor of it, or of a part, keeps this array alive
+        self._buffers[place : place + 1] = [(memory, weakref.ref(made))]
+        del self._buffers[KEPT:]
+        return made

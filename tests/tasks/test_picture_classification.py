@@ -170,3 +170,13 @@ def test_pictures_that_have_their_size_already(tmp_path: Path) -> None:
     shades = (epoch(task, size=8)[0] * torch.tensor(IMAGENET.std)[None, :, None, None]).mean(dim=(1, 2, 3))
     assert ((shades > 0) == (epoch(task, size=8)[1] == 1)).all()
     assert task.samples("test", np.arange(8)).inputs[0].shape == (8, 3, 16, 16)
+
+
+def test_a_batch_that_is_held_is_never_written_over(top: Path) -> None:
+    task = task_of(top)
+    held, copies = [], []
+    for number in range(3):
+        for batch in task.train_batches(number, 4, 0):
+            held.append(batch.inputs[0][1:2])  # a part alone keeps the memory
+            copies.append(batch.inputs[0][1:2].clone())
+    assert all(torch.equal(a, b) for a, b in zip(held, copies, strict=True))
