@@ -43,7 +43,7 @@ CONTENTS = ("train.weights", "quantize.calibration", "quantize.table")
 """Files, whose contents are looked at."""
 
 
-LATER = ("model.weights", "prune.options", "train.sparsity")
+LATER = ("model.strict", "model.weights", "prune.options", "train.sparsity")
 """Settings that those versions did not have: they did what is the default now."""
 
 
