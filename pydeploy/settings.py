@@ -130,9 +130,12 @@ def _sentence(item: Any, of: type[Settings]) -> str:
 
 
 def _elsewhere(where: list[str], of: type[Settings]) -> str:
-    """The section that has a key that another one lacks."""
+    """The sections that have a key that another one lacks."""
     homes = [section for section in of.model_fields if section != where[0] and where[-1] in keys(of, [section])]
-    return f"; section '{homes[0]}' has a key of this name" if len(where) == 2 and homes else ""
+    if len(where) != 2 or not homes:
+        return ""
+    named = " and ".join(f"'{home}'" for home in homes)
+    return f"; sections {named} have a key of this name" if len(homes) > 1 else f"; section {named} has a key of this name"
 
 
 def section_of(annotation: Any) -> type[Settings] | None:

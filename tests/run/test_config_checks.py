@@ -136,7 +136,7 @@ NAMES = {
     "train.warmup_epochs": (3, r"'warmup_epochs' \(3\) must not exceed 'epochs' \(2\)"),
     "train.batch_size": (65, "train.batch_size is 65, the data set has 64 training samples"),
     "train.distill": ({"alpha": 0.5}, "unknown key 'train.distill'.*section 'finetune' has"),
-    "finetune.weights": ("x.safetensors", "unknown key 'finetune.weights'.*section 'train' has"),
+    "finetune.weights": ("x.safetensors", "unknown key 'finetune.weights'.*sections 'model' and 'train' have"),
     "finetune.schedule": ("lineer", "'finetune.schedule': unknown schedule 'lineer' .did you mean 'linear'"),
     "finetune.amp": ("on", "'finetune.amp'.*'auto', 'bf16' or 'off'"),
     "finetune.warmup_epochs": (2, r"'warmup_epochs' \(2\) must not exceed 'epochs' \(1\)"),
