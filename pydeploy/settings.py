@@ -135,7 +135,9 @@ def _elsewhere(where: list[str], of: type[Settings]) -> str:
     if len(where) != 2 or not homes:
         return ""
     named = " and ".join(f"'{home}'" for home in homes)
-    return f"; sections {named} have a key of this name" if len(homes) > 1 else f"; section {named} has a key of this name"
+    return (
+        f"; sections {named} have a key of this name" if len(homes) > 1 else f"; section {named} has a key of this name"
+    )
 
 
 def section_of(annotation: Any) -> type[Settings] | None:

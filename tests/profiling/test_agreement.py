@@ -15,6 +15,7 @@ from onnx import TensorProto, numpy_helper
 import quant_nets as nets
 import quant_zoo as zoo
 from pydeploy.backends.base import Backend, Engine, open_backend
+from pydeploy.backends.onnxruntime import OnnxRuntime
 from pydeploy.errors import Mismatch
 from pydeploy.onnxfile.rounding import rounded, smooth
 from pydeploy.profiling.agreement import build
@@ -32,13 +33,12 @@ def int8(path: Path, style: str, **options: Any) -> Path:
     return out
 
 
-class Faulty:
+class Faulty(OnnxRuntime):
     """ONNX Runtime with a fault: one layer's weights are read wrongly."""
 
     def __init__(self, layer: str, precision: str = "int8") -> None:
-        self.inner: Any = open_backend("onnxruntime", precision=precision, threads=1)
-        self.name, self.precision, self.batch, self.threads = "onnxruntime", precision, 1, 1
-        self.layer, self.target, self.open = layer, self.inner.target, self.inner.open
+        super().__init__(precision=precision, threads=1)
+        self.layer = layer
 
     def build(self, path: Path, out: Path) -> Engine:
         model = onnx.load(path)
@@ -49,7 +49,7 @@ class Faulty:
                 weight.CopyFrom(numpy_helper.from_array(np.roll(numpy_helper.to_array(weight), 1, axis=0), weight.name))
         broken = path.with_name("broken.onnx")
         onnx.save(model, broken)
-        return self.inner.build(broken, out)  # type: ignore[no-any-return]
+        return super().build(broken, out)
 
 
 @pytest.mark.parametrize(("block", "act"), PAIRED[1::2], ids=str)
