@@ -21,7 +21,7 @@ else:
 ROOT = Path(__file__).parent.parent
 PLACE = ROOT / "build" / "floors"
 PIP = ("-m", "pip", "--quiet", "--disable-pip-version-check")
-TESTS = ("test_files.py", "test_resolve.py", "cli/test_cli_light.py", "run/test_rundir.py",
+TESTS = ("test_files.py", "guests/test_resolve.py", "cli/test_cli_light.py", "run/test_rundir.py",
          "report/test_report_page.py", "report/test_report_schema.py", "report/test_report_charts.py",
          "latency/test_latency_table.py", "latency/test_latency_probe.py", "latency/test_latency_foreign.py",
          "quant/test_quant_calibrate.py", "quant/test_quant_lint.py", "quant/test_quant_observe.py",
