@@ -93,12 +93,15 @@ def backend_named(target: str, *, batch: int = 1, threads: int = 0) -> Backend:
     return open_target(target, batch=batch, threads=threads)
 
 
-def for_gpus(target: str, gpus: str) -> str:
+def for_gpus(target: str, gpus: str | None) -> str:
     """The target with the GPUs of ``--for``, such as ``sm86,sm89``, among its options."""
     from pydeploy.backends.base import parse_target
+    from pydeploy.errors import ConfigError
 
-    if not gpus:
+    if gpus is None:
         return target
+    if not gpus:
+        raise ConfigError("--for names no GPU; expected compute capabilities such as sm86,sm89")
     choice = parse_target(target)
     options = [choice.options] if choice.options else []
     return f"{choice.backend}:{choice.precision},{','.join([*options, f'gpus={gpus.replace(chr(44), chr(43))}'])}"

@@ -122,7 +122,7 @@ def build(
         typer.Option(help="Calibration manifest: int8 from a float file, by TensorRT 8.6 to 10's own calibrator."),
     ] = None,
     config: Annotated[Optional[Path], typer.Option(help="For --data: config whose task gives the samples.")] = None,
-    gpus: Annotated[str, typer.Option("--for", help=GPUS_HELP)] = "",
+    gpus: Annotated[Optional[str], typer.Option("--for", help=GPUS_HELP)] = None,
 ) -> None:
     """Build an engine for a target. An int8 or half-precision one is compared with the file on a few random inputs.
 

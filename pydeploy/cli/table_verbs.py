@@ -180,7 +180,7 @@ def probes(
             "--engines", help="Build the networks' engines here, where --target can be built without its device."
         ),
     ] = False,
-    gpus: Annotated[str, typer.Option("--for", help=GPUS_HELP)] = "",
+    gpus: Annotated[Optional[str], typer.Option("--for", help=GPUS_HELP)] = None,
     limit: Annotated[
         Optional[int], typer.Option(min=1, max=1_000_000, help="For --trtexec and --engines: most networks to build.")
     ] = None,

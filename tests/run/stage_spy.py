@@ -58,7 +58,7 @@ class JobSpy:
         self.config = SettingsSpy(job.config, "", self.seen)
         self.task = Passing(job.task, self.seen, ("task",), {})
         self.backend = Passing(job.backend, self.seen, ("target",), {})
-        self.console, self._job = job.console, job
+        self.console, self.guest, self._job = job.console, job.guest, job
         self.shared = {"samples": list(islice(check_samples(job), agreement.SAMPLES))}
 
     @property
