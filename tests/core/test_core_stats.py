@@ -8,7 +8,7 @@ from pydeploy import _core
 
 
 def test_the_version_is_the_package_version():
-    assert _core.__version__ == version("pydeploy")
+    assert _core.__version__ == version("pydeploy-hil")
 
 
 def test_the_reference_kernel_takes_time_that_grows_with_its_repeats():
