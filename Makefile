@@ -134,7 +134,7 @@ figures:
 
 # Strict: a link that leads nowhere, or a page in no menu, ends it.
 docs: setup
-	@$(BIN)/python -c "import material, mkdocstrings" 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[docs]'
+	@$(BIN)/python -c "import material, mkdocstrings" 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'mkdocs-material>=9.5' 'mkdocstrings[python]>=0.26'
 	@$(BIN)/python -m mkdocs build --strict --quiet
 	@echo "docs: build/site/index.html"
 
