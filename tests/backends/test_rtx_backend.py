@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch  # noqa: F401  # meets the real cuda.bindings, before the fake stands there
 
 import cuda_fake
 from onnx_nets import residual

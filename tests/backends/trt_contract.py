@@ -40,7 +40,12 @@ LIBRARIES = {"8": ("nvinfer", "nvonnxparser", "nvinfer_plugin", "nvparsers"), "1
              "11": ("nvinfer", "nvonnxparser", "nvinfer_plugin"), "rtx-1": ("tensorrt_rtx", "tensorrt_onnxparser_rtx")}  # fmt: skip
 """What the bindings load, by the version's first number."""
 UNAVAILABLE = 3  # exit code: the wheels cannot be had here
-TESTS = ("test_tensorrt_backend.py", "test_rtx_backend.py", "test_tensorrt_contract.py")
+
+
+def tests(version: str) -> list[str]:
+    """Files of tests that are held against the bindings of a version."""
+    backend = "test_rtx_backend.py" if version.startswith("rtx-") else "test_tensorrt_backend.py"
+    return [str(HERE / backend), str(HERE / "test_tensorrt_contract.py")]
 
 
 def bindings(version: str) -> types.ModuleType:
@@ -204,7 +209,7 @@ def main() -> int:
     failed = cuda_differences(update="--update" in sys.argv)
     print(f"== pycuda, cuda-python, NVML: {'other than ' + ', '.join(failed) if failed else 'as their tables say'}")
     for version in WHEELS:
-        command = [sys.executable, "-m", "pytest", "-q", *(str(HERE / name) for name in TESTS)]
+        command = [sys.executable, "-m", "pytest", "-q", *tests(version)]
         if "--update" in sys.argv:
             command = [sys.executable, __file__, "--update"]
         print(f"== TensorRT {version}, real bindings", flush=True)
