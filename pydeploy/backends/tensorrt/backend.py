@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from pydeploy.backends.base import Backend, Engine
@@ -101,12 +101,8 @@ class TensorRt(Backend):
     @contextmanager
     def open(self, engine: Engine) -> Iterator[TensorRtSession]:
         engine.require(self.target())
-        stream = Stream()
-        try:
-            session = TensorRtSession(self._trt, engine.path, self.batch, stream)
-            try:
-                yield session
-            finally:
-                session.close()
-        finally:
-            stream.close()
+        with (
+            closing(Stream()) as stream,
+            closing(TensorRtSession(self._trt, engine.path, self.batch, stream)) as session,
+        ):
+            yield session

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -127,15 +127,11 @@ class TensorRtRtx(Backend):
         gpu = find_gpu()
         engine.require(engine.target)  # the file is as it was built
         self._require(engine, gpu)
-        stream = CudaStream()
-        try:
-            session = RtxSession(self._trt, engine.path, self.batch, stream)
-            try:
-                yield session
-            finally:
-                session.close()
-        finally:
-            stream.close()
+        with (
+            closing(CudaStream()) as stream,
+            closing(RtxSession(self._trt, engine.path, self.batch, stream)) as session,
+        ):
+            yield session
 
     def _require(self, engine: Engine, gpu: Gpu) -> None:
         mine, theirs = self.target(), engine.target
