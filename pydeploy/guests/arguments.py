@@ -7,8 +7,6 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
-from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
-
 from pydeploy.errors import ConfigError, nearest
 
 
@@ -44,6 +42,8 @@ def typed(what: str, function: Callable[..., Any], given: Mapping[str, Any]) -> 
 def _typed(value: Any, hint: Any, what: str) -> Any:
     if hint is Any:
         return value
+    from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError  # 40 ms, for who gives options
+
     try:
         return TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
     except PydanticSchemaGenerationError:  # a class of the factory's own: not for us to judge
