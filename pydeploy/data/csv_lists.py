@@ -48,8 +48,7 @@ def csv_file(
         raise DataError(f"label '{unknown[0]}' is among the pictures to test on only ({len(unknown)} such labels), so it "
                         "cannot be learned; add training pictures or remove it")  # fmt: skip
     if not judged:
-        labels = np.array([names.index(label) for _, label, _ in rows], np.int64)
-        kept, drawn = held_out(labels, holdout, seed)
+        kept, drawn = held_out(_split(rows, names, channels).labels, holdout, seed)
         rows, judged = [rows[index] for index in kept], [rows[index] for index in drawn]
     return PictureSet(f"csv {Path(root).name}", tuple(names), _split(rows, names, channels), _split(judged, names, channels),
                       way).cached(cache)  # fmt: skip
