@@ -12,7 +12,7 @@ import signal
 import sys
 from types import FrameType
 
-from pydeploy.errors import BackendUnavailable, DeployError
+from pydeploy.errors import BackendUnavailable, ConfigError, DeployError
 
 TRAINING = ("torch", "torchvision", "accelerate", "safetensors", "onnxscript")
 """Packages of the extra 'train'; what runs on a target does without."""
@@ -40,6 +40,7 @@ def _run() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("pydeploy").setLevel(logging.INFO)
     try:
+        _refuse_empty(sys.argv[1:])
         _check_typer()
         from pydeploy.cli.app import app
 
@@ -57,6 +58,15 @@ def _run() -> None:
         _fail("out of memory; use a smaller batch or fewer probes at once")
     except OSError as error:
         _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """Raise `ConfigError` for ``''``, such as an unset variable of a shell: as a path it would mean the folder one is in."""
+    if "" not in arguments:
+        return
+    before = arguments[: arguments.index("")]
+    where = before[-1] if before and before[-1].startswith("-") else "an argument"
+    raise ConfigError(f"{where} is empty; give its value or leave it out (is a variable of the shell unset?)")
 
 
 def _what_is_missing(error: ImportError) -> str:
