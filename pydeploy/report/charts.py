@@ -6,13 +6,16 @@ is analytic, the axis says that nothing was measured.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
+from xml.etree.ElementTree import Element
 
-from pydeploy.report.drawing import HEAD, LIGHT, Chart, axes, chart, shortened, styled, text_width
+from pydeploy.report.drawing import HEAD, LIGHT, Chart, axes, shortened, styled, svg, text_width
 from pydeploy.report.labels import Box, place
 from pydeploy.report.schema import Latency, Report
 from pydeploy.report.verdict import milliseconds, ms_places
@@ -72,23 +75,29 @@ def frontier(shown: Sequence[Point]) -> list[Point]:
 
 
 def all_charts(report: Report) -> dict[str, Chart]:
-    """The charts that this report has data for, by file name stem, in reading order; none without matplotlib."""
-    try:
-        drawn = {"pareto": pareto(report), "rounds": rounds(report), "widths": widths(report), "layers": layers(report)}
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
+    """The charts that this report has data for, by file name stem, in reading order; none without matplotlib.
+
+    Nothing is drawn before a chart's markup is asked for.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
         _LOG.warning(
             "the report has no charts, because matplotlib is missing: pip install matplotlib, then 'pydeploy report'"
         )
         return {}
-    return {name: one for name, one in drawn.items() if one is not None}
+    found = (pareto(report), rounds(report), widths(report), layers(report))
+    return {one.name: one for one in found if one is not None}
 
 
 def pareto(report: Report) -> Chart:
     """The metric against latency: every engine with its p10 to p90, the Pareto front, the budget as a line."""
-    shown, height = points(report), 420
-    title = f"{report.metric.title} against latency"
+    shown, title = points(report), f"{report.metric.title} against latency"
+    listed = "; ".join(f"{p.name}: {p.ms:.3f} ms, {p.metric.text(p.value)}" for p in shown)
+    told = f"Scatter plot of {len(shown)} engines. {listed}."
+    return Chart("pareto", title, told, partial(_draw_pareto, report, shown, title))
+
+
+def _draw_pareto(report: Report, shown: Sequence[Point], title: str) -> Element:
+    height = 420
     with styled(WIDTH, height, title) as figure:
         frame = Box(64, 30, WIDTH - 20, height - 56)
         plane = axes(figure, frame.left, frame.top, frame.right, frame.bottom)
@@ -113,8 +122,7 @@ def pareto(report: Report) -> Chart:
         _name_points(plane, shown, best, frame, height + HEAD)
         for point in shown:
             _draw_point(plane, point)
-        listed = "; ".join(f"{p.name}: {p.ms:.3f} ms, {p.metric.text(p.value)}" for p in shown)
-        return chart(figure, "pareto", title, f"Scatter plot of {len(shown)} engines. {listed}.")
+        return svg(figure)
 
 
 def _spread(edges: Sequence[float]) -> tuple[float, float]:
@@ -181,7 +189,14 @@ def rounds(report: Report) -> Chart | None:
     """Predicted (ring) against measured (dot) latency, one row per plan, with the prediction error."""
     if not report.rounds:
         return None
-    pitch, title = 34, "Predicted against measured latency"
+    title = "Predicted against measured latency"
+    told = "; ".join(f"round {r.number}: predicted {r.predicted_us / 1000:.3f}, measured {r.measured_us / 1000:.3f} ms"
+                     for r in report.rounds)  # fmt: skip
+    return Chart("rounds", title, f"One row per plan. {told}.", partial(_draw_rounds, report, title))
+
+
+def _draw_rounds(report: Report, title: str) -> Element:
+    pitch = 34
     # Each round has a speed and so a budget of its own: shares of it can be drawn beside one line, times cannot.
     shares = all(r.limit_us for r in report.rounds)
     scales = [100 / r.limit_us if shares and r.limit_us else 1 / 1000 for r in report.rounds]
@@ -217,9 +232,7 @@ def rounds(report: Report) -> Chart | None:
         )
         how = "measured" if report.target.measured else "analytic, not measured"
         _key(rows, [("predicted", {"markerfacecolor": LIGHT["back"], "markersize": 11}), (how, {"markersize": 9})])
-        told = "; ".join(f"round {r.number}: predicted {r.predicted_us / 1000:.3f}, measured {r.measured_us / 1000:.3f} ms"
-                         for r in report.rounds)  # fmt: skip
-        return chart(figure, "rounds", title, f"One row per plan. {told}.")
+        return svg(figure)
 
 
 def widths(report: Report) -> Chart | None:
@@ -254,6 +267,12 @@ def _paired(name: str, title: str, unit: str, rows: Sequence[_Row], places: int)
     """Two bars a row, the upper one before and the lower one after, with both numbers at the right."""
     if not rows:
         return None
+    total = f"In sum {sum(r.before for r in rows):.{places}f} before and {sum(r.after for r in rows):.{places}f} after"
+    told = f"Paired bars for {len(rows)} layers, in {unit}. {total}."
+    return Chart(name, title, told, partial(_draw_paired, title, unit, rows, places))
+
+
+def _draw_paired(title: str, unit: str, rows: Sequence[_Row], places: int) -> Element:
     names = [shortened(row.name, _LONGEST_NAME) for row in rows]
     left = min(200, max(map(text_width, names)) + 24)
     with styled(WIDTH, 78 + 26 * len(rows), title) as figure:
@@ -265,10 +284,7 @@ def _paired(name: str, title: str, unit: str, rows: Sequence[_Row], places: int)
             plane.barh(at + 0.19, row.after, 0.35, color=LIGHT["pruned"])[0].set_gid(f"after-{at}")
         _column(plane, "", [row.change(places) for row in rows])
         _key(plane, [("before", {"marker": "s", "color": LIGHT["dense"]}), ("after", {"marker": "s"})])
-        total = (
-            f"In sum {sum(r.before for r in rows):.{places}f} before and {sum(r.after for r in rows):.{places}f} after"
-        )
-        return chart(figure, name, title, f"Paired bars for {len(rows)} layers, in {unit}. {total}.")
+        return svg(figure)
 
 
 def _rows(figure: Any, left: float, right: float, top: float, pitch: float, names: Sequence[str]) -> Any:

@@ -13,9 +13,10 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
@@ -54,12 +55,18 @@ _STYLE: Any = {
 
 @dataclass(frozen=True)
 class Chart:
-    """A finished chart with a title and a description for screen readers."""
+    """A chart with a title and a description for screen readers; drawn when its markup is first asked for, and only once."""
 
     name: str
     title: str
     description: str
-    root: ET.Element
+    draw: Callable[[], ET.Element]
+    """Returns what `svg` does."""
+
+    @cached_property
+    def root(self) -> ET.Element:
+        """The drawing. Raises `ImportError` where matplotlib is missing."""
+        return self.draw()
 
     def inline(self) -> str:
         """Markup to put into an HTML page whose style holds `css`."""
@@ -139,8 +146,8 @@ def _locator() -> Any:
     return MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10])
 
 
-def chart(figure: Figure, name: str, title: str, description: str) -> Chart:
-    """The finished figure."""
+def svg(figure: Figure) -> ET.Element:
+    """The finished figure as the root element of an SVG file."""
     from matplotlib.text import Text
 
     for words in figure.findobj(Text):
@@ -149,7 +156,7 @@ def chart(figure: Figure, name: str, title: str, description: str) -> Chart:
     figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     root = ET.fromstring(written.getvalue())  # noqa: S314 (written by matplotlib)
     shapes = {shape.get("id", ""): shape for defs in root.iter(f"{{{_SVG}}}defs") for shape in defs}
-    return Chart(name, title, description, _plain(root, shapes))
+    return _plain(root, shapes)
 
 
 def _plain(element: ET.Element, shapes: Mapping[str, ET.Element]) -> ET.Element:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 from pydeploy.files import replacing, write_text
-from pydeploy.report.drawing import LIGHT, Chart, axes, chart, styled
+from pydeploy.report.drawing import LIGHT, Chart, axes, styled, svg
 from pydeploy.report.page import chart_page
 
 WIDTH, HEIGHT = 860, 440
@@ -30,8 +32,14 @@ Lines = Mapping[str, Sequence[Step]]
 """Measured widths in ascending order, by the line's name."""
 
 
-def stairs(title: str, lines: Lines, png: Path | None = None) -> Chart:
-    """Medians with p10 to p90; straight lines between them only lead the eye. Written to the file `png` as well."""
+def stairs(title: str, lines: Lines) -> Chart:
+    """Medians with p10 to p90; straight lines between them only lead the eye."""
+    told = f"Latency in microseconds over output channels of {title}."
+    return Chart("stairs", title, told, partial(_drawn, title, lines))
+
+
+def _drawn(title: str, lines: Lines, png: Path | None = None) -> ET.Element:
+    """The drawing, written to the file `png` as well."""
     steps = [step for line in lines.values() for step in line]
     with styled(WIDTH, HEIGHT, title) as figure:
         plane = axes(figure, 70, 28, WIDTH - 120, HEIGHT - 56)
@@ -46,17 +54,16 @@ def stairs(title: str, lines: Lines, png: Path | None = None) -> Chart:
             plane.plot(*places, color=LIGHT[style], marker=marker, markersize=7, linewidth=1.5, gid=f"line-{style}")
             plane.annotate(name, (places[0][-1], places[1][-1]), (8, -4), textcoords="offset points",
                            annotation_clip=False, gid=f"label-{style}")  # fmt: skip
-        finished = chart(figure, "stairs", title, f"Latency in microseconds over output channels of {title}.")
         if png is not None:
             figure.savefig(png, format="png", dpi=144, metadata={"Software": None})
-        return finished
+        return svg(figure)
 
 
 def write(path: Path, title: str, lines: Lines) -> None:
     """Write the chart as the file's suffix says: .svg, .html or .png."""
     if path.suffix == ".png":
-        with replacing(path) as partial:
-            stairs(title, lines, partial)
+        with replacing(path) as unfinished:
+            _drawn(title, lines, unfinished)
         return
     drawn = stairs(title, lines)
     write_text(path, drawn.standalone() if path.suffix == ".svg" else chart_page(drawn))

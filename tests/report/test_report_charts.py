@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pydeploy.report import Layer, render
+from pydeploy.report import Layer, charts, render
 from pydeploy.report.charts import WIDTH, all_charts, frontier, points
 from pydeploy.report.drawing import DARK, HEAD, LIGHT, css, shortened, writable
 from pydeploy.report.labels import Box, place
+from pydeploy.report.page import to_markdown
 from pydeploy.report.stairs import Step, write
 from report_factory import CPU, candidate, latency, model, models, sample
 
@@ -264,6 +265,18 @@ def test_stairs_of_hostile_names(tmp_path: Path, suffix: str) -> None:
     else:
         assert b"<script" not in written
         assert b"&lt;script&gt;" in written
+
+
+def test_a_chart_is_drawn_once_and_only_where_it_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Markdown needs the names of the charts alone; the page and the files share one drawing."""
+    drawn: list[object] = []
+    original = charts.svg
+    monkeypatch.setattr(charts, "svg", lambda figure: (drawn.append(figure), original(figure))[1])
+    found = all_charts(sample())
+    assert "pareto.svg" in to_markdown(sample(), found)
+    assert not drawn
+    render(sample(), tmp_path)
+    assert len(drawn) == len(CHARTS)
 
 
 def test_a_missing_matplotlib_leaves_a_report_without_charts(
