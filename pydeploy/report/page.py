@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,6 @@ def render(report: Report, folder: Path) -> tuple[Path, Path]:
 def to_markdown(report: Report, charts: dict[str, Chart]) -> str:
     """The report as Markdown whose tables are aligned in plain text as well."""
     environment = _environment(autoescape=False)
-    environment.filters.update(line=in_line, grid=markdown_grid, code=code_block)
     return str(environment.get_template("report.md.j2").render(**_context(report), charts=charts))
 
 
@@ -132,11 +132,12 @@ def _context(report: Report) -> dict[str, Any]:
     }
 
 
+@cache
 def _environment(*, autoescape: bool) -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("pydeploy.report")
-    return Environment(
+    made = Environment(
         loader=loader,
         autoescape=autoescape,
         undefined=StrictUndefined,
@@ -144,3 +145,6 @@ def _environment(*, autoescape: bool) -> Any:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    if not autoescape:
+        made.filters.update(line=in_line, grid=markdown_grid, code=code_block)
+    return made

@@ -66,6 +66,12 @@ def rendered(folder: Path, **changes: Any) -> tuple[str, str]:
     return markdown.read_text(encoding="utf-8"), page.read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Markdown and page of the sample as it is; most tests read only them."""
+    return rendered(tmp_path_factory.mktemp("plain"))
+
+
 def markdown_tables(text: str) -> list[list[str]]:
     """Blocks of consecutive lines that start with a bar."""
     blocks = re.findall(r"(?:^\|.*\n)+", text + "\n", flags=re.MULTILINE)
@@ -88,8 +94,8 @@ def test_a_loaded_report_renders_the_same(tmp_path: Path) -> None:
     assert (markdown.read_text(), page.read_text()) == rendered(tmp_path / "direct")
 
 
-def test_markdown_reads_like_this(tmp_path: Path) -> None:
-    text, _ = rendered(tmp_path)
+def test_markdown_reads_like_this(plain: tuple[str, str]) -> None:
+    text, _ = plain
     assert text.startswith(
         "# resnet20: deployment report\n\n"
         "**Budget 0.551 ms: met, 0.452 ms measured (2.44x faster), accuracy 93.18 % (dense 93.21 %)**\n\n"
@@ -110,8 +116,8 @@ SECTIONS = ["Engines", "All points", "Predicted against measured, by round", "La
             "Latency table", "Time spent", "How to repeat it"]  # fmt: skip
 
 
-def test_markdown_sections_and_numbers(tmp_path: Path) -> None:
-    text, _ = rendered(tmp_path)
+def test_markdown_sections_and_numbers(plain: tuple[str, str]) -> None:
+    text, _ = plain
     assert re.findall(r"^## (.*)$", text, flags=re.MULTILINE) == SECTIONS
     for shown in ("1.075 to 1.146", "+0.13", "402 k", "41.2 M", "459.00 KiB", "3c296b87", "Torch-Pruning 50 %, 16",
                   "-6.5 %", "Prediction error of the last round: 3.5 %", "32 \u2192 20", "188.2", "output of the model",
@@ -119,8 +125,8 @@ def test_markdown_sections_and_numbers(tmp_path: Path) -> None:
         assert shown in text
 
 
-def test_markdown_tables_are_aligned(tmp_path: Path) -> None:
-    text, _ = rendered(tmp_path)
+def test_markdown_tables_are_aligned(plain: tuple[str, str]) -> None:
+    text, _ = plain
     tables = markdown_tables(text)
     assert len(tables) == 8
     for lines in tables:
@@ -135,16 +141,16 @@ def test_markdown_names_only_charts_that_exist(tmp_path: Path) -> None:
         assert named == {path.name for path in tmp_path.glob("*.svg")}
 
 
-def test_points_are_sorted_by_latency(tmp_path: Path) -> None:
-    text, _ = rendered(tmp_path)
+def test_points_are_sorted_by_latency(plain: tuple[str, str]) -> None:
+    text, _ = plain
     rows = next(lines for lines in markdown_tables(text) if lines[0].startswith("| engine "))[2:]
     times = [float(row.split("|")[4].replace("*", "").split()[0]) for row in rows]
     assert len(times) == 9
     assert times == sorted(times)
 
 
-def test_html_is_well_formed_and_complete(tmp_path: Path) -> None:
-    _, page = rendered(tmp_path)
+def test_html_is_well_formed_and_complete(plain: tuple[str, str]) -> None:
+    _, page = plain
     outline = Outline(page)
     assert outline.tags.count("svg") == 4
     assert outline.tags.count("table") == 8
@@ -156,8 +162,8 @@ def test_html_is_well_formed_and_complete(tmp_path: Path) -> None:
         assert shown in outline.visible
 
 
-def test_html_needs_nothing_from_outside(tmp_path: Path) -> None:
-    _, page = rendered(tmp_path)
+def test_html_needs_nothing_from_outside(plain: tuple[str, str]) -> None:
+    _, page = plain
     outline = Outline(page)
     assert set(re.findall(r"https?://[^\"' ]+", page)) == {"http://www.w3.org/2000/svg"}
     assert not {"script", "link", "img", "iframe", "object", "embed", "base", "form"} & set(outline.tags)
@@ -173,8 +179,8 @@ def test_html_needs_nothing_from_outside(tmp_path: Path) -> None:
     assert len(page.encode()) < 200_000
 
 
-def test_html_serves_phone_print_and_dark_screens(tmp_path: Path) -> None:
-    _, page = rendered(tmp_path)
+def test_html_serves_phone_print_and_dark_screens(plain: tuple[str, str]) -> None:
+    _, page = plain
     assert 'name="viewport"' in page
     assert "@media print" in page
     assert page.count("@media screen and (prefers-color-scheme: dark)") == 2
@@ -257,7 +263,7 @@ def test_charts_of_an_earlier_report_are_removed(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.glob("*.svg")} == {"pareto.svg"}
 
 
-def test_a_disturbed_measurement_is_flagged(tmp_path: Path) -> None:
+def test_a_disturbed_measurement_is_flagged(tmp_path: Path, plain: tuple[str, str]) -> None:
     engines = models(pruned=model(531.7, 0.9334, latency_us=latency(531.7, disturbed=True)))
     changes = {"models": engines, "warnings": ("the timing of pruned was disturbed",)}
     text, page = rendered(tmp_path, **changes)
@@ -265,10 +271,10 @@ def test_a_disturbed_measurement_is_flagged(tmp_path: Path) -> None:
         assert "0.532 (disturbed)" in shown.replace("*", "")
         assert "other load disturbed the measurement of pruned" in shown
         assert "the timing of pruned was disturbed" in shown
-    assert "disturbed" not in "".join(rendered(tmp_path))
+    assert "disturbed" not in "".join(plain)
 
 
-def test_every_analytic_number_is_labelled(tmp_path: Path) -> None:
+def test_every_analytic_number_is_labelled(tmp_path: Path, plain: tuple[str, str]) -> None:
     text, page = rendered(tmp_path, target=ANALYTIC)
     visible = Outline(page).visible
     assert "> **ANALYTIC, NOT MEASURED.**" in text
@@ -283,7 +289,7 @@ def test_every_analytic_number_is_labelled(tmp_path: Path) -> None:
         assert not re.search(r"measured, ms", shown.replace("not measured, ms", ""))
     for name in ("pareto.svg", "rounds.svg", "layers.svg"):
         assert "analytic, not measured" in (tmp_path / name).read_text().lower()
-    assert "analytic" not in "".join(rendered(tmp_path)).lower()
+    assert "analytic" not in "".join(plain).lower()
 
 
 def test_an_unwritable_folder_is_a_clear_error(tmp_path: Path) -> None:
