@@ -29,7 +29,7 @@ Widths = Mapping[str, int]
 
 ROLES = ("filter", "bias", "input", "scale", "shift")
 """What an operator takes a group's entries of a parameter for: outputs of a layer's weight (the filters), something added to
-the channels, inputs of a layer's weight, a batch norm's scale and shift. Other entries are cut along and no more."""
+the channels, inputs of a layer's weight, the scale and shift of a norm over each channel alone. Other entries are cut along and no more."""
 
 
 @dataclass(frozen=True, slots=True)

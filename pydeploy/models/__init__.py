@@ -11,6 +11,7 @@ from torch import nn
 from pydeploy.errors import ConfigError, nearest
 from pydeploy.models.mobilenet import mobilenet_small
 from pydeploy.models.resnet import resnet8, resnet20, resnet56
+from pydeploy.models.segdecnet import segdecnet
 from pydeploy.models.vgg import vgg11_bn
 
 MODELS: Mapping[str, Callable[..., nn.Module]] = {
@@ -19,6 +20,7 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
     "resnet56": resnet56,
     "vgg11_bn": vgg11_bn,
     "mobilenet_small": mobilenet_small,
+    "segdecnet": segdecnet,
 }
 """Every model that a configuration may name; each function's parameters are its settings."""
 
@@ -34,6 +36,8 @@ def build(name: str, **settings: Any) -> nn.Module:
     for key, value in settings.items():
         if key not in known:
             raise ConfigError(f"model '{name}' has no setting '{key}'{nearest(key, known)}")
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"setting '{key}' of model '{name}' must be a positive integer, got {value!r}")
+        switch = isinstance(known[key].default, bool)
+        if type(value) is not (bool if switch else int) or value < (0 if switch else 1):
+            wanted = "true or false" if switch else "a positive integer"
+            raise ConfigError(f"setting '{key}' of model '{name}' must be {wanted}, got {value!r}")
     return MODELS[name](**settings)

@@ -46,7 +46,7 @@ class Seen:
 
     @property
     def maps(self) -> Maps:
-        """Values of each group's channels behind its batch norms; where it has none, behind the layers that make them."""
+        """Values of each group's channels behind their norms; where they have none, behind the layers that make them."""
         return {
             name: [self._map(place, place.output.detach()) for place in places] for name, places in self.places.items()
         }
@@ -89,18 +89,18 @@ class Activations:
 
 
 class _Watch(TorchDispatchMode):
-    """Takes note of every operator that reads a filter or a batch norm's scale."""
+    """Takes note of every operator that reads a filter, or a norm's scale or shift."""
 
     def __init__(self, groups: Groups) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.found: dict[str, tuple[list[_Place], list[_Place]]] = {name: ([], []) for name in groups}
-        self.known: dict[int, tuple[Tensor, list[tuple[str, bool, Member]]]] = {}
-        """By memory: the tensor that lies there, whole, and whose channels it makes or scales."""
+        self.known: dict[int, tuple[Tensor, list[tuple[str, str, Member]]]] = {}
+        """By memory: the tensor that lies there, whole, and whose channels it makes, scales or shifts."""
         for name, group in groups.items():
-            for scale, members in ((False, group.filters), (True, group.scales)):
+            for role, members in (("filter", group.filters), ("scale", group.scales), ("shift", group.shifts)):
                 for member in members:
                     tensor = member.tensor.detach()
-                    self.known.setdefault(_memory(tensor), (tensor, []))[1].append((name, scale, member))
+                    self.known.setdefault(_memory(tensor), (tensor, []))[1].append((name, role, member))
 
     def places(self) -> dict[str, list[_Place]]:
         return {name: behind or made for name, (made, behind) in self.found.items() if behind or made}
@@ -123,14 +123,22 @@ class _Watch(TorchDispatchMode):
                 self.known[_memory(out)] = (out.detach().view(whole.shape), readers)
             return
         axis, starts = rows
-        for name, scale, member in readers:
+        for name, role, member in readers:
             entries = _entries(starts, whole, member)
-            if entries is not None and scale == (op in _NORMS):
-                self.found[name][scale].append(_Place(out, axis, entries))
+            if entries is not None and role == _ROLES.get(op, "filter"):
+                made, behind = self.found[name]
+                if role == "shift":  # the last step of a norm that is written out
+                    behind[:] = [
+                        _Place(out, axis, entries) if any(a is one.output for a in args) else one for one in behind
+                    ]
+                else:
+                    (made if role == "filter" else behind).append(_Place(out, axis, entries))
 
 
 _NORMS = ("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
           "miopen_batch_norm", "_batch_norm_with_update")  # fmt: skip
+_ROLES = {**dict.fromkeys(_NORMS, "scale"), "mul": "scale", "add": "shift"}
+"""What operators that are not layers take a parameter for."""
 _PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
 """Operators with two matrices, and which argument is the first."""
 
@@ -155,6 +163,11 @@ def _rows(op: str, args: Sequence[Any], weight: Tensor, out: Tensor) -> tuple[in
         return (out.dim() - 2, _starts(weight, weight.dim() - 2)) if first is weight else None
     if op == "embedding" and args[0] is weight:
         return out.dim() - 1, _starts(weight, 1)
+    if op in ("mul", "add") and out.numel() > weight.numel() == max(
+        weight.shape, default=0
+    ):  # a number for each channel
+        axis = weight.shape.index(weight.numel())
+        return out.dim() - weight.dim() + axis, _starts(weight, axis)
     return (1, _starts(weight, 0)) if op in _NORMS and args[1] is weight else None
 
 

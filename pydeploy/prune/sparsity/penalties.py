@@ -34,6 +34,11 @@ class _Entries:
     index: Tensor
     strength: Tensor
 
+    @property
+    def values(self) -> Tensor:
+        """A copy of the entries; a scale is one number a channel, whatever its shape."""
+        return self.tensor.detach().view(-1)[self.index]
+
 
 class Sparsity:
     """The term that `settings` name, on the prunable groups of `graph`, a trace of `model`; `model` is what is trained.
@@ -65,7 +70,7 @@ class Sparsity:
             if self.settings.kind == "slimming":
                 for part in self._scales:
                     if part.tensor.grad is not None:
-                        part.tensor.grad[part.index] += rate * part.tensor[part.index].sign()
+                        part.tensor.grad.view(-1)[part.index] += rate * part.values.sign()
             elif self.settings.kind == "group_norm":
                 for group in self.groups.values():
                     _decay(group, rate)
@@ -77,14 +82,14 @@ class Sparsity:
         rate = self._rate(progress)
         with torch.no_grad():
             for part in self._scales:
-                values = part.tensor[part.index]
-                part.tensor[part.index] = values.sign() * (
+                values = part.values
+                part.tensor.view(-1)[part.index] = values.sign() * (
                     values.abs() - lr * rate * part.strength.to(values.device)
                 ).clamp_min(0)
 
     def small_scales(self) -> float:
         """Share of the batch norms' scales that are below 1e-3 (0 where there are none)."""
-        sizes = [part.tensor.detach()[part.index].abs() < SMALL for part in self._scales]
+        sizes = [part.values.abs() < SMALL for part in self._scales]
         return float(torch.cat(sizes).double().mean()) if sizes else 0.0
 
     def _rate(self, progress: float) -> float:

@@ -62,6 +62,8 @@ class Tracer:
     """Inputs of this call whose parameters were placed."""
     pairs: list[Labels] = field(default_factory=list)
     """Channels of which two must stay."""
+    norms: dict[Value, str] = field(default_factory=dict)
+    """Steps of norms that are written out: inverse, normed, scaled."""
     timed: int = 0
     """How many of the layers ran in the first run: the ones that cost time, where they are used."""
     used: set[int] = field(default_factory=set)

@@ -13,8 +13,34 @@ def entrywise(t: Tracer, call: Call) -> Made:
     """Entry by entry on any number of tensors with broadcasting: channels that meet are united."""
     inputs = call.inputs
     alone = len(inputs) == 1 and inputs[0].rank == call.outs[0].rank
-    layout = t.layout(inputs[0]) if alone else met(t, inputs, call.outs[0].rank, added=call.op in ADDS)
+    layout = t.layout(inputs[0]) if alone else met(t, inputs, call.outs[0].rank, _role(t, call))
+    _follow_norm(t, call, layout)
     return [layout] * len(call.outs)
+
+
+def _role(t: Tracer, call: Call) -> str:
+    """What parameters are here: behind a norm that is written out, its scale and shift; else what is added is a bias."""
+    if call.op == "mul" and any(t.norms.get(value) == "normed" for value in call.inputs):
+        return "scale"
+    if call.op in ADDS:
+        return "shift" if any(t.norms.get(value) == "scaled" for value in call.inputs) else "bias"
+    return ""
+
+
+def _follow_norm(t: Tracer, call: Call, layout: Layout | None) -> None:
+    """Notes the steps of a norm that is written out: channels over a number for each of them, then times a parameter."""
+    inputs, out = call.inputs, call.outs[0]
+    steps = [t.norms.get(value) for value in inputs]
+    if call.op in ("rsqrt", "reciprocal"):
+        t.norms[out] = "inverse"
+    elif len(inputs) == 2 and layout is not None and (call.op == "div" or (call.op == "mul" and "inverse" in steps)):
+        sizes = inputs[steps.index("inverse") if call.op == "mul" else 1].shape
+        if len(sizes) == out.rank and sizes[layout.axis] > 1 and all(
+            size == 1 for axis, size in enumerate(sizes) if axis not in (0, layout.axis)
+        ) and any(size > 1 for axis, size in enumerate(out.shape) if axis not in (0, layout.axis)):  # fmt: skip
+            t.norms[out] = "normed"
+    elif call.op == "mul" and "normed" in steps and any(value in t.views for value in inputs):
+        t.norms[out] = "scaled"
 
 
 def spatial(t: Tracer, call: Call) -> Made:

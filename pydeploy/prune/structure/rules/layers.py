@@ -133,7 +133,7 @@ def addmm(t: Tracer, call: Call) -> Layout | None:
     product = matmul(t, left, right, call)
     if product is not None:
         t.layouts[call.outs[0]] = product
-    return met(t, [call.outs[0], bias], call.outs[0].rank, added=True)
+    return met(t, [call.outs[0], bias], call.outs[0].rank, "bias")
 
 
 def mm(t: Tracer, call: Call) -> Layout | None:

@@ -10,10 +10,8 @@ from pydeploy.prune.structure.state import Tracer
 from pydeploy.prune.structure.tape import Value
 
 
-def met(t: Tracer, operands: Sequence[Any], rank: int, *, added: bool = False) -> Layout | None:
-    """Tensors that meet entry by entry, broadcast to `rank` axes: channels are united, parameters are cut along; where they are
-    `added`, they are biases.
-    """
+def met(t: Tracer, operands: Sequence[Any], rank: int, role: str = "") -> Layout | None:
+    """Tensors that meet entry by entry, broadcast to `rank` axes: channels are united, parameters are cut along, and have `role`."""
     values = [value for value in operands if isinstance(value, Value)]
     result: Layout | None = None
     for value in values:
@@ -32,9 +30,7 @@ def met(t: Tracer, operands: Sequence[Any], rank: int, *, added: bool = False) -
     for value in values:
         own = result.axis - (rank - value.rank)
         if value in t.views:
-            t.bind(
-                value, {own: result.atoms} if own >= 0 and value.shape[own] > 1 else {}, {own: "bias"} if added else {}
-            )
+            t.bind(value, {own: result.atoms} if own >= 0 and value.shape[own] > 1 else {}, {own: role} if role else {})
         elif (
             t.layout(value) is None
             and own >= 0
