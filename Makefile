@@ -75,6 +75,7 @@ package: setup
 	@$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > "$$(build/package/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
 	@cd build/package && venv/bin/pydeploy trace pydeploy:resnet8 --input 1x3x32x32 > trace.txt && grep -q "groups prunable" trace.txt
 	@cd build/package && venv/bin/pydeploy run smoke --plan > plan.txt && venv/bin/pydeploy configs --copy copied > /dev/null && grep -q "would run" plan.txt
+	@cd build/package && ! CUDA_VISIBLE_DEVICES= venv/bin/pydeploy gpu-check --set target.backend=tensorrt-rtx --out gpu > gpu.txt 2>&1 && grep -Eq "FAIL.*(no NVIDIA driver|finds no GPU)" gpu.txt
 	@cd build/package && venv/bin/python -c "import pydeploy.graph, pydeploy._core as c; assert 'build/package' in pydeploy.graph.__file__ and 'build/package' in c.__file__"
 	@echo "package: $$(ls build/package/*.whl build/package/*.tar.gz | xargs -n1 basename | tr '\n' ' ')"
 

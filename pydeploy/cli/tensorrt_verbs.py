@@ -50,14 +50,13 @@ def trtexec_command(
 
 def gpu_check(
     out: Annotated[Path, typer.Option(help="Folder for the run and gpu-check.json.")] = Path("runs/gpu-check"),
-    config: Annotated[Path, typer.Option(help="Config of the run.")] = Path(
-        "configs/fashion_mnist_resnet20_tensorrt.yaml"
-    ),
+    config: Annotated[Path, typer.Option(help="Config of the run.")] = Path("fashion_mnist_resnet20_tensorrt"),
     set_: Annotated[Optional[list[str]], typer.Option("--set", help="section.key=value; repeat for several.")] = None,
 ) -> None:
     """Try on an NVIDIA GPU everything that pydeploy promises there; prints a table and writes gpu-check.json.
 
-    Example: pydeploy gpu-check --out runs/gpu-check
+    Needs no checkout. Where Fashion-MNIST cannot be had, the pictures are synthetic.
+    Example: pydeploy gpu-check --set target.backend=tensorrt-rtx --out runs/gpu-check
     """
     from pydeploy.cli.console import Terminal
     from pydeploy.cli.gpu_check import check_all

@@ -8,9 +8,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,7 +25,7 @@ import cuda_fake
 from onnx_nets import residual
 from pydeploy import files
 from pydeploy.backends.base import Engine, open_backend, reopen
-from pydeploy.backends.tensorrt import driver
+from pydeploy.backends.tensorrt import compat, driver
 from pydeploy.errors import BackendUnavailable, ConfigError, DataError, Mismatch
 from pydeploy.profiling.profile import profile, random_feeds
 from rtx_builder import module
@@ -256,6 +259,108 @@ def test_what_cannot_be_built_is_one_message_and_leaves_nothing(alone: None, tmp
     fail(net, "tensorrt-rtx:bf16", "leave sm75 out (--for)", "--for", "sm75,sm80")
     fail(net, "tensorrt-rtx:fp16", "an engine for the current GPU needs it", "--for", "current")
     fail(net, "null:fp32", "has no options", "--for", "sm80")
+
+
+def test_every_node_that_is_refused_is_named(alone: None, tmp_path: Path) -> None:
+    """NVIDIA's parser stops at the first one; the error says who names the others."""
+    model, file = onnx.load(residual(tmp_path / "qdq.onnx", qdq=True)), tmp_path / "shifted.onnx"
+    pairs = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    for node in (pairs[0], pairs[2]):
+        node.input[2] = f"{node.name}.shift"
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(3, np.int8), node.input[2]))
+    onnx.save(model, file)
+    done = pydeploy("build", file, "--target", "tensorrt-rtx:int8", "--out", tmp_path / "wrong.engine")
+    fails(done, f"node '{pairs[0].name}' (QuantizeLinear): Assertion failed: shiftIsAllZeros")
+    fails(done, f"all are named by 'pydeploy lint {file} --style tensorrt-rtx'")
+    assert not list(tmp_path.glob("wrong*"))
+    said = pydeploy("lint", file, "--style", "tensorrt-rtx")
+    assert said.returncode == 1
+    for node in (pairs[0], pairs[2]):
+        assert node.name in said.stdout
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """As a disk that is full: the system refuses to write more into any file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_no_space_for_the_engine_is_one_sentence(alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lay there stays as it was; without space for the notes beside it the engine goes as well."""
+    net, out = residual(tmp_path / "net.onnx"), tmp_path / "made" / "net.engine"
+    command = ("build", net, "--target", "tensorrt-rtx:fp32", "--for", "sm86", "--out", out)
+    with files_of_at_most(4096):
+        done = pydeploy(*command)
+    fails(done, f"cannot write {out}: ")
+    assert "choose a writable folder with free space" in done.stderr or "nothing was changed" in done.stderr
+    assert not list(out.parent.iterdir())
+    assert pydeploy(*command).returncode == 0
+    before = {path.name: path.read_bytes() for path in out.parent.iterdir()}
+    with files_of_at_most(4096):
+        fails(pydeploy(*command), "cannot write")
+    assert {path.name: path.read_bytes() for path in out.parent.iterdir()} == before
+
+    def full(path: Path, _data: object) -> None:
+        raise DataError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr("pydeploy.backends.tensorrt.build.write_json", full)
+    fails(pydeploy(*command), "net.engine.build.json: No space left")
+    assert not out.exists()
+
+
+def test_an_engine_of_another_version_is_refused_before_any_driver_is_asked(alone: None, tmp_path: Path) -> None:
+    net, out = residual(tmp_path / "net.onnx"), tmp_path / "net.engine"
+    assert pydeploy("build", net, "--target", "tensorrt-rtx:fp32", "--for", "sm86", "--out", out).returncode == 0
+    record = tmp_path / "net.engine.json"
+    facts = json.loads(record.read_text())
+    facts["target"]["backend_version"] = "1.2.0.54"
+    record.write_text(json.dumps(facts))
+    fails(pydeploy("profile", out), "was built by TensorRT for RTX 1.2.0.54, this is 1.")
+
+
+def test_a_driver_that_is_too_old_builds_but_does_not_run(
+    alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU whose driver supports CUDA 12.4; the bindings are built with CUDA 13."""
+    monkeypatch.setattr(driver, "load_driver", cuda_fake.Driver)
+    driver.find_gpu.cache_clear()
+    net, out = residual(tmp_path / "net.onnx"), tmp_path / "net.engine"
+    assert compat.cuda_of(module()) == 13
+    assert pydeploy("build", net, "--target", "tensorrt-rtx:fp16", "--for", "sm80", "--out", out).returncode == 0
+    why = (
+        f"the NVIDIA driver supports CUDA up to 12.4, and tensorrt-rtx {module().__version__} is built with CUDA 13: update "
+        "the driver to release 580 or newer, or pip install tensorrt-rtx-cu12 in its place"
+    )
+    fails(pydeploy("profile", out), why)
+    said = json.loads(pydeploy("doctor", "--json").stdout)
+    assert said["tensorrt-rtx"]["bindings"] == f"missing: {why}"
+
+
+@pytest.mark.parametrize(("packages", "driver_for", "fits"), [
+    ((), "11.4", True), (("tensorrt_cu13",), "13.0", True), (("tensorrt_cu13_libs", "tensorrt_cu13_bindings"), "12.9", False),
+    (("tensorrt_cu12",), "12.0", True), (("tensorrt_cu12",), "13.1", True), (("tensorrt_cu12",), "11.8", False),
+    (("tensorrt_cu12", "tensorrt_cu13"), "12.4", True), (("tensorrt_rtx_cu13",), "12.4", True),
+])  # fmt: skip
+def test_which_driver_fits_is_read_off_the_packages(
+    packages: tuple[str, ...], driver_for: str, fits: bool, tmp_path: Path
+) -> None:
+    """Within one first number every driver runs every library (CUDA's minor version compatibility)."""
+    for name in packages:
+        (tmp_path / f"{name}-11.4.0.106.dist-info").mkdir()
+    trt = ModuleType("tensorrt")
+    trt.__file__, trt.__version__ = str(tmp_path / "tensorrt" / "__init__.py"), "11.4.0"  # type: ignore[attr-defined]
+    if fits:
+        compat.check_driver(trt, driver_for)
+    else:
+        with pytest.raises(
+            BackendUnavailable, match=rf"up to {driver_for}, and tensorrt 11\.4\.0 is built with CUDA 1"
+        ):
+            compat.check_driver(trt, driver_for)
 
 
 def test_probes_are_built_ahead(alone: None, tmp_path: Path) -> None:

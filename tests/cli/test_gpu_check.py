@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from pydeploy.cli import gpu_check
 from pydeploy.cli.app import app
 from pydeploy.cli.gpu_check import CHECKS, Check, check_all, checked, promises
 from pydeploy.cli.gpu_check.promises import Broken
+from pydeploy.data.manifest import load_manifest
+from pydeploy.errors import ConfigError, DataError
 from pydeploy.report import Report
-from pydeploy.run.config import Config, parse
+from pydeploy.run.config import Config, load, parse
 from pydeploy.tasks.metric import Metric
 from pydeploy.timing.records import Profile, Target, Timing, Turn
 from quiet import Quiet
@@ -82,6 +85,39 @@ def test_the_verb_prints_a_table_and_keeps_the_file(tmp_path: Path, monkeypatch:
     assert done.exit_code == 1
     assert done.output.splitlines() == ["FAIL  GPU and packages  GPU: missing: no NVIDIA driver",
                                         f"0 of 1 kept; for a bug report attach {tmp_path / 'gpu-check.json'}"]  # fmt: skip
+
+
+def test_it_needs_no_checkout_and_no_fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The config comes with the package; where its pictures cannot be had, the job gets synthetic ones and says so."""
+    monkeypatch.chdir(tmp_path)
+    config = load("fashion_mnist_resnet20_tensorrt", ["target.backend=tensorrt-rtx"])
+    given: list[Config] = []
+
+    def job(config: Config, _out: Path, _console: Any) -> Report:
+        given.append(config)
+        raise DataError("seen enough")
+
+    def nowhere() -> Path:
+        raise DataError("Fashion-MNIST is not here")
+
+    monkeypatch.setattr(gpu_check, "find_fashion_mnist", nowhere)
+    console, parts = Quiet(), {"GPU": "an RTX 4090", "bindings": "TensorRT for RTX"}
+    check_all(config, tmp_path / "a", console, parts=parts, job=job)
+    assert "synthetic pictures instead: Fashion-MNIST is not here" in console.lines
+    monkeypatch.setattr(gpu_check, "find_fashion_mnist", lambda: tmp_path)
+    check_all(config, tmp_path / "b", Quiet(), parts=parts, job=job)
+    synthetic, real = given
+    assert real == config
+    assert synthetic.target == config.target
+    assert synthetic.task.data == "synthetic"
+    assert synthetic.quantize is not None
+    assert load_manifest(synthetic.quantize.calibration).source == "synthetic"
+    assert (synthetic.train, synthetic.prune) == (config.train, config.prune)
+
+
+def test_it_is_for_nvidia_only(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"for tensorrt and tensorrt-rtx, got target\.backend=null"):
+        check_all(settings("null"), tmp_path, Quiet())
 
 
 def test_what_was_found_before_a_crash_is_on_disk(tmp_path: Path) -> None:

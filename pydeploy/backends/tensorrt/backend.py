@@ -23,7 +23,7 @@ from pydeploy.backends.tensorrt.options import Options
 from pydeploy.backends.tensorrt.session import TensorRtSession
 from pydeploy.backends.tensorrt.sources import read
 from pydeploy.errors import BackendUnavailable, ConfigError
-from pydeploy.files import replacing, sha256, write_json
+from pydeploy.files import sha256
 from pydeploy.onnxfile.read import input_specs, with_batch
 from pydeploy.timing.records import Target
 
@@ -47,6 +47,7 @@ class TensorRt(Backend):
             )
         self._gpu = find_gpu()  # first: without a driver TensorRT itself must not be touched
         self._trt = compat.load()
+        compat.check_driver(self._trt, self._gpu.driver)
         compat.check_precision(compat.version(self._trt), precision, self._gpu.capability)
         self.precision = precision
         self.batch = batch
@@ -74,12 +75,8 @@ class TensorRt(Backend):
         onnx, out = Path(onnx), Path(out)
         cache = self.options.cache_file(self._trt.__version__, self._gpu.name, self._gpu.capability)
         built = self._built(onnx, cache, calibrator)
-        with replacing(out) as partial:
-            partial.write_bytes(built.plan)
-        facts = {"schema": 1, "seconds": built.seconds, "strongly_typed": built.typed, "gpu_fallback": list(built.gpu_fallback),
-                 "timing_cache": str(cache), "options": str(self.options)}  # fmt: skip
-        write_json(out.with_name(out.name + ".build.json"), facts)
-        return Engine(out, self.name, self.target(), sha256(onnx)).save()
+        facts = {"gpu_fallback": list(built.gpu_fallback), "timing_cache": str(cache), "options": str(self.options)}
+        return built.save(Engine(out, self.name, self.target(), sha256(onnx)), facts)
 
     def _built(self, onnx: Path, cache: Path, make: MakeCalibrator | None) -> Built:
         options = self.options

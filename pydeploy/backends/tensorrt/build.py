@@ -6,7 +6,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import getLogger
@@ -14,11 +14,13 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any, Protocol
 
+from pydeploy.backends.base import Engine
 from pydeploy.backends.fused_nodes import node_name
 from pydeploy.backends.tensorrt import compat, timing_cache
 from pydeploy.backends.tensorrt.logger import make_logger
 from pydeploy.backends.tensorrt.sources import Source
 from pydeploy.errors import DataError
+from pydeploy.files import replacing, write_json
 
 log = getLogger(__name__)
 
@@ -45,6 +47,23 @@ class Built:
     gpu_fallback: tuple[str, ...]
     """Layers that the DLA cannot run."""
 
+    def save(self, engine: Engine, facts: Mapping[str, Any]) -> Engine:
+        """Write the plan at ``engine.path``, and how it was built, with `facts`, beside it; returns the record that is kept.
+
+        Where there is no space for the plan nothing changes; where there is none for the notes no plan stays.
+        """
+        out = engine.path
+        notes = out.with_name(out.name + ".build.json")
+        with replacing(out) as partial:
+            partial.write_bytes(self.plan)
+        try:
+            write_json(notes, {"schema": 1, "seconds": self.seconds, "strongly_typed": self.typed, **facts})
+            return engine.save()
+        except DataError:
+            for path in (out, notes):
+                path.unlink(missing_ok=True)
+            raise
+
 
 def build(
     trt: ModuleType, source: Source, precision: str, options: Choices, cache: Path | None, calibrator: Any = None
@@ -62,7 +81,7 @@ def build(
     typed = calibrator is None and compat.is_typed(compat.version(trt), typed_file=source.typed)
     network = builder.create_network(compat.network_flags(trt, typed=typed))
     parser = trt.OnnxParser(network, messages)
-    _parse(parser, source)
+    _parse(parser, source, style=trt.__name__.replace("_", "-"))
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     options.configure(trt, config)
@@ -83,13 +102,16 @@ def build(
     return Built(bytes(memoryview(plan)), time.monotonic() - began, typed, fallback)
 
 
-def _parse(parser: Any, source: Source) -> None:
+def _parse(parser: Any, source: Source, *, style: str) -> None:
     if parser.parse(source.model.SerializeToString(), str(source.path)):
         return
     names = [node_name(node) for node in source.model.graph.node]
     lines = [compat.parser_error(parser.get_error(index), names) for index in range(parser.num_errors)]
     shown = "\n  ".join(lines) or "no reason was given"
-    raise DataError(f"TensorRT cannot read {source.path}:\n  {shown}")
+    raise DataError(
+        f"TensorRT cannot read {source.path}:\n  {shown}\n"
+        f"it may stop at the first fault; all are named by 'pydeploy lint {source.path} --style {style}'"
+    )
 
 
 def _add_profile(builder: Any, config: Any, network: Any, source: Source) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+from types import ModuleType
 
 from pydeploy.backends.tensorrt import compat, trtexec
 from pydeploy.backends.tensorrt.driver import find_gpu
@@ -23,7 +24,7 @@ def checkup_rtx() -> dict[str, str]:
 
 def _bindings_rtx() -> str:
     try:
-        trt = compat.load_rtx()
+        trt = _fitting(compat.load_rtx())
     except BackendUnavailable as error:
         return f"missing: {error}"
     return f"TensorRT for RTX {trt.__version__}, builds for {', '.join(compat.known_gpus(trt))}, also without a GPU"
@@ -48,11 +49,21 @@ def _gpu() -> str:
 
 def _bindings() -> str:
     try:
-        trt = compat.load()
+        trt = _fitting(compat.load())
     except BackendUnavailable as error:
         return f"missing: {error}"
     typed = compat.is_typed(compat.version(trt), typed_file=False)
     return f"TensorRT {trt.__version__}, precision {'from the types in the file' if typed else 'by flags, or from typed files'}"
+
+
+def _fitting(trt: ModuleType) -> ModuleType:
+    """`trt`; raises `BackendUnavailable` where there is a driver that is too old for it."""
+    try:
+        gpu = find_gpu()
+    except BackendUnavailable:
+        return trt
+    compat.check_driver(trt, gpu.driver)
+    return trt
 
 
 def _pycuda() -> str:

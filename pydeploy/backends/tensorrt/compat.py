@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -68,6 +69,39 @@ def load() -> ModuleType:
     if version(trt) < OLDEST:
         raise BackendUnavailable(f"TensorRT {trt.__version__} is too old, 8.6 or newer is needed: {INSTALL}")
     return trt
+
+
+def cuda_of(trt: ModuleType) -> int | None:
+    """First number of the CUDA version that an installed module was built with, by its package's name (``tensorrt-cu13``).
+
+    None where it is no such package.
+    """
+    if not getattr(trt, "__file__", None):
+        return None
+    found = [re.match(rf"{trt.__name__}_cu(\d+)(_\w+)?-", path.name)
+             for path in Path(str(trt.__file__)).parents[1].glob(f"{trt.__name__}_cu*.dist-info")]  # fmt: skip
+    return min((int(match[1]) for match in found if match), default=None)
+
+
+DRIVERS = {12: 525, 13: 580}
+"""The oldest release of NVIDIA's driver for each first number of CUDA's versions (CUDA's release notes)."""
+
+
+def check_driver(trt: ModuleType, supported: str) -> None:
+    """Raise `BackendUnavailable` where the driver, which supports CUDA up to `supported` (``12.4``), is too old for the module.
+
+    To be asked before its runtime is made, which fails with a number, or crashes. Within one first number any driver will do.
+    """
+    built, have = cuda_of(trt), int(supported.split(".")[0])
+    if built is None or have >= built:
+        return
+    package = trt.__name__.replace("_", "-")
+    release = f" to release {DRIVERS[built]} or newer" if built in DRIVERS else ""
+    other = f", or pip install {package}-cu{have} in its place" if have in DRIVERS else ""
+    raise BackendUnavailable(
+        f"the NVIDIA driver supports CUDA up to {supported}, and {package} {trt.__version__} is built with CUDA {built}: "
+        f"update the driver{release}{other}"
+    )
 
 
 def version(trt: ModuleType) -> Version:

@@ -25,7 +25,7 @@ from pydeploy.backends.tensorrt.options import ALIGN, SPARSE_ALIGN, limit_worksp
 from pydeploy.backends.tensorrt.rtx_session import RtxSession
 from pydeploy.backends.tensorrt.sources import read
 from pydeploy.errors import BackendUnavailable, ConfigError, Mismatch, nearest
-from pydeploy.files import replacing, sha256, write_json
+from pydeploy.files import sha256
 from pydeploy.timing.records import Target
 
 NAME = "tensorrt-rtx"
@@ -83,7 +83,7 @@ class TensorRtRtx(Backend):
         if threads > 1:
             raise BackendUnavailable(f"backend '{NAME}' times one stream; {threads} threads were asked for, leave it 0")
         self._trt = compat.load_rtx()
-        self._gpu, self.only_builds = _gpu_at_hand()
+        self._gpu, self.only_builds = _gpu_at_hand(self._trt)
         compat.check_precision(compat.version(self._trt), precision, self._gpu.capability if self._gpu else None, NAME)
         self.precision, self.batch = precision, batch
         self.options = read_options(RtxOptions, options, NAME)
@@ -114,26 +114,25 @@ class TensorRtRtx(Backend):
         onnx, out = Path(onnx), Path(out)
         source = read(self._trt, onnx, self.precision, self.batch)
         built = build(self._trt, source, self.precision, _Build(self.options, self.gpus), cache=None)
-        with replacing(out) as partial:
-            partial.write_bytes(built.plan)
-        facts = {"schema": 1, "seconds": built.seconds, "strongly_typed": built.typed, "gpus": list(self.gpus),
-                 "options": asdict(self.options)}  # fmt: skip
-        write_json(out.with_name(out.name + ".build.json"), facts)
-        return Engine(out, self.name, self.target(), sha256(onnx)).save()
+        facts = {"gpus": list(self.gpus), "options": asdict(self.options)}
+        return built.save(Engine(out, self.name, self.target(), sha256(onnx)), facts)
 
     @contextmanager
     def open(self, engine: Engine) -> Iterator[RtxSession]:
         """Refuses an engine of another version, precision or batch, and one that is not for the GPU at hand."""
-        gpu = find_gpu()
         engine.require(engine.target)  # the file is as it was built
-        self._require(engine, gpu)
+        self._require_same(engine)
+        gpu = find_gpu()
+        compat.check_driver(self._trt, gpu.driver)
+        self._require_built_for(engine, gpu)
         with (
             closing(CudaStream()) as stream,
             closing(RtxSession(self._trt, engine.path, self.batch, stream)) as session,
         ):
             yield session
 
-    def _require(self, engine: Engine, gpu: Gpu) -> None:
+    def _require_same(self, engine: Engine) -> None:
+        """The version, precision and batch size are this one's; no GPU is asked."""
         mine, theirs = self.target(), engine.target
         if mine.backend_version != theirs.backend_version:
             raise Mismatch(
@@ -146,6 +145,9 @@ class TensorRtRtx(Backend):
                 f"{name}: {getattr(mine, name)!r} against {getattr(theirs, name)!r}" for name in differing
             )
             raise Mismatch(f"engine {engine.path} is for another target ({facts}); build it again for this one")
+
+    def _require_built_for(self, engine: Engine, gpu: Gpu) -> None:
+        theirs = engine.target
         here = f"sm{gpu.capability[0]}{gpu.capability[1]}"
         built_for = _gpus(
             theirs.facts.get("options", ""), compat.known_gpus(self._trt), theirs.backend_version, options=True
@@ -155,12 +157,14 @@ class TensorRtRtx(Backend):
                            f"build it again with --for {here}")  # fmt: skip
 
 
-def _gpu_at_hand() -> tuple[Gpu | None, str]:
-    """The GPU, and '' or why there is none."""
+def _gpu_at_hand(trt: ModuleType) -> tuple[Gpu | None, str]:
+    """The GPU, and '' or why there is none that could run engines."""
     try:
-        return find_gpu(), ""
+        gpu = find_gpu()
+        compat.check_driver(trt, gpu.driver)
     except BackendUnavailable as error:
         return None, str(error)
+    return gpu, ""
 
 
 def _gpus(text: str, known: tuple[str, ...], version: str, *, options: bool = False) -> tuple[str, ...]:

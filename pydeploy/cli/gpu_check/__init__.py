@@ -18,11 +18,12 @@ from pydeploy.backends.tensorrt.rtx import TensorRtRtx
 from pydeploy.cli.gpu_check.checked_run import CheckedRun
 from pydeploy.cli.gpu_check.checks import CHECKS
 from pydeploy.cli.gpu_check.promises import Broken, packages
-from pydeploy.errors import DeployError
+from pydeploy.data.image_sets import find_fashion_mnist
+from pydeploy.errors import ConfigError, DataError, DeployError
 from pydeploy.files import write_json
 from pydeploy.report import Report
 from pydeploy.run.artefacts import Artefacts
-from pydeploy.run.config import Config
+from pydeploy.run.config import Config, parse
 from pydeploy.run.folder import Console
 from pydeploy.run.pipeline import run
 
@@ -36,6 +37,7 @@ class Check:
     detail: str
 
 
+SYNTHETIC = {"classes": 10, "size": 28, "train_size": 60000, "test_size": 10000}
 Job = Callable[[Config, Path, Console], Report]
 
 
@@ -63,7 +65,10 @@ def check_all(
     It is written after each check: a driver that takes the process down leaves what was found before. `parts` is what the
     machine has (`Backend.checkup`), `job` makes the run; the table is tried on `unseen_plans`.
     """
-    parts = backend_class(config.target.backend).checkup() if parts is None else parts
+    kind = backend_class(config.target.backend)
+    if not issubclass(kind, TensorRt | TensorRtRtx):
+        raise ConfigError(f"gpu-check is for {TensorRt.name} and {TensorRtRtx.name}, got target.backend={kind.name}")
+    parts = kind.checkup() if parts is None else parts
     facts: dict[str, Any] = {"schema": 1, "machine": dict(parts)}
     checks: list[Check] = []
 
@@ -74,6 +79,7 @@ def check_all(
 
     if not passes("GPU and packages", partial(packages, parts)):
         return checks
+    config = with_data(config, console)
     console.say("run the whole job; this takes most of the time")
     made: list[Report] = []
     passes("the whole job runs", partial(_made, job, config, out / "run", console, made))
@@ -87,6 +93,23 @@ def check_all(
             console.say(f"check: {name}")
             passes(name, partial(check, run))
     return checks
+
+
+def with_data(config: Config, console: Console) -> Config:
+    """`config`; where it wants Fashion-MNIST and that cannot be had, with synthetic pictures of the same size and number."""
+    if config.task.data != "fashion_mnist":
+        return config
+    try:
+        find_fashion_mnist()
+    except DataError as error:
+        console.say(f"synthetic pictures instead: {error}")
+    else:
+        return config
+    data = config.to_json()
+    data["task"] |= {"data": "synthetic", "options": {"data_settings": SYNTHETIC}}
+    if data["quantize"] is not None:
+        data["quantize"]["calibration"] = "smoke"
+    return parse(data, "gpu-check")
 
 
 def checked(name: str, check: Callable[[], str | None]) -> Check:
