@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,24 +34,33 @@ MOST_PIXELS = 178_956_970
 
 def decode(path: Path, channels: int = 3) -> NDArray[np.uint8]:
     """The picture as ``(H, W, channels)`` uint8; `DataError` with the reason, without the path, where it cannot be read."""
+    if channels not in MODES:
+        raise ConfigError(f"pictures have 1 or 3 channels, not {channels}")
+    with opened(path) as image:
+        pixels = np.array(_eight_bits(image, MODES[channels]), np.uint8)  # writable, as torch wants it
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """The picture, decoded and upright; `DataError` with the reason where it, or what is done with it inside, fails."""
     try:
         from PIL import Image
     except ImportError:
         raise BackendUnavailable("pictures need the package 'pillow': pip install pillow") from None
-    if channels not in MODES:
-        raise ConfigError(f"pictures have 1 or 3 channels, not {channels}")
     if not path.is_file():
         raise DataError("no file" if path.exists() else "missing")
     try:
         with Image.open(path, formats=_formats()) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise DataError(f"too large: {image.width} x {image.height} pixels, at most {MOST_PIXELS:,}")
-            pixels = np.array(_eight_bits(_upright(image), MODES[channels]), np.uint8)  # writable, as torch wants it
+            kind, found = image.format, _upright(image)
+            found.format = kind
+            yield found
     except FileNotFoundError:
         raise DataError("missing") from None
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"damaged: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
-    return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
 @cache
