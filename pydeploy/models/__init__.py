@@ -1,4 +1,4 @@
-"""The model zoo: small convolutional networks by name."""
+"""The model zoo: convolutional networks by name, for labels and for masks."""
 
 from __future__ import annotations
 
@@ -11,17 +11,28 @@ from torch import nn
 from pydeploy.errors import ConfigError, nearest
 from pydeploy.models.mobilenet import mobilenet_small
 from pydeploy.models.resnet import resnet8, resnet20, resnet56
+from pydeploy.models.resnet_seg import resnet18_seg, resnet50_seg
 from pydeploy.models.segdecnet import segdecnet
+from pydeploy.models.segnet import segnet
+from pydeploy.models.unet import unet
 from pydeploy.models.vgg import vgg11_bn
 
-MODELS: Mapping[str, Callable[..., nn.Module]] = {
+CLASSIFIERS: Mapping[str, Callable[..., nn.Module]] = {
     "resnet8": resnet8,
     "resnet20": resnet20,
     "resnet56": resnet56,
     "vgg11_bn": vgg11_bn,
     "mobilenet_small": mobilenet_small,
-    "segdecnet": segdecnet,
 }
+"""One score a class."""
+SEGMENTERS: Mapping[str, Callable[..., nn.Module]] = {
+    "unet": unet,
+    "segnet": segnet,
+    "resnet18_seg": resnet18_seg,
+    "resnet50_seg": resnet50_seg,
+}
+"""One score a class and pixel."""
+MODELS: Mapping[str, Callable[..., nn.Module]] = {**CLASSIFIERS, **SEGMENTERS, "segdecnet": segdecnet}
 """Every model that a configuration may name; each function's parameters are its settings."""
 
 

@@ -21,7 +21,7 @@ import quant_nets
 import quant_zoo
 from pydeploy.backends.fused_nodes import node_name
 from pydeploy.export import export
-from pydeploy.models import MODELS, build
+from pydeploy.models import CLASSIFIERS, build
 from pydeploy.onnxfile.half import is_typed
 from pydeploy.planning.baselines import uniform
 from pydeploy.prune.criteria.score import score
@@ -90,7 +90,7 @@ def vision(name: str) -> Callable[[], nn.Module]:
 
 
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], int]] = {
-    **{name: (lambda name=name: build(name, width=32 if name != "vgg11_bn" else 16), 32) for name in MODELS if name != "resnet56"},
+    **{name: (lambda name=name: build(name, width=32 if name != "vgg11_bn" else 16), 32) for name in CLASSIFIERS if name != "resnet56"},
     **{name: (vision(name), 64) for name in ("mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "lraspp_mobilenet_v3_large")},
     "ssd heads": (SsdHeads, 32),
     "inspection": (Inspection, 32),
@@ -120,7 +120,7 @@ def net_of(path: Path) -> Net:
     return Net(path, path.with_name("int8.onnx"), report)
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES, *(f"{name}, cut" for name in MODELS if name in FAMILIES)])
+@pytest.fixture(scope="module", params=[*FAMILIES, *(f"{name}, cut" for name in CLASSIFIERS if name in FAMILIES)])
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Net:
     module()
     name, comma, _ = request.param.partition(",")

@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-import inspect
-
 import pytest
 import torch
 from torch import nn
 
 from pydeploy.errors import ConfigError
-from pydeploy.models import MODELS, build
-
-CLASSIFIERS = [name for name in MODELS if "num_classes" in inspect.signature(MODELS[name]).parameters]
+from pydeploy.models import CLASSIFIERS, build
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
