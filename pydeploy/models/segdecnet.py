@@ -25,10 +25,10 @@ class FeatureNorm(nn.Module):
     kept, and what it does depends on the size of the picture.
     """
 
-    def __init__(self, channels: int, *, shifts: bool = True) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(1, channels, 1, 1))
-        self.bias = nn.Parameter(torch.zeros(1, channels, 1, 1), requires_grad=shifts)
+        self.bias = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         exact = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -55,7 +55,8 @@ class SegDecNet(nn.Module):
             *(_block(inner, inner, 5) for _ in range(4)), nn.MaxPool2d(2),
             _block(inner, last, 15),
         )  # fmt: skip
-        self.seg_mask = nn.Sequential(nn.Conv2d(last, 1, 1, bias=False), FeatureNorm(1, shifts=False))
+        # The authors meant this norm to have no shift, but their code trains one; without it no sound picture could lie below ln 2.
+        self.seg_mask = nn.Sequential(nn.Conv2d(last, 1, 1, bias=False), FeatureNorm(1))
         self.extractor = nn.Sequential(
             nn.MaxPool2d(2),
             _block(last + 1, 8, 5),

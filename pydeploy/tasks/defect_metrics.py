@@ -104,7 +104,7 @@ class Ranking:
         return recall, np.concatenate([[1.0], self.tp / np.maximum(self.tp + self.fp, 1)])
 
 
-def sigmoid(logits: NDArray[np.generic]) -> Scores:
+def sigmoid(logits: NDArray[np.floating]) -> Scores:
     """In float64, without overflow."""
     powers = np.exp(-np.abs(logits.astype(np.float64)))
     return np.where(logits >= 0, 1.0, powers) / (1.0 + powers)
