@@ -110,15 +110,21 @@ def garments() -> ImageSet:
     return fashion_mnist()
 
 
+def clouds(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float32]:
+    """A smooth plane ``(H, W)`` of 5 x 5 normal values."""
+    made: NDArray[np.float32] = _cells(size[0], 5) @ rng.normal(0, 1, (5, 5)).astype(np.float32) @ _cells(size[1], 5).T
+    return made
+
+
 def ground(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float32]:
     """A texture ``(H, W, 3)`` with values in 0..255: a colour, clouds, a weave of two waves, grain."""
     height, width = size
-    clouds = _cells(height, 5) @ rng.normal(0, 1, (5, 5)).astype(np.float32) @ _cells(width, 5).T
+    cloudy = clouds(rng, size)
     angle, wave = rng.uniform(0, np.pi), rng.uniform(4, 16)
     along = np.arange(height, dtype=np.float32)[:, None] * np.sin(angle)
     across = np.arange(width, dtype=np.float32)[None] * np.cos(angle)
     weave = np.sin((along + across) * (2 * np.pi / wave)) * np.sin((along - across) * (2 * np.pi / wave))
-    shade = 22 * clouds + rng.uniform(0, 22) * weave + rng.normal(0, 5, size).astype(np.float32)
+    shade = 22 * cloudy + rng.uniform(0, 22) * weave + rng.normal(0, 5, size).astype(np.float32)
     colour = rng.uniform(40, 215, 3).astype(np.float32)
     made: NDArray[np.float32] = np.clip(
         colour + shade[:, :, None] * rng.uniform(0.5, 1, 3).astype(np.float32), 0, 255

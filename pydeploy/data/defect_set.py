@@ -21,6 +21,8 @@ from pydeploy.data.picture_set import SPLITS, Files, Pictures
 from pydeploy.data.preprocessing import Preprocessing
 from pydeploy.errors import ConfigError, DataError, nearest
 
+Size = int | tuple[int, int]
+"""Of samples: a square's side, or height and width."""
 SHOWN = 5
 log = logging.getLogger(__name__)
 
@@ -215,14 +217,16 @@ def _listed(split: DefectSplit, path: Path) -> NDArray[np.bool_]:
     return found
 
 
-def fixed_size(size: int | tuple[int, int], channels: int, mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
+def fixed_size(size: Size, channels: int, mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
                interpolation: str) -> Preprocessing:  # fmt: skip
     """Pictures stretched to `size`, a square's side or ``(height, width)``; values from 0 to 1 unless `mean` and `std` say."""
     if channels not in (1, 3):
         raise ConfigError(f"'channels' must be 1 or 3, got {channels}")
     sides = (size, size) if isinstance(size, int) else (size[0], size[1])
     if any(side < STRIDE or side % STRIDE for side in sides):
-        raise ConfigError(f"'size' must be multiples of {STRIDE} pixels, which one place of the mask stands for, got {size}")
+        raise ConfigError(
+            f"'size' must be multiples of {STRIDE} pixels, which one place of the mask stands for, got {size}"
+        )
     made = Preprocessing(mean or (0.0,) * channels, std or (1.0,) * channels, sides, None, interpolation)
     if len(made.mean) != channels:
         raise ConfigError(f"'mean' and 'std' need {channels} values, one per channel, got {made.mean}")
@@ -234,3 +238,13 @@ def mixed(split: DefectSplit) -> DefectSplit:
     return split.chosen(np.random.default_rng(0).permutation(len(split.names)))
 
 
+def drawn(whole: DefectSplit, strata: NDArray[np.int64], share: float, seed: int) -> tuple[DefectSplit, DefectSplit]:
+    """A split to train on and one to test on, with a share of every stratum; strata of one sample are trained on."""
+    if not 0 < share < 1:
+        raise ConfigError(f"'holdout' is the share of the pictures to test on, above 0 and below 1, got {share}")
+    judged = np.zeros(len(strata), np.bool_)
+    for stratum in np.unique(strata):
+        own = np.flatnonzero(strata == stratum)
+        count = min(len(own) - 1, max(1, round(share * len(own))))
+        judged[np.random.default_rng([seed, int(stratum)]).permutation(own)[:count]] = True
+    return whole.chosen(np.flatnonzero(~judged)), whole.chosen(np.flatnonzero(judged))
