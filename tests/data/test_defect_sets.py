@@ -164,7 +164,8 @@ def test_a_share_may_be_skipped(own: Path) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "text"),
-    [({"size": 100}, "multiples of 8"), ({"size": [64]}, "size"), ({"channels": 2}, "1 or 3"), ({"mean": [0.5], "std": [0.5]}, "need 3 values"),
+    [({"size": 100}, "multiples of 8"), ({"size": [64]}, "size"), ({"channels": 2}, "1 or 3"),
+     ({"mean": [0.5], "std": [0.5]}, "need 3 values"),
      ({"supervision": 1.5}, "share from 0 to 1"), ({"max_skipped": 1.0}, "max_skipped"), ({"holdout": 0.5}, "no setting 'holdout'")],
     ids=["size", "one side", "channels", "mean", "share", "skipped", "unknown"],
 )  # fmt: skip
