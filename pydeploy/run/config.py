@@ -34,6 +34,7 @@ Criterion = Annotated[str, open_name(CRITERIA)]
 Observer = Annotated[str, open_name("pydeploy.quant.observe:OBSERVERS")]
 TaskName = Annotated[str, open_name("pydeploy.tasks.named:TASKS")]
 ModelName = Annotated[str, open_name("pydeploy.models.named:MODELS")]
+OWN_TASKS = ("classification", "segmentation", "detection", "inspection")
 
 
 class TaskSection(Settings):
@@ -44,11 +45,11 @@ class TaskSection(Settings):
     data: str | None = None
     """Name of the data set; by default the task's own choice."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """For classification also those of the data set; `root` and `cache` there are relative to the config."""
+    """For pydeploy's own tasks also those of the data set; `root` and `cache` there are relative to the config."""
 
     @model_validator(mode="after")
     def _placed(self, info: ValidationInfo) -> TaskSection:
-        if self.name == "classification":
+        if self.name in OWN_TASKS:
             for key in PLACES:
                 if isinstance(value := self.options.get(key), str) and value != "memory":
                     self.options[key] = str(joined(folder_of(info), Path(value)))

@@ -21,11 +21,21 @@ def _cosine(progress: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
+def _poly(progress: float) -> float:
+    """Liu, Rabinovich and Berg, "ParseNet", 2015."""
+    return float((1.0 - progress) ** 0.9)
+
+
 def _constant(_: float) -> float:
     return 1.0
 
 
-SCHEDULES: Mapping[str, Callable[[float], float]] = {"linear": _linear, "cosine": _cosine, "constant": _constant}
+SCHEDULES: Mapping[str, Callable[[float], float]] = {
+    "linear": _linear,
+    "cosine": _cosine,
+    "poly": _poly,
+    "constant": _constant,
+}
 """Factor of the learning rate after the warm-up, for a progress in [0, 1]."""
 
 
@@ -45,7 +55,7 @@ class FitSettings(Settings):
     warmup_epochs: Annotated[Number, Field(ge=0)] = 1.0
     """Epochs in which the learning rate rises from zero."""
     schedule: Annotated[str, name_in("schedule", "pydeploy.train.settings:SCHEDULES")] = "linear"
-    """`linear`, `cosine` or `constant`."""
+    """`linear`, `cosine`, `poly` (with the power 0.9) or `constant`."""
     clip_norm: Annotated[Number, Field(ge=0)] = 0.0
     """Limit of the gradient's norm; 0 is none."""
     amp: Literal["auto", "bf16", "off"] = "auto"

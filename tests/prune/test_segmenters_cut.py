@@ -23,7 +23,7 @@ SHAPE = (2, 3, 33, 37)
 def deeplab() -> nn.Module:
     from torchvision.models.segmentation import deeplabv3_resnet50
 
-    network = deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=5, aux_loss=True)
+    network: nn.Module = deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=5, aux_loss=True)
     # The last two stages in a small form, and narrow atrous branches: the concatenation of five is what matters here.
     network.backbone.layer3, network.backbone.layer4 = network.backbone.layer3[:1], network.backbone.layer4[:1]
     return network
