@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,17 @@ FILE = "preprocessing.json"
 
 @dataclass(frozen=True)
 class Deployment:
-    """Pictures in, scores of classes out."""
+    """One picture in, outputs that are read as their `kind` says (`pydeploy.tasks.readings`)."""
 
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
     input: str = "image"
-    output: str = "logits"
-    task: str = "classification"
+    outputs: tuple[str, ...] = ("logits",)
+    kind: str = "classification"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What reading the outputs takes besides, as JSON: thresholds, priors, colours of classes."""
+    meaning: str = "logits, one a class; softmax gives scores"
+    """The outputs in words, for whoever reads the file."""
 
     @property
     def channels(self) -> int:
@@ -30,12 +36,14 @@ class Deployment:
     def to_json(self) -> dict[str, Any]:
         """With what the numbers do not say in words: order of channels and of the steps."""
         return {
-            "schema": 1,
-            "task": self.task,
+            "schema": 2,
+            "kind": self.kind,
             "input": {"name": self.input, "layout": "NCHW", "type": "float32", "channels": "RGB" if self.channels == 3 else "grey"},
             "preprocessing": self.preprocessing.to_json(),
             "steps": "decode upright; resize (a number: the shorter side); crop the middle; (pixel / 255 - mean) / std",
-            "output": {"name": self.output, "meaning": "logits, one a class; softmax gives scores"},
+            "outputs": list(self.outputs),
+            "meaning": self.meaning,
+            "settings": json.loads(json.dumps(dict(self.settings))),
             "classes": list(self.class_names),
         }  # fmt: skip
 
@@ -54,12 +62,21 @@ class Deployment:
 
     @classmethod
     def from_json(cls, data: Any) -> Deployment:
+        """Also of schema 1, which knew classification with one output."""
         try:
             way = Preprocessing.parse(data["preprocessing"], FILE)
             names = tuple(data["classes"])
-            made = cls(way, names, data["input"]["name"], data["output"]["name"], data["task"])
-        except (KeyError, TypeError, AttributeError, ConfigError) as error:
+            older = "outputs" not in data
+            outputs = (data["output"]["name"],) if older else tuple(data["outputs"])
+            kind = data["task"] if older else data["kind"]
+            made = cls(way, names, data["input"]["name"], outputs, kind, dict(data.get("settings", {})))
+            made = made if older else replace(made, meaning=data["meaning"])
+        except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
             raise DataError(f"not what an engine's preprocessing is written as ({error})") from None
-        if not names or not all(isinstance(name, str) for name in (*names, made.input, made.output, made.task)):
-            raise DataError("'classes' and the names of input, output and task must be text")
+        if (
+            not names
+            or not outputs
+            or not all(isinstance(name, str) for name in (*names, *outputs, made.input, kind, made.meaning))
+        ):
+            raise DataError("'classes', 'meaning' and the names of input, outputs and kind must be text")
         return made

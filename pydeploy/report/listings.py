@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydeploy.report.charts import frontier, points
-from pydeploy.report.sampling import right_answers, wilson
 from pydeploy.report.schema import Latency, ModelResult, Report
 from pydeploy.report.verdict import milliseconds, ms_places, speedup
-from pydeploy.tasks.metric import Metric
+from pydeploy.tasks.metric import Metric, MetricTable
+from pydeploy.tasks.sampling import right_answers, wilson
 from pydeploy.timing.ratio import Ratio
 
 NONE = "-"
 """What an empty cell shows."""
+MOST_ROWS = 40
+"""Larger tables beside a metric are in ``report.json`` only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,48 @@ def all_listings(report: Report) -> dict[str, Listing]:
             "layers": layers(report), "groups": groups(report), "target": target(report),
             "table": latency_table(report), "seconds": seconds(report)}  # fmt: skip
     return {name: grid for name, grid in made.items() if grid.rows}
+
+
+def explained(report: Report) -> dict[str, Listing]:
+    """The tables beside the metric, of the dense and the recommended engine; confusion matrices of the latter alone."""
+    chosen = report.models.present[report.recommendation.model]
+    both = {"dense": report.models.dense} | {report.recommendation.model: chosen}
+    made = {}
+    for title, table in chosen.tables.items():
+        if len(table.rows) > MOST_ROWS or len(table.columns) > MOST_ROWS:
+            continue
+        if table.kind == "confusion":
+            made[f"{title}, {report.recommendation.model}"] = _confusion(table)
+            continue
+        same = {name: one.tables[title] for name, one in both.items() if title in one.tables}
+        same = {name: one for name, one in same.items() if (one.rows, one.columns) == (table.rows, table.columns)}
+        made[title] = _beside(same, table)
+    return made
+
+
+def _confusion(table: MetricTable) -> Listing:
+    rows = [(name, *(f"{value:g}" if value is not None else NONE for value in row))
+            for name, row in zip(table.rows, table.values, strict=True)]  # fmt: skip
+    return _listing(["true, below; predicted, right", *(f"{name}>" for name in table.columns)], rows)
+
+
+def _beside(same: Mapping[str, MetricTable], like: MetricTable) -> Listing:
+    """The same table of several engines: their columns side by side, a column that is equal in all of them once."""
+    units = like.units or ("",) * len(like.columns)
+    columns: list[tuple[str, list[str]]] = []
+    for place, (name, unit) in enumerate(zip(like.columns, units, strict=True)):
+        label = f"{name}, {unit}" if unit else name
+        shown = {engine: [_metric_cell(row[place], unit) for row in one.values] for engine, one in same.items()}
+        if len({tuple(cells) for cells in shown.values()}) == 1:
+            columns.append((label, next(iter(shown.values()))))
+        else:
+            columns += [(f"{label}: {engine}", cells) for engine, cells in shown.items()]
+    rows = [(row, *(cells[index] for _, cells in columns)) for index, row in enumerate(like.rows)]
+    return _listing(["", *(f"{label}>" for label, _ in columns)], rows)
+
+
+def _metric_cell(value: float | None, unit: str) -> str:
+    return NONE if value is None else f"{100 * value:.2f}" if unit == "%" else f"{value:g}"
 
 
 def engines(report: Report) -> Listing:
@@ -209,7 +253,7 @@ def _flag(latency: Latency) -> str:
 
 def _sampled(metric: Metric, result: ModelResult) -> str:
     """What the size of the test set leaves open (not what other training seeds would give)."""
-    k = right_answers(result.value, result.samples) if metric.share else None
+    k = right_answers(result.value, result.samples) if metric.share and metric.counted else None
     if k is None:
         return NONE
     low, high = wilson(k, result.samples)

@@ -18,7 +18,7 @@ from typing import Any
 from pydeploy.files import write_text
 from pydeploy.report.charts import all_charts
 from pydeploy.report.drawing import DARK, LIGHT, Chart, css
-from pydeploy.report.listings import Listing, all_listings
+from pydeploy.report.listings import Listing, all_listings, explained
 from pydeploy.report.schema import Report
 from pydeploy.report.verdict import doubtful, headline, milliseconds, ms_places, shown_model, speedup
 
@@ -126,6 +126,7 @@ def _context(report: Report) -> dict[str, Any]:
         "report": report,
         "headline": headline(report),
         "tables": all_listings(report),
+        "explained": explained(report),
         "config": json.dumps(report.config, indent=2, ensure_ascii=False, default=str),
         "verdict": "disturbed" if doubtful(report) else "met" if report.met else "missed",
         "analytic": not report.target.measured,

@@ -21,7 +21,7 @@ from pydantic_core import ErrorDetails
 from pydeploy.errors import DataError
 from pydeploy.files import read_json, write_json
 from pydeploy.report.versions import of_version_1
-from pydeploy.tasks.metric import Metric
+from pydeploy.tasks.metric import Metric, MetricTable
 from pydeploy.timing.ratio import Ratio, of_limit, ratio
 from pydeploy.timing.records import Target, Timing, Turn
 
@@ -37,6 +37,15 @@ _CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False)
 Micros = Annotated[float, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
+
+
+def _all_facts(value: Any, of: type[Any]) -> Any:
+    """Refuse a record with keys that its class lacks; pydantic alone would drop them."""
+    if isinstance(value, Mapping):
+        unknown = sorted(set(value) - {field.name for field in fields(of)})
+        if unknown:
+            raise ValueError(f"unknown key{'s' if len(unknown) > 1 else ''} {', '.join(map(repr, unknown))}")
+    return value
 
 
 @dataclass(frozen=True, slots=True, config=_CHECKED)
@@ -94,6 +103,10 @@ class ModelResult:
     precision: str
     target: str
     """`Target.fingerprint` of what it was measured on."""
+    tables: dict[str, Annotated[MetricTable, BeforeValidator(partial(_all_facts, of=MetricTable))]] = Field(
+        default_factory=dict
+    )
+    """What explains the value: those of each class, a confusion matrix."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CHECKED)
@@ -194,15 +207,6 @@ class Recommendation:
 
     model: EngineName
     reason: str
-
-
-def _all_facts(value: Any, of: type[Any]) -> Any:
-    """Refuse a record with keys that its class lacks; pydantic alone would drop them."""
-    if isinstance(value, Mapping):
-        unknown = sorted(set(value) - {field.name for field in fields(of)})
-        if unknown:
-            raise ValueError(f"unknown key{'s' if len(unknown) > 1 else ''} {', '.join(map(repr, unknown))}")
-    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CHECKED)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,20 +47,29 @@ def check_batch(job: Job, model: nn.Module) -> Tensor:
     """The loss of two training samples. Raises `ConfigError` or `DataError` where the network, the data and the loss disagree."""
     import torch
 
-    from pydeploy.tasks.evaluate import batches, named
+    from pydeploy.tasks.evaluate import batches, named, total_loss
 
     batch = next(batches(job.task, "train", 2, limit=2))
     given = ", ".join(str(list(tensor.shape)) for tensor in batch.inputs)
     with told(f"the network {job.config.model.name} fails on inputs {given}, as the data '{job.task.data}' give them"):
         outputs = model(*batch.inputs)
     found = named(job.task, outputs)
-    job.task.check({name: tuple(value.shape) for name, value in found.items()}, batch)
+    job.task.check({name: tuple(found[name].shape) for name in job.task.output_names}, batch)
     with told(f"the loss of the task {job.config.task.name} fails"):
-        loss: object = job.task.loss(found, batch)
-    if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not bool(torch.isfinite(loss.detach())):
-        what = f"a tensor {list(loss.shape)}" if isinstance(loss, torch.Tensor) and loss.numel() != 1 else repr(loss)
-        raise ConfigError(f"the loss of the task {job.config.task.name} must be one finite number, got {what}")
-    return loss
+        given_loss: object = job.task.loss(found, batch)
+    parts = dict(given_loss) if isinstance(given_loss, Mapping) else {"": given_loss}
+    for name, loss in parts.items():
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not bool(torch.isfinite(loss.detach())):
+            what = (
+                f"a tensor {list(loss.shape)}" if isinstance(loss, torch.Tensor) and loss.numel() != 1 else repr(loss)
+            )
+            part = f"part '{name}' of the" if name else "the"
+            raise ConfigError(f"{part} loss of the task {job.config.task.name} must be one finite number, got {what}")
+    if not parts:
+        raise ConfigError(
+            f"the loss of the task {job.config.task.name} is a dict without parts; return a tensor, or named ones"
+        )
+    return total_loss(job.task, found, batch)
 
 
 @contextmanager

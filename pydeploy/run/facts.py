@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pydeploy.errors import DataError
 from pydeploy.files import read_json, write_json
+from pydeploy.tasks.metric import MetricTable
 from pydeploy.timing.records import Timing
 
 Count = Annotated[int, Field(ge=0)]
@@ -32,6 +33,8 @@ class EngineFacts(_Record):
     """Measured when it was built; engines are compared by what is measured in turns at the end."""
     metrics: dict[str, float]
     """The task's metrics over the whole test set, computed from the engine's outputs."""
+    tables: dict[str, MetricTable] = Field(default_factory=dict)
+    """What explains them: values of each class, a confusion matrix."""
     params: Count
     macs: Count
     precision: str

@@ -52,7 +52,7 @@ def _step_s(job: Job, model: nn.Module) -> float:
     """Seconds that a training step takes for one sample: forward, loss and backward on a batch of fine-tuning."""
     import torch
 
-    from pydeploy.tasks.evaluate import named
+    from pydeploy.tasks.evaluate import named, total_loss
 
     task, section = job.task, job.config.finetune
     with told(f"the training batches of the task {job.config.task.name} cannot be made"):
@@ -65,7 +65,8 @@ def _step_s(job: Job, model: nn.Module) -> float:
     for _ in range(2):  # the first one prepares kernels
         began = time.perf_counter()
         with told(f"a training step of {job.config.model.name} on {job.config.task.name} fails"):
-            task.loss(named(task, model(*batch.inputs)), batch).backward()  # type: ignore[no-untyped-call]
+            outputs = named(task, model(*batch.inputs), training=True)
+            total_loss(task, outputs, batch).backward()  # type: ignore[no-untyped-call]
         spent.append(time.perf_counter() - began)
     found = [parameter.grad for parameter in trained if parameter.grad is not None]
     if not found:

@@ -46,7 +46,7 @@ class Classification(Task):
         return self.images.digest()
 
     def deployment(self) -> Deployment:
-        return Deployment(self.images.preprocessing, self.images.class_names, self.input_names[0], self.output_names[0])
+        return Deployment(self.images.preprocessing, self.images.class_names, self.input_names[0], self.output_names)
 
     def size(self, split: str) -> int:
         return len(self._split(split)[1])

@@ -17,17 +17,20 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from pydeploy.data.deployment import Deployment
 from pydeploy.data.preprocessing import Preprocessing
-from pydeploy.tasks.metric import Metric
+from pydeploy.tasks.metric import Metric, MetricTable
 
 SPLITS = ("train", "test")
 
 Arrays = Mapping[str, NDArray[Any]]
 """Outputs of an engine by name, samples along the first axis."""
 Tensors = Mapping[str, Tensor]
-"""Outputs of a network by name, samples along the first axis."""
+"""Outputs of a network by name, samples along the first axis; in training also those that are not exported."""
+Loss = Tensor | Mapping[str, Tensor]
+"""A scalar, or its named parts, whose sum is what training makes small."""
 Predict = Callable[[Arrays], Arrays]
 """Feeds by input name to outputs by output name, at one fixed batch size: what a session's ``run`` is."""
 
@@ -38,6 +41,15 @@ class Batch:
 
     inputs: tuple[Tensor, ...]
     target: Any
+    """Any nesting of tensors, arrays and other values in lists, tuples and dicts: a tensor of labels, a list of boxes a sample."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch with every tensor on `device`, however deep it lies in the target; everything else as it is."""
+
+        def moved(value: Any) -> Any:
+            return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+        return Batch(tuple(moved(one) for one in self.inputs), tree_map(moved, self.target))
 
     @property
     def count(self) -> int:
@@ -55,7 +67,8 @@ class Task(ABC):
     input_names: tuple[str, ...] = ("input",)
     """Names of the forward's arguments, in order, in exported files."""
     output_names: tuple[str, ...] = ("output",)
-    """Names of the forward's outputs, in order, in exported files."""
+    """Names of the forward's outputs, in order, in exported files. What else a network returns in training (auxiliary heads)
+    reaches `loss` under its own name and nothing else: it is neither exported nor distilled nor evaluated."""
 
     @abstractmethod
     def size(self, split: str) -> int:
@@ -69,12 +82,18 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def loss(self, outputs: Tensors, batch: Batch) -> Tensor:
-        """Scalar training loss of a network's `outputs` (in float32)."""
+    def loss(self, outputs: Tensors, batch: Batch) -> Loss:
+        """Scalar training loss of a network's `outputs` (in float32), or its parts by name: summed, and logged apart."""
 
     @abstractmethod
-    def metrics(self, results: Iterable[tuple[Arrays, Batch]]) -> Mapping[str, float]:
-        """Numbers by name, that of `metric` among them, from the outputs for batches that make up the test set."""
+    def metrics(self, results: Iterable[tuple[Arrays, Batch]]) -> Mapping[str, float | MetricTable]:
+        """Numbers by name, that of `metric` among them, from the outputs for batches that make up the test set; tables
+        (`MetricTable`) by name go into the report beside them.
+        """
+
+    def epoch_size(self) -> int:
+        """Samples in one epoch of `train_batches`, of which what remains after the last full batch is left out."""
+        return self.size("train")
 
     def train_batches(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
         """Full batches of one epoch, a function of the arguments alone: here shuffled, without augmentation."""

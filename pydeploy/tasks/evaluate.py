@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from pydeploy.data.preprocessing import Preprocessing
 from pydeploy.errors import ConfigError, DataError
 from pydeploy.prune.forward import evaluating
 from pydeploy.tasks.contract import Arrays, Batch, Predict, Task, Tensors
+from pydeploy.tasks.metric import MetricTable
 
 
 def batches(
@@ -30,31 +33,64 @@ def example(task: Task) -> tuple[Tensor, ...]:
     return task.samples("test", np.zeros(1, dtype=np.int64)).inputs
 
 
-def named(task: Task, outputs: Any) -> Tensors:
-    """What a network's forward returned, by the task's output names. Raises `ConfigError` for more or fewer tensors."""
-    values = (
-        [outputs]
-        if isinstance(outputs, Tensor)
-        else [*outputs.values()]
-        if isinstance(outputs, Mapping)
-        else [*outputs]
-    )
-    if len(values) != len(task.output_names) or not all(isinstance(value, Tensor) for value in values):
-        kinds = ", ".join(type(value).__name__ for value in values)
+def named(task: Task, outputs: Any, *, training: bool = False) -> Tensors:
+    """What a network's forward returned: the task's outputs under its names and in its order, then the rest under their own.
+
+    A dict's tensors are taken by name where it has all of the task's names, else in order; what a dict or, in `training`, a tuple
+    holds beyond them are outputs that only the loss sees. Raises `ConfigError` for fewer, or for more that have no name.
+    """
+    found = {"output": outputs} if isinstance(outputs, Tensor) else _by_name(outputs)
+    names = task.output_names
+    taken = names if all(name in found for name in names) else tuple(found)[: len(names)]
+    rest = {name: value for name, value in found.items() if name not in taken and isinstance(value, Tensor)}
+    more = len(found) > len(names) and not (training or isinstance(outputs, Mapping))
+    if len(taken) < len(names) or more or not all(isinstance(found[name], Tensor) for name in taken):
+        kinds = ", ".join(type(value).__name__ for value in found.values())
         raise ConfigError(
-            f"the network returns {len(values)} output{'s' * (len(values) != 1)} ({kinds}), the task names "
-            f"{len(task.output_names)} tensors: {', '.join(task.output_names)}"
+            f"the network returns {len(found)} output{'s' * (len(found) != 1)} ({kinds}), the task names "
+            f"{len(names)} tensors: {', '.join(names)}"
         )
-    return dict(zip(task.output_names, values, strict=True))
+    given = dict(zip(names, (found[name] for name in taken), strict=True))
+    return given | {f"extra.{name}" if name in given else name: value for name, value in rest.items()}
+
+
+def _by_name(outputs: Any) -> dict[str, Any]:
+    """Parts of a dict, a named tuple, or anything else that can be iterated over."""
+    if isinstance(outputs, Mapping):
+        return {str(name): value for name, value in outputs.items()}
+    if hasattr(outputs, "_asdict"):
+        return dict(outputs._asdict())
+    return {f"output_{index}": value for index, value in enumerate(outputs)}
+
+
+def loss_parts(task: Task, outputs: Tensors, batch: Batch) -> dict[str, Tensor]:
+    """The parts of the task's loss by name, ``task`` where it is one tensor. Their sum is the loss."""
+    found = task.loss(outputs, batch)
+    return {"task": found} if isinstance(found, Tensor) else dict(found)
+
+
+def total_loss(task: Task, outputs: Tensors, batch: Batch) -> Tensor:
+    """The task's loss as one scalar."""
+    return reduce(add, loss_parts(task, outputs, batch).values())
 
 
 def evaluate(task: Task, predict: Predict, *, batch_size: int, limit: int | None = None) -> dict[str, float]:
     """The task's metrics over the test set (its first `limit` samples), from what `predict` returns.
 
-    `predict` always gets exactly `batch_size` samples: the last batch is padded, and the padding is ignored. Raises
-    `DataError` where an output is missing, has another shape than the task expects or holds NaN.
+    `predict` always gets exactly `batch_size` samples: the last batch is padded, and the padding is ignored. Numbers beside the
+    task's metric that are undefined here (NaN) are left out. Raises `DataError` where an output is missing, has another shape than
+    the task expects or holds NaN.
     """
-    found = {name: float(value) for name, value in task.metrics(results(task, predict, batch_size, limit)).items()}
+    return judged(task, predict, batch_size=batch_size, limit=limit)[0]
+
+
+def judged(
+    task: Task, predict: Predict, *, batch_size: int, limit: int | None = None
+) -> tuple[dict[str, float], dict[str, MetricTable]]:
+    """`evaluate`, and the tables beside its numbers."""
+    given = task.metrics(results(task, predict, batch_size, limit))
+    tables = {name: value for name, value in given.items() if isinstance(value, MetricTable)}
+    found = {name: float(value) for name, value in given.items() if not isinstance(value, MetricTable)}
     value = found.get(task.metric.name)
     if value is None:
         raise ConfigError(
@@ -63,7 +99,7 @@ def evaluate(task: Task, predict: Predict, *, batch_size: int, limit: int | None
     if not np.isfinite(value) or (task.metric.share and not 0 <= value <= 1):
         wanted = "a share in [0, 1]" if task.metric.share else "a number"
         raise DataError(f"the metric '{task.metric.name}' came out as {value}; expected {wanted}")
-    return found
+    return {name: number for name, number in found.items() if np.isfinite(number)}, tables
 
 
 def results(task: Task, predict: Predict, batch_size: int, limit: int | None) -> Iterator[tuple[Arrays, Batch]]:
@@ -93,7 +129,8 @@ def predict_with(model: nn.Module, task: Task) -> Predict:
     def predict(feeds: Arrays) -> dict[str, NDArray[Any]]:
         with evaluating(model), torch.no_grad():
             outputs = model(*(torch.from_numpy(feeds[name]).to(device) for name in task.input_names))
-        return {name: value.float().cpu().numpy() for name, value in named(task, outputs).items()}
+        found = named(task, outputs)
+        return {name: found[name].float().cpu().numpy() for name in task.output_names}
 
     return predict
 

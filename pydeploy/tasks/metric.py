@@ -1,7 +1,9 @@
-"""What a task is judged by: numbers with a name, a unit and the direction that is better."""
+"""What a task is judged by: numbers with a name, a unit and the direction that is better; and tables that explain them."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +19,10 @@ class Metric:
     better: Literal["higher", "lower"] = "higher"
     seed_spread: float | None = None
     """How far apart two trainings come out that differ in their seed alone, in points or in the unit; None where unknown."""
+    counted: bool = True
+    """Of a share: whether it counts test samples (k of n right), so that an interval follows from their number; not so a mean
+    over classes or thresholds, such as mIoU and AP.
+    """
 
     @property
     def share(self) -> bool:
@@ -72,3 +78,44 @@ class Metric:
         """A difference in words: ``1 point``, ``0.5 points``, ``0.2 dB``."""
         unit = ("point" if difference == 1 else "points") if self.share else self.unit
         return f"{difference:g} {unit}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class MetricTable:
+    """Numbers that explain a metric, one name a row: the values of each class, a confusion matrix.
+
+    A value is None where it is undefined, such as the IoU of a class that is nowhere; NaN and infinity count as undefined.
+    """
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: tuple[tuple[float | None, ...], ...]
+    """``values[row][column]``."""
+    units: tuple[str, ...] = ()
+    """Of each column: ``%`` for shares in [0, 1], '' for counts; without any, all columns are counts."""
+    kind: Literal["values", "confusion"] = "values"
+    """``confusion``: rows are the true classes, columns the predicted ones."""
+
+    def __post_init__(self) -> None:
+        if len(self.values) != len(self.rows) or any(len(row) != len(self.columns) for row in self.values):
+            raise ValueError(f"a table of {len(self.rows)} rows and {len(self.columns)} columns has other values")
+        if self.units and len(self.units) != len(self.columns):
+            raise ValueError(f"{len(self.units)} units for {len(self.columns)} columns")
+
+    @classmethod
+    def of(cls, rows: Sequence[str], columns: Mapping[str, tuple[str, Sequence[float]]]) -> MetricTable:
+        """From ``{column: (unit, one value a row)}``."""
+        values = [[_defined(value) for value in column] for _, column in columns.values()]
+        units = tuple(unit for unit, _ in columns.values())
+        return cls(tuple(rows), tuple(columns), tuple(zip(*values, strict=True)), units)
+
+    @classmethod
+    def confusion(cls, names: Sequence[str], counts: Sequence[Sequence[float]]) -> MetricTable:
+        """From ``counts[true class][predicted class]``, such as an int64 array ``(classes, classes)``."""
+        values = tuple(tuple(_defined(value) for value in row) for row in counts)
+        return cls(tuple(names), tuple(names), values, kind="confusion")
+
+
+def _defined(value: float) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None

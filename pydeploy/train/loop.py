@@ -9,17 +9,19 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import reduce
 from itertools import islice
+from operator import add
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, convert_to_fp32, send_to_device
+from accelerate.utils import broadcast, convert_to_fp32
 from torch import Tensor, nn
 
 from pydeploy.errors import ConfigError, DataError
@@ -28,7 +30,7 @@ from pydeploy.prune.sparsity.penalties import Sparsity, rescale
 from pydeploy.prune.sparsity.settings import SparsitySettings
 from pydeploy.prune.structure.trace import trace
 from pydeploy.tasks.contract import Batch, Task, Tensors
-from pydeploy.tasks.evaluate import example, named
+from pydeploy.tasks.evaluate import example, loss_parts, named
 from pydeploy.train import checkpoint
 from pydeploy.train.distill.logits import LOSSES, Teacher
 from pydeploy.train.distill.settings import DistillSettings
@@ -36,8 +38,8 @@ from pydeploy.train.memory import keep_freed_memory
 from pydeploy.train.precision import bf16_wanted
 from pydeploy.train.settings import FitSettings, lr_at
 
-Progress = Callable[[int, int, float], None]
-"""Called after every step with (steps done, steps in all, loss)."""
+Progress = Callable[[int, int, Mapping[str, float]], None]
+"""Called after every step with (steps done, steps in all, what is told of the step by name: loss, its parts, lr)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ class EpochRecord:
     seconds: float
     small_scales: float | None = None
     """With a sparsity term: share of the batch norms' scales below 1e-3."""
+    parts: dict[str, float] | None = None
+    """Means of the loss's parts, where it has several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +143,7 @@ class _Run:
     ) -> None:  # fmt: skip
         self.accelerator, self.task, self.settings, self.seed = accelerator, task, settings, seed
         self.teacher, self.distill, self.sparsity = teacher, distill, sparsity
-        self.samples = task.size("train")
+        self.samples = task.epoch_size()
         self.steps = self.samples // (settings.batch_size * accelerator.num_processes)
         if self.steps == 0:
             raise ConfigError(
@@ -157,7 +161,7 @@ class _Run:
     def epoch(self, epoch: int, progress: Progress | None) -> EpochRecord:
         """Train for one epoch. Everything random follows from (seed, epoch), so an epoch can be repeated exactly."""
         settings, accelerator = self.settings, self.accelerator
-        began, total = time.perf_counter(), 0.0
+        began, totals = time.perf_counter(), dict[str, float]()
         seed = np.random.SeedSequence([self.seed, epoch, accelerator.process_index])
         torch.manual_seed(int(seed.generate_state(1)[0]))  # for dropout and the like
         batches = self.task.train_batches(epoch, settings.batch_size, self.seed)
@@ -167,9 +171,10 @@ class _Run:
             rate = lr_at(settings, done, self.steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            loss = self.loss(self.on_device(batch, epoch, step))
-            value = loss.item()
-            if not math.isfinite(value):
+            parts = self.loss(self.on_device(batch, epoch, step))
+            loss = reduce(add, parts.values())
+            told = {name: part.item() for name, part in {"loss": loss, **(parts if len(parts) > 1 else {})}.items()}
+            if not math.isfinite(value := told["loss"]):
                 raise DataError(f"the loss became {value} in epoch {epoch}, step {step} (lr {rate:.4g}); lower lr, "
                                 "raise warmup_epochs, or set clip_norm")  # fmt: skip
             accelerator.backward(loss)
@@ -182,13 +187,15 @@ class _Run:
             if self.sparsity is not None:
                 self.sparsity.after_step(progressed, rate)
             self.optimizer.zero_grad()
-            total += value
+            totals = {name: totals.get(name, 0.0) + part for name, part in told.items()}
             if progress is not None:
-                progress(done + 1, settings.epochs * self.steps, value)
+                progress(done + 1, settings.epochs * self.steps, {**told, "lr": rate})
         for buffer in self.student.buffers():  # each process has its own running statistics: take the first one's
             buffer.copy_(broadcast(buffer))
         small = self.sparsity.small_scales() if self.sparsity is not None else None
-        return EpochRecord(epoch, total / self.steps, rate, time.perf_counter() - began, small)
+        means = {name: total / self.steps for name, total in totals.items()}
+        parts_of = {name: mean for name, mean in means.items() if name != "loss"} or None
+        return EpochRecord(epoch, means["loss"], rate, time.perf_counter() - began, small, parts_of)
 
     def on_device(self, batch: Batch, epoch: int, step: int) -> Batch:
         """The batch where the network is, in its memory format; refuses NaN and infinity."""
@@ -196,24 +203,26 @@ class _Run:
             if not torch.isfinite(value).all():
                 raise DataError(f"input {number} of the batch at epoch {epoch}, step {step} holds NaN or infinity; "
                                 "check the data set for broken samples")  # fmt: skip
-        moved: Batch = Batch(*send_to_device((batch.inputs, batch.target), self.accelerator.device))
+        moved = batch.to(self.accelerator.device)
         return Batch(tuple(_channels_last(value) for value in moved.inputs), moved.target)
 
     def forward(self, network: nn.Module, batch: Batch) -> Tensors:
         """The network's outputs by name in float32, computed in the run's precision."""
         with torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             outputs = network(*batch.inputs)
-        return named(self.task, convert_to_fp32(outputs))
+        return named(self.task, convert_to_fp32(outputs), training=True)
 
-    def loss(self, batch: Batch) -> Tensor:
-        """The task's loss, mixed with the distillation loss when there is a teacher."""
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The parts of the task's loss, with a teacher mixed with the distillation loss as a further part."""
         outputs = self.forward(self.network, batch)
-        loss = self.task.loss(outputs, batch)
+        parts = loss_parts(self.task, outputs, batch)
         distill = self.distill
         if distill is None or self.teacher is None:
-            return loss
+            return parts
         guide = self.teacher(batch, self.forward)
-        return (1 - distill.alpha) * loss + distill.alpha * LOSSES[distill.loss](self.task, outputs, guide, distill)
+        mixed = {name: (1 - distill.alpha) * part for name, part in parts.items()}
+        exported = {name: outputs[name] for name in self.task.output_names}
+        return {**mixed, "distill": distill.alpha * LOSSES[distill.loss](self.task, exported, guide, distill)}
 
     def finished(self) -> nn.Module:
         """The trained network as a plain module on the CPU."""

@@ -156,7 +156,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(np.load(folder / "images.npy")[0]).save(folder / "picture.png")
         ends = onnx.load(folder / "dense.onnx").graph
         way = Preprocessing((0.5, 0.5, 0.5), (0.3, 0.3, 0.3), size, size)
-        Deployment(way, tuple("0123456789"), ends.input[0].name, ends.output[0].name).save(folder)
+        Deployment(way, tuple("0123456789"), ends.input[0].name, (ends.output[0].name,)).save(folder)
         shutil.copytree(FOLDER / ("10.3" if folder == here else "8.6"), folder / "trt")
         (folder / "run").mkdir()
         sample().save(folder / "run" / "report.json")

@@ -64,7 +64,7 @@ def test_labels_and_scores_are_those_of_numpy(tmp_path: Path, batch: int) -> Non
         assert [entry["label"] for entry in one["top"]] == sorted(scores, key=lambda name: -scores[name])
         for entry in one["top"]:
             assert entry["score"] == pytest.approx(scores[entry["label"]], abs=1e-5)
-    drawn = sorted((tmp_path / "out").glob("*.jpg"))
+    drawn = sorted((tmp_path / "out").glob("*.png"))
     assert len(drawn) == 7
     with Image.open(drawn[0]) as image, Image.open(found[0]["path"]) as before:
         assert image.size == before.size
@@ -122,7 +122,7 @@ def test_any_label_can_be_drawn(tmp_path: Path) -> None:
     Image.fromarray(picture("red", 0)).save(tmp_path / "x.png")
     predict(engine, tmp_path / "x.png", "--out", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "predictions.json").read_text())["predictions"][0]["label"] == "красный"
-    assert len(list((tmp_path / "out").glob("*.jpg"))) == 1
+    assert len(list((tmp_path / "out").glob("*.png"))) == 1
 
 
 def test_the_file_beside_the_engine_comes_back(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pydeploy.report import Latency, Round, TableFacts, recommend
 from pydeploy.report.charts import all_charts
 from pydeploy.report.page import to_html, to_markdown
-from pydeploy.report.sampling import right_answers, wilson
 from pydeploy.tasks.metric import Metric
+from pydeploy.tasks.sampling import right_answers, wilson
 from pydeploy.timing.records import Turn
 from report_factory import ACCURACY, model, models, sample
 

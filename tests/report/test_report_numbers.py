@@ -17,8 +17,8 @@ from pydeploy.report import Candidate, Latency, ModelResult, Report, headline
 from pydeploy.report.charts import all_charts
 from pydeploy.report.drawing import Chart
 from pydeploy.report.page import to_html, to_markdown
-from pydeploy.report.sampling import wilson
 from pydeploy.report.verdict import shown_model
+from pydeploy.tasks.sampling import wilson
 from pydeploy.timing.records import Turn
 from report_factory import model, models, sample
 from report_facts import Share, reports, share, used

@@ -71,14 +71,14 @@ def kill_at(step: int) -> Any:
 def test_training_learns_and_leaves_its_input_alone(tmp_path: Path) -> None:
     model = fresh()
     before = weights(model)
-    seen: list[tuple[int, int, float]] = []
+    seen: list[tuple[int, int, dict[str, float]]] = []
     settings = QUICK.model_copy(update={"epochs": 6})
     result = fit(model, TASK, settings, out=tmp_path, progress=lambda *row: seen.append(row))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert not result.model.training
     assert [row[:2] for row in seen] == [(n + 1, 36) for n in range(36)]
     assert [r.epoch for r in result.history] == list(range(6))
-    assert result.history[0].loss == pytest.approx(sum(row[2] for row in seen[:6]) / 6)
+    assert result.history[0].loss == pytest.approx(sum(row[2]["loss"] for row in seen[:6]) / 6)
     assert result.history[-1].loss < result.history[0].loss
     accuracy = evaluate(TASK, predict_with(result.model, TASK), batch_size=16)["accuracy"]
     assert accuracy > 0.6  # chance is 0.25

@@ -18,6 +18,7 @@ from pydeploy.quant.observe import Ranges
 from pydeploy.run.artefacts import Artefacts, Files
 from pydeploy.run.facts import EngineFacts, load
 from pydeploy.run.job import Job, model_of
+from pydeploy.tasks.metric import MetricTable
 from pydeploy.timing.records import Profile
 
 if TYPE_CHECKING:
@@ -133,7 +134,8 @@ def finished_engine(job: Job, model: nn.Module, here: Path) -> None:
 def write_facts(job: Job, backend: Backend, engine: Engine, here: Path, *, params: int, macs: int) -> None:
     """``facts.json`` of a built engine, and ``preprocessing.json``, which says how to feed it."""
     job.console.say(f"{here.name}: metrics of the engine over the full test set")
-    facts = EngineFacts(latency=measure_engines({"": (backend, engine)})[""], metrics=metrics(job, backend, engine),
+    numbers, tables = metrics(job, backend, engine)
+    facts = EngineFacts(latency=measure_engines({"": (backend, engine)})[""], metrics=numbers, tables=tables,
                         params=params, macs=macs, precision=backend.precision, target=backend.target().fingerprint,
                         bytes=engine.path.stat().st_size, onnx_bytes=Files(here).onnx.stat().st_size)  # fmt: skip
     if (way := job.task.deployment()) is not None:
@@ -141,14 +143,14 @@ def write_facts(job: Job, backend: Backend, engine: Engine, here: Path, *, param
     facts.save(Files(here).facts)
 
 
-def metrics(job: Job, backend: Backend, engine: Engine) -> dict[str, float]:
-    """The task's metrics over the whole test set, computed from the engine's outputs."""
-    from pydeploy.tasks.evaluate import evaluate
+def metrics(job: Job, backend: Backend, engine: Engine) -> tuple[dict[str, float], dict[str, MetricTable]]:
+    """The task's metrics over the whole test set, computed from the engine's outputs, and the tables beside them."""
+    from pydeploy.tasks.evaluate import judged
 
     if job.guest is not None:
-        return job.guest.metrics(backend, engine)
+        return job.guest.metrics(backend, engine), {}
     with backend.open(engine) as session:
-        return evaluate(job.task, session.run, batch_size=backend.batch)
+        return judged(job.task, session.run, batch_size=backend.batch)
 
 
 def float_backend(job: Job) -> Backend:
@@ -160,7 +162,7 @@ def float_engine_metrics(job: Job, here: Path) -> None:
     """``float.json``: the metrics that the network of an int8 engine reaches before it is quantized."""
     backend = float_backend(job)
     engine = build(job, backend, Files(here).float_onnx, Files(here).float_engine)
-    write_json(Files(here).float_metrics, metrics(job, backend, engine))
+    write_json(Files(here).float_metrics, metrics(job, backend, engine)[0])
 
 
 def float_metrics(folder: Path) -> dict[str, float]:

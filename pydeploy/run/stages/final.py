@@ -131,7 +131,7 @@ def _report(job: Job, at: Artefacts, seconds: dict[str, float], command: str) ->
 def _result(job: Job, folder: Path, timing: Timing) -> ModelResult:
     facts = facts_of(folder)
     return ModelResult(latency_us=Latency.of(timing), value=facts.metrics[job.task.metric.name], samples=_samples(job, facts),
-                       params=facts.params, macs=facts.macs, bytes=facts.bytes, onnx_bytes=facts.onnx_bytes,
+                       tables=facts.tables, params=facts.params, macs=facts.macs, bytes=facts.bytes, onnx_bytes=facts.onnx_bytes,
                        precision=facts.precision, target=facts.target)  # fmt: skip
 
 

@@ -48,9 +48,9 @@ def scores_of(
 
 def loss_of(task: Task) -> Callable[[Any, Any], Tensor]:
     """The task's loss of a network's outputs on a batch, as criteria take it."""
-    from pydeploy.tasks.evaluate import named
+    from pydeploy.tasks.evaluate import named, total_loss
 
-    return lambda outputs, batch: task.loss(named(task, outputs), batch)
+    return lambda outputs, batch: total_loss(task, named(task, outputs), batch)
 
 
 def first_batches(task: Task, settings: PruneSection, seed: int) -> Iterator[Any]:

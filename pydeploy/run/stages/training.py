@@ -54,7 +54,7 @@ def fit(
     with job.console.bar(title) as tick:
         result = train(model, job.task, settings, out=here, seed=job.seed, teacher=teacher if distill else None,
                        distill=distill, sparsity=sparsity, resume=True,
-                       progress=lambda done, total, _loss: tick(done, total))  # fmt: skip
+                       progress=lambda done, total, _told: tick(done, total))  # fmt: skip
     save(Files(here).weights, result.model)
     write_json(Files(here).history, [asdict(record) for record in result.history])
 
