@@ -24,12 +24,12 @@ def test_cross_entropy_is_pytorchs_mean_over_the_pixels_that_count() -> None:
 
 def test_dice_is_its_definition_over_the_classes_that_occur() -> None:
     logits, classes = drawn()
-    shares, parts = logits.softmax(1), []
+    shares, parts = logits.softmax(1).detach(), []
     for one in range(3):  # the fourth does not occur
         pairs = [(float(shares[n, one, y, x]), float(classes[n, y, x] == one)) for n in range(2) for y in range(5) for x in range(6)
                  if classes[n, y, x] != 255]  # fmt: skip
         parts.append(1 - 2 * sum(p * t for p, t in pairs) / (sum(p for p, _ in pairs) + sum(t for _, t in pairs)))
-    torch.testing.assert_close(soft_dice(logits, classes), torch.tensor(sum(parts) / 3))
+    torch.testing.assert_close(soft_dice(logits, classes).detach(), torch.tensor(sum(parts) / 3))
 
 
 def test_a_mask_that_is_ignored_all_over_costs_nothing_and_breaks_nothing() -> None:
@@ -37,7 +37,7 @@ def test_a_mask_that_is_ignored_all_over_costs_nothing_and_breaks_nothing() -> N
     classes[:] = 255
     for loss in (pixel_cross_entropy(logits, classes), soft_dice(logits, classes),
                  pixel_cross_entropy(logits, classes, torch.ones(4))):  # fmt: skip
-        assert float(loss) == 0
+        assert loss.item() == 0
         (gradient,) = torch.autograd.grad(loss, logits)
         assert not gradient.any()
 
