@@ -1,0 +1,1 @@
+"""Detection of objects: boxes, classes and scores from an SSD's outputs."""
