@@ -20,6 +20,7 @@ from pydeploy.backends.base import Feeds
 from pydeploy.errors import DataError, Mismatch, nearest
 from pydeploy.onnxfile.load import Loaded, files_hash, read_float_model
 from pydeploy.onnxfile.prepare import prepare
+from pydeploy.quant.correction import corrected_inputs
 from pydeploy.quant.counts import Counts, sample_hash
 from pydeploy.quant.observe import OBSERVERS, Ranges, observe
 from pydeploy.quant.placement import plan
@@ -65,11 +66,12 @@ def calibrate(
     source = read_float_model(onnx_path)
     with ThreadPoolExecutor(1) as other:
         digest = other.submit(files_hash, source.files)  # while the session is made
-        tapped = _tapped(source, tensors, every, style, threads)
+        tapped, by_channel = _tapped(source, tensors, every, style, threads)
         del source
         model = digest.result()
     names = tapped.names
-    counts = Counts.resume(resume, model, key, names) if resume else Counts.empty(model, key, names)
+    known = (model, key, names, by_channel)
+    counts = Counts.resume(resume, *known) if resume else Counts.empty(*known)
     _count_all(counts, tapped, batches, threads, progress, resume)
     if not counts.samples:
         raise DataError("the calibration set is empty; give at least one batch, better 500 samples or more")
@@ -79,17 +81,21 @@ def calibrate(
     with ThreadPoolExecutor(threads or None) as pool:  # thresholds are found outside of Python's lock
         found = pool.map(lambda name: observe(counts.tensors[name], observer, unsigned=unsigned), names)
         ranges = dict(zip(names, found, strict=True))
-    return Ranges(ranges, observer, model, counts.samples_hash(), len(counts.samples), unsigned)
+    means = {name: counts.tensors[name].sums.mean(len(counts.samples)) for name in names if name in by_channel}
+    return Ranges(ranges, observer, model, counts.samples_hash(), len(counts.samples), unsigned, means)
 
 
-def _tapped(source: Loaded, tensors: Sequence[str] | None, every: bool, style: str | None, threads: int) -> Tapped:
-    """A session that gives the values of the tensors that `calibrate` was asked for."""
+def _tapped(
+    source: Loaded, tensors: Sequence[str] | None, every: bool, style: str | None, threads: int
+) -> tuple[Tapped, frozenset[str]]:
+    """A session that gives the values of the tensors that `calibrate` was asked for; those whose channels count."""
     graph = prepare(source)
     if every:
         names = tuple(name for name in _tensor_names(graph) if graph.tensors()[name].dtype == np.float32)
     else:
         names = _known(graph, tensors) if tensors is not None else measured_tensors(graph, style)
-    return Tapped(graph, names, source.model.ir_version, threads, source.files[0])
+    by_channel = corrected_inputs(graph.nodes) & set(names)
+    return Tapped(graph, names, source.model.ir_version, threads, source.files[0]), by_channel
 
 
 def _count_all(
@@ -131,12 +137,13 @@ def _count_all(
 
 
 def measured_tensors(graph: gs.Graph, style: str | None = None) -> tuple[str, ...]:
-    """Tensors whose values decide the scales of the style (of all styles: None), in graph order."""
+    """Tensors whose values decide the scales and biases of the style (of all styles: None), in graph order."""
     styles = STYLES.values() if style is None else [style_named(style)]
     # No layer is too small here: `quantize` may be asked for fewer channels than the style's own limit.
-    wanted = {
-        name for rules in styles for sources in plan(graph, rules, min_channels=1).sources.values() for name in sources
-    }
+    wanted: set[str] = set()
+    for rules in styles:
+        placement = plan(graph, rules, min_channels=1)
+        wanted |= corrected_inputs(placement.nodes).union(*placement.sources.values())
     return tuple(name for name in _tensor_names(graph) if name in wanted)
 
 

@@ -1,7 +1,7 @@
 """What a calibration has counted so far, and the file that lets an interrupted one go on.
 
 The file is JSON: the hash of the model, a key of the calibration set, the hash of every sample counted, and per tensor the
-histogram and each sample's extremes. Counts do not depend on the observer, so another observer costs no inference.
+histogram, each sample's extremes and the channels' means. Counts do not depend on the observer, so another observer costs no inference.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from pydeploy import _core
 from pydeploy.backends.base import Feeds
 from pydeploy.errors import DataError
 from pydeploy.files import read_json, write_text
+from pydeploy.quant.correction import ChannelSums
 from pydeploy.quant.observe import Seen
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass
@@ -36,10 +37,12 @@ class Counts:
     """Key of the calibration set ('' = not known)."""
     tensors: dict[str, Seen]
     samples: list[str] = field(default_factory=list)
+    by_channel: frozenset[str] = frozenset()
+    """Tensors whose channels' means are added up as well."""
 
     @classmethod
-    def empty(cls, model: str, data: str, names: Iterable[str]) -> Counts:
-        return cls(model, data, {name: Seen() for name in names})
+    def empty(cls, model: str, data: str, names: Iterable[str], by_channel: frozenset[str] = frozenset()) -> Counts:
+        return cls(model, data, {name: Seen() for name in names}, by_channel=by_channel)
 
     def add(self, sample: str, values: Mapping[str, NDArray[Any]], threads: int) -> None:
         """Count one sample's values of every tensor.
@@ -56,6 +59,8 @@ class Counts:
                 )
             if values[name].size:
                 seen.extremes.append((low, high))
+            if name in self.by_channel:
+                seen.sums.add(values[name])
         self.samples.append(sample)
 
     def remaining(self) -> Counter[str]:
@@ -68,9 +73,10 @@ class Counts:
 
     def save(self, path: Path) -> None:
         """Write the file atomically."""
-        tensors = {name: {**_histogram_record(seen.histogram), "extremes": seen.extremes}
+        tensors = {name: {**_histogram_record(seen.histogram), "extremes": seen.extremes, "sums": seen.sums.parts.tolist()}
                    for name, seen in self.tensors.items()}  # fmt: skip
-        record = {"schema": SCHEMA, "model": self.model, "data": self.data, "samples": self.samples, "tensors": tensors}
+        record = {"schema": SCHEMA, "model": self.model, "data": self.data, "samples": self.samples,
+                  "by_channel": sorted(self.by_channel), "tensors": tensors}  # fmt: skip
         write_text(path, json.dumps(record, separators=(",", ":")) + "\n")
 
     @classmethod
@@ -82,20 +88,21 @@ class Counts:
                 raise ValueError(f"schema {data['schema']!r}, expected {SCHEMA}")
             tensors = {name: _seen(record) for name, record in data["tensors"].items()}
             samples = [bytes.fromhex(sample).hex() for sample in data["samples"]]
-            return cls(str(data["model"]), str(data["data"]), tensors, samples)
+            return cls(str(data["model"]), str(data["data"]), tensors, samples, frozenset(data["by_channel"]))
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DataError(
                 f"{path} does not hold calibration counts ({error!r}); delete it and calibrate again"
             ) from None
 
     @classmethod
-    def resume(cls, path: Path, model: str, data: str, names: Sequence[str]) -> Counts:
+    def resume(cls, path: Path, model: str, data: str, names: Sequence[str], by_channel: frozenset[str]) -> Counts:
         """The counts in `path` where they belong to this model, set and choice of tensors; else empty ones."""
         if path.exists():
             found = cls.load(path)
-            if (found.model, found.data) == (model, data) and set(names) <= set(found.tensors):
-                return cls(model, data, {name: found.tensors[name] for name in names}, found.samples)
-        return cls.empty(model, data, names)
+            suits = set(names) <= set(found.tensors) and by_channel <= found.by_channel
+            if (found.model, found.data) == (model, data) and suits:
+                return cls(model, data, {name: found.tensors[name] for name in names}, found.samples, by_channel)
+        return cls.empty(model, data, names, by_channel)
 
 
 def sample_hash(arrays: Sequence[NDArray[Any]]) -> str:
@@ -140,4 +147,8 @@ def _seen(record: Mapping[str, Any]) -> Seen:
         counts = np.zeros(int(record["bins"]), np.uint64)
         counts[: len(record[half])] = record[half]
         state[half] = counts
-    return Seen(_core.Histogram.from_state(state), [(float(low), float(high)) for low, high in record["extremes"]])
+    parts = np.array(record["sums"], np.int64)
+    if parts.ndim != 2 or len(parts) != 2:
+        raise ValueError("sums of channels that are not two rows")
+    extremes = [(float(low), float(high)) for low, high in record["extremes"]]
+    return Seen(_core.Histogram.from_state(state), extremes, ChannelSums(parts))

@@ -34,6 +34,7 @@ from pydeploy import _core
 from pydeploy.errors import ConfigError, DataError, Mismatch, nearest
 from pydeploy.files import parsed, write_json
 from pydeploy.guests.names import Names
+from pydeploy.quant.correction import ChannelSums
 
 SIGNED_LEVELS = 128
 """Grid steps on one side of zero: int8, and uint8 for a tensor with both signs."""
@@ -54,6 +55,8 @@ class Seen:
     """Every value: 4096 bins of one power-of-two width for each sign, at least 2048 of them below the largest value."""
     extremes: list[Range] = field(default_factory=list)
     """Smallest and largest value of each sample."""
+    sums: ChannelSums = field(default_factory=ChannelSums)
+    """Of the channels' means, where a layer with a bias reads the tensor."""
 
     def magnitudes(self) -> NDArray[np.uint64]:
         """Counts of ``|x|``, shape ``(bins,)``, both signs together."""
@@ -162,6 +165,8 @@ class Ranges:
     """Number of samples."""
     unsigned: bool = False
     """Whether thresholds were chosen for uint8 where a tensor has one sign."""
+    means: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Each channel's mean, of the tensors that layers with a bias read; `quantize` corrects biases by them."""
 
     def __getitem__(self, tensor: str) -> Range:
         if tensor not in self.tensors:
@@ -173,8 +178,9 @@ class Ranges:
     def to_json(self) -> dict[str, Any]:
         """Plain numbers and strings; Python's floats survive JSON exactly."""
         tensors = {name: list(pair) for name, pair in self.tensors.items()}
+        means = {name: list(values) for name, values in self.means.items()}
         return {"schema": 1, "observer": self.observer, "model": self.model, "data": self.data, "count": self.count,
-                "unsigned": self.unsigned, "tensors": tensors}  # fmt: skip
+                "unsigned": self.unsigned, "tensors": tensors, "means": means}  # fmt: skip
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Ranges:
@@ -184,7 +190,8 @@ class Ranges:
                 raise DataError(f"ranges of schema {data['schema']!r} cannot be read, expected 1; calibrate again")
             tensors = {name: _interval(name, pair) for name, pair in data["tensors"].items()}
             texts = (str(data["observer"]), str(data["model"]), str(data["data"]))
-            return cls(tensors, *texts, int(data["count"]), bool(data["unsigned"]))
+            means = {name: _means(name, values) for name, values in data.get("means", {}).items()}
+            return cls(tensors, *texts, int(data["count"]), bool(data["unsigned"]), means)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(
                 f"not a ranges file: {error!r}; expected the JSON that 'pydeploy calibrate' writes"
@@ -196,6 +203,13 @@ class Ranges:
     @classmethod
     def load(cls, path: Path) -> Ranges:
         return parsed(path, cls.from_json)
+
+
+def _means(name: str, values: Any) -> tuple[float, ...]:
+    means = tuple(float(value) for value in values)
+    if not all(map(math.isfinite, means)):
+        raise DataError(f"the channel means of tensor '{name}' are not all finite; calibrate again")
+    return means
 
 
 def _interval(name: str, pair: Any) -> Range:

@@ -10,6 +10,7 @@ Rules (where the pairs go is `pydeploy.quant.placement`, per runtime):
 * Biases: float, or int32 with the scale ``input scale * weight scale`` that the integer sum has anyway; a weight scale
   is raised where the bias would not fit into 30 bits, which leaves room for the sum. (ONNX Runtime 1.31 makes int32
   of float biases by itself and does not look whether they fit.)
+* Biases are corrected for what rounding the weights adds to a channel's mean (`pydeploy.quant.correction`).
 * Batch normalization is folded before the weights' scales are chosen (`pydeploy.onnxfile.prepare`).
 * Node and tensor names stay; only spatial means become GlobalAveragePool (the node keeps its name).
 
@@ -30,6 +31,7 @@ from pydeploy.errors import DataError, Mismatch
 from pydeploy.onnxfile.load import files_hash, read_float_model
 from pydeploy.onnxfile.nodes import channel_axis, label, new_name
 from pydeploy.onnxfile.prepare import prepare, save_graph
+from pydeploy.quant.correction import shift, stored_bias
 from pydeploy.quant.observe import Range, Ranges
 from pydeploy.quant.placement import Placement, plan
 from pydeploy.quant.styles import Style, style_on
@@ -136,7 +138,8 @@ def _insert(editor: _Editor, placement: Placement, style: Style, ranges: Ranges)
             editor, tensors[name], interval, symmetric=_symmetric(style, interval, name in placement.joined)
         )
     for node in placement.nodes:
-        _quantize_weights(editor, node, style, editor.scales[read[id(node)]])
+        name = read[id(node)]
+        _quantize_weights(editor, node, style, editor.scales[name], ranges.means.get(name))
     editor.finish()
 
 
@@ -181,14 +184,25 @@ def _quantize_tensor(editor: _Editor, tensor: gs.Tensor, interval: Range, *, sym
     editor.scales[tensor.name] = scale
 
 
-def _quantize_weights(editor: _Editor, node: gs.Node, style: Style, input_scale: np.float32) -> None:
+def _quantize_weights(
+    editor: _Editor, node: gs.Node, style: Style, input_scale: np.float32, means: Sequence[float] | None
+) -> None:
     weight, axis = node.inputs[1], channel_axis(node)
     values = weight.values
     if not np.isfinite(values).all():
         raise DataError(f"the weight '{weight.name}' of '{label(node)}' holds NaN or infinity; train the model again")
-    bias = _integer_bias(node, style, values.shape[axis])
-    least = None if bias is None else np.abs(bias.values.astype(np.float64)) / (float(input_scale) * _BIAS_LIMIT)
+    bias = stored_bias(node)
+    least = None
+    if bias is not None and style.bias == "int32":
+        least = np.abs(bias.values.astype(np.float64)) / (float(input_scale) * _BIAS_LIMIT)
     scales = weight_scales(values, axis, least, style.weight_top)
+    along = scales.reshape([-1 if i == axis else 1 for i in range(values.ndim)])
+    rounded = np.clip(np.rint(values / along), -style.weight_top, style.weight_top).astype(np.int8)
+    if bias is not None and means is not None:
+        added = shift(node, rounded * along.astype(np.float64) - values, np.asarray(means))
+        alone = len(bias.outputs) == 1
+        name = bias.name if alone else editor.unique(bias.name)
+        node.inputs[2] = bias = gs.Constant(name, (bias.values - added).astype(np.float32))
     grid = [editor.constant(f"{weight.name}_scale", scales),
             editor.constant(f"{weight.name}_zero_point", np.zeros(scales.shape, np.int8))]  # fmt: skip
     steps = []
@@ -196,22 +210,13 @@ def _quantize_weights(editor: _Editor, node: gs.Node, style: Style, input_scale:
         steps.append(editor.node("QuantizeLinear", weight.name, [weight, *grid], axis, np.int8))
         stored = steps[0].outputs[0]
     else:
-        along = scales.reshape([-1 if i == axis else 1 for i in range(values.ndim)])
-        stored = editor.constant(
-            f"{weight.name}_int8", np.clip(np.rint(values / along), -style.weight_top, style.weight_top).astype(np.int8)
-        )
+        stored = editor.constant(f"{weight.name}_int8", rounded)
     steps.append(editor.node("DequantizeLinear", weight.name, [stored, *grid], axis, np.float32))
     node.inputs[1] = steps[-1].outputs[0]
-    if bias is not None:
+    if bias is not None and style.bias == "int32":
         node.inputs[2], restorer = _quantize_bias(editor, bias, (input_scale * scales).astype(np.float32))
         steps.append(restorer)
     editor.before[id(node)] = steps
-
-
-def _integer_bias(node: gs.Node, style: Style, width: int) -> gs.Constant | None:
-    """The bias that has to become int32: stored, one number per output channel."""
-    bias = node.inputs[2] if style.bias == "int32" and len(node.inputs) > 2 else None
-    return bias if isinstance(bias, gs.Constant) and tuple(bias.shape) == (width,) else None
 
 
 def _quantize_bias(editor: _Editor, bias: gs.Constant, scales: NDArray[np.float32]) -> tuple[gs.Tensor, gs.Node]:
