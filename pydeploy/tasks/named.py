@@ -14,7 +14,10 @@ from pydeploy.tasks.metric import Metric
 TASKS: Names[Callable[..., Task]] = Names(
     kind="task",
     expected="a class that follows pydeploy.tasks.contract.Task",
-    known={"classification": "pydeploy.tasks.classify:classification"},
+    known={
+        "classification": "pydeploy.tasks.classify:classification",
+        "segmentation": "pydeploy.tasks.segment:segmentation",
+    },
     group="pydeploy.tasks",
 )
 """Each task's class or factory; its parameters are the task's settings."""

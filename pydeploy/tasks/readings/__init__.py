@@ -14,6 +14,7 @@ from pydeploy.tasks.readings.base import Reading
 
 READINGS: Mapping[str, str] = {
     "classification": "pydeploy.tasks.readings.classification:Labels",
+    "segmentation": "pydeploy.tasks.readings.segmentation:Masks",
 }
 """``module:class`` by kind; imported when an engine of the kind is read."""
 

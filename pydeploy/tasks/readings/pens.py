@@ -39,21 +39,28 @@ def written(
 
     size = size or font_size(picture)
     image = Image.fromarray(picture)
-    pen, font = ImageDraw.Draw(image, "RGBA"), _font(size)
-    try:
-        pen.multiline_textbbox((0, 0), text, font=font)
-    except UnicodeEncodeError:  # a font without the letters
-        text = text.encode("ascii", "replace").decode("ascii")
+    pen, letters = ImageDraw.Draw(image, "RGBA"), font(size)
+    text = sayable(text, letters)
     x, y = (0.0, 0.0) if at is None else at
     corner = (x + size * 0.4, y + size * 0.3)
-    left, top, right, bottom = pen.multiline_textbbox(corner, text, font=font)
+    left, top, right, bottom = pen.multiline_textbbox(corner, text, font=letters)
     pen.rectangle((x, y, right + left - x, bottom + top - y), fill=ground)
-    pen.multiline_text(corner, text, font=font, fill=WHITE)
+    pen.multiline_text(corner, text, font=letters, fill=WHITE)
     return np.array(image, np.uint8)
 
 
+def sayable(text: str, letters: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The text, with question marks for what a font without such letters cannot write."""
+    try:
+        for line in text.splitlines():
+            letters.getbbox(line)
+    except UnicodeEncodeError:
+        return text.encode("ascii", "replace").decode("ascii")
+    return text
+
+
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     from PIL import ImageFont
 
     return ImageFont.load_default(size)
