@@ -17,13 +17,14 @@ from pydeploy.models.resnet_seg import resnet18_seg, resnet50_seg
 from pydeploy.models.segdecnet import segdecnet
 from pydeploy.models.segnet import segnet
 from pydeploy.models.unet import unet
-from pydeploy.models.vgg import vgg11_bn
+from pydeploy.models.vgg import vgg11_bn, vgg16_bn
 
 CLASSIFIERS: Mapping[str, Callable[..., nn.Module]] = {
     "resnet8": resnet8,
     "resnet20": resnet20,
     "resnet56": resnet56,
     "vgg11_bn": vgg11_bn,
+    "vgg16_bn": vgg16_bn,
     "mobilenet_small": mobilenet_small,
 }
 """One score a class."""

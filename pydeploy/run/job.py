@@ -77,7 +77,9 @@ class Job:
             values["prune.options"] = {**config.prune.options, "fallback": stamp}
         values["model.trained"] = not config.trains
         values["task.data"] = {"name": self.task.data, "sha256": self.task.digest()}
+        sparsity = config.train.sparsity
         for key, path in {"train.weights": config.train.weights, "model.weights": config.model.weights,
+                          "train.sparsity.table": sparsity.table if sparsity else None,
                           "quantize.table": config.quantize.table if config.quantize else None}.items():  # fmt: skip
             if path is not None:
                 values[key] = {"sha256": sha256(path)}

@@ -25,7 +25,10 @@ from accelerate.utils import broadcast, convert_to_fp32
 from torch import Tensor, nn
 
 from pydeploy.errors import ConfigError, DataError
+from pydeploy.graph import Graph
+from pydeploy.plan import Scores
 from pydeploy.prune.forward import run_evaluating
+from pydeploy.prune.sparsity.channel_costs import Timings
 from pydeploy.prune.sparsity.penalties import Sparsity, rescale
 from pydeploy.prune.sparsity.settings import SparsitySettings
 from pydeploy.prune.structure.trace import trace
@@ -37,9 +40,12 @@ from pydeploy.train.distill.settings import DistillSettings
 from pydeploy.train.memory import keep_freed_memory
 from pydeploy.train.precision import bf16_wanted
 from pydeploy.train.settings import FitSettings, lr_at
+from pydeploy.train.slimmable import Slimmable
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 """Called after every step with (steps done, steps in all, what is told of the step by name: loss, its parts, lr)."""
+Table = Callable[[Graph], Timings]
+"""What a latency table predicts for a graph, such as ``Table.open(path).predictions``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,8 @@ class EpochRecord:
     """With a sparsity term: share of the batch norms' scales below 1e-3."""
     parts: dict[str, float] | None = None
     """Means of the loss's parts, where it has several."""
+    expected_cost: float | None = None
+    """With dmcp: expected multiply-accumulates or latency, as a share of dense."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +72,10 @@ class FitResult:
     history: tuple[EpochRecord, ...]
     resumed_epochs: int
     bf16: bool
+    scores: Scores | None = None
+    """With dmcp: the probability that each channel is kept."""
+    widths: Mapping[str, int] | None = None
+    """With dmcp: the expected width of each group that has a choice."""
 
     @property
     def seconds(self) -> float:
@@ -81,6 +93,7 @@ def fit(
     teacher: Teacher | None = None,
     distill: DistillSettings | None = None,
     sparsity: SparsitySettings | None = None,
+    table: Table | None = None,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> FitResult:
@@ -88,8 +101,8 @@ def fit(
 
     Stochastic gradient descent with Nesterov momentum. After every epoch the state goes to
     ``out/checkpoint.safetensors``; with `resume` training continues from there and ends with the same weights as an
-    undisturbed run. With `distill` the student also learns from `teacher`; with `sparsity` channels become small. Everything
-    random follows from `seed`.
+    undisturbed run. With `distill` the student also learns from `teacher`; with `sparsity` channels become small, or widths are
+    learned; `table` says what these cost where that is latency. Everything random follows from `seed`.
 
     Raises `DataError` for NaN in weights, batches or loss (naming epoch and step), `ConfigError` for settings that do
     not fit the task, `Mismatch` when the checkpoint is from another run.
@@ -100,7 +113,11 @@ def fit(
     _require_finite(model, "before training")
     if (distill is None) != (teacher is None):
         raise ConfigError("distillation needs both a teacher and 'distill' settings; only one of them was given")
-    term = _sparsity(student := copy.deepcopy(model), task, sparsity)
+    student = copy.deepcopy(model)
+    if sparsity is not None and sparsity.kind == "dmcp":
+        term: _Term = _slimmable(student, task, sparsity, table)
+    else:
+        term = _sparsity(student, task, sparsity, table)
     run = _Run(accelerator, task, settings, seed, teacher, distill, student, term)
     path = Path(out) / "checkpoint.safetensors"
     numbers = {**settings.model_dump(include=set(FitSettings.model_fields)), "seed": seed,
@@ -108,19 +125,20 @@ def fit(
     identity = {"task": type(task).__name__.lower(), "settings": numbers, "start": checkpoint.weights_digest(model),
                 "teacher": checkpoint.weights_digest(teacher.model) if teacher else "", "bf16": run.bf16,
                 "processes": accelerator.num_processes,
-                **({"sparsity": sparsity.model_dump()} if sparsity else {})}  # fmt: skip
+                **({"sparsity": sparsity.model_dump(mode="json")} if sparsity else {})}  # fmt: skip
     history: list[EpochRecord] = []
     if resume and path.exists():
-        history = [EpochRecord(**row) for row in checkpoint.restore(path, run.student, run.optimizer, identity)]
+        history = [EpochRecord(**row) for row in checkpoint.restore(path, run.learned, run.optimizer, identity)]
     resumed = len(history)
     for epoch in range(resumed, settings.epochs):
         with _repeatable():
             history.append(run.epoch(epoch, progress))
         _require_finite(run.student, f"after epoch {epoch}")
         if accelerator.is_main_process:
-            checkpoint.save(path, run.student, run.optimizer, identity, [asdict(record) for record in history])
+            checkpoint.save(path, run.learned, run.optimizer, identity, [asdict(record) for record in history])
         accelerator.wait_for_everyone()
-    return FitResult(run.finished(), tuple(history), resumed, run.bf16)
+    scores, widths = (run.slim.scores(), run.slim.chains.expected()) if run.slim is not None else (None, None)
+    return FitResult(run.finished(), tuple(history), resumed, run.bf16, scores, widths)
 
 
 @contextmanager
@@ -139,10 +157,12 @@ class _Run:
 
     def __init__(
         self, accelerator: Accelerator, task: Task, settings: FitSettings, seed: int, teacher: Teacher | None,
-        distill: DistillSettings | None, student: nn.Module, sparsity: Sparsity | None,
+        distill: DistillSettings | None, student: nn.Module, term: _Term,
     ) -> None:  # fmt: skip
         self.accelerator, self.task, self.settings, self.seed = accelerator, task, settings, seed
-        self.teacher, self.distill, self.sparsity = teacher, distill, sparsity
+        self.teacher, self.distill = teacher, distill
+        self.sparsity = term if isinstance(term, Sparsity) else None
+        self.slim = term if isinstance(term, Slimmable) else None
         self.samples = task.epoch_size()
         self.steps = self.samples // (settings.batch_size * accelerator.num_processes)
         if self.steps == 0:
@@ -155,7 +175,13 @@ class _Run:
         self.student = student.to(accelerator.device).to(memory_format=torch.channels_last).train()
         if teacher is not None:
             teacher.model.to(accelerator.device).to(memory_format=torch.channels_last)
-        self.optimizer = _optimizer(self.student, settings, sparsity.without_momentum if sparsity else [])
+        self.optimizer = _optimizer(self.student, settings, self.sparsity.without_momentum if self.sparsity else [])
+        self.learned: nn.Module = self.student
+        """What a checkpoint holds."""
+        if self.slim is not None:
+            alphas = self.slim.chains.to(accelerator.device)
+            self.learned = nn.ModuleDict({"network": self.student, "chains": alphas})
+            self.optimizer.add_param_group({"params": [*alphas.parameters()], "weight_decay": 0.0, "alphas": True})
         self.network = accelerator.prepare_model(self.student)
 
     def epoch(self, epoch: int, progress: Progress | None) -> EpochRecord:
@@ -169,18 +195,22 @@ class _Run:
         for step, batch in enumerate(islice(mine, self.steps)):
             done = epoch * self.steps + step
             rate = lr_at(settings, done, self.steps)
+            progressed = done / (settings.epochs * self.steps)
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            parts = self.loss(self.on_device(batch, epoch, step))
+                group["lr"] = self.slim.alpha_lr(progressed) if self.slim and group.get("alphas") else rate
+            there = self.on_device(batch, epoch, step)
+            outputs = self.forward(self.network, there)
+            parts = self.loss(outputs, there)
             loss = reduce(add, parts.values())
             told = {name: part.item() for name, part in {"loss": loss, **(parts if len(parts) > 1 else {})}.items()}
             if not math.isfinite(value := told["loss"]):
                 raise DataError(f"the loss became {value} in epoch {epoch}, step {step} (lr {rate:.4g}); lower lr, "
                                 "raise warmup_epochs, or set clip_norm")  # fmt: skip
             accelerator.backward(loss)
+            if self.slim is not None:
+                self.slimmed(self.slim, there, outputs, done, progressed)
             if settings.clip_norm:
                 accelerator.clip_grad_norm_(self.student.parameters(), settings.clip_norm)
-            progressed = done / (settings.epochs * self.steps)
             if self.sparsity is not None:
                 self.sparsity.after_backward(progressed)
             self.optimizer.step()
@@ -195,7 +225,16 @@ class _Run:
         small = self.sparsity.small_scales() if self.sparsity is not None else None
         means = {name: total / self.steps for name, total in totals.items()}
         parts_of = {name: mean for name, mean in means.items() if name != "loss"} or None
-        return EpochRecord(epoch, means["loss"], rate, time.perf_counter() - began, small, parts_of)
+        cost = float(self.slim.cost().detach()) if self.slim is not None else None
+        return EpochRecord(epoch, means["loss"], rate, time.perf_counter() - began, small, parts_of, cost)
+
+    def slimmed(self, slim: Slimmable, batch: Batch, outputs: Tensors, done: int, progress: float) -> None:
+        """Add what narrower networks learn on this batch and, in the second half, what the alphas do."""
+        generator = np.random.default_rng([self.seed, done])  # the same widths in all processes
+        slim.narrower(self.network, self.forward, batch, outputs, generator, progress, self.accelerator.backward)
+        if progress >= 0.5:
+            slim.learn_alphas(self.network, self.forward, batch,
+                              lambda gradient: self.accelerator.reduce(gradient, "mean"))  # fmt: skip
 
     def on_device(self, batch: Batch, epoch: int, step: int) -> Batch:
         """The batch where the network is, in its memory format; refuses NaN and infinity."""
@@ -206,15 +245,14 @@ class _Run:
         moved = batch.to(self.accelerator.device)
         return Batch(tuple(_channels_last(value) for value in moved.inputs), moved.target)
 
-    def forward(self, network: nn.Module, batch: Batch) -> Tensors:
+    def forward(self, network: Callable[..., Any], batch: Batch) -> Tensors:
         """The network's outputs by name in float32, computed in the run's precision."""
         with torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             outputs = network(*batch.inputs)
         return named(self.task, convert_to_fp32(outputs), training=True)
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, outputs: Tensors, batch: Batch) -> dict[str, Tensor]:
         """The parts of the task's loss, with a teacher mixed with the distillation loss as a further part."""
-        outputs = self.forward(self.network, batch)
         parts = loss_parts(self.task, outputs, batch)
         distill = self.distill
         if distill is None or self.teacher is None:
@@ -232,12 +270,23 @@ class _Run:
         return network.to("cpu").to(memory_format=torch.contiguous_format).eval()
 
 
-def _sparsity(student: nn.Module, task: Task, settings: SparsitySettings | None) -> Sparsity | None:
+_Term = Sparsity | Slimmable | None
+
+
+def _slimmable(student: nn.Module, task: Task, settings: SparsitySettings, table: Table | None) -> Slimmable:
+    graph = trace(student, example(task))
+    return Slimmable(student, graph, task, settings, table(graph) if table is not None else None)
+
+
+def _sparsity(
+    student: nn.Module, task: Task, settings: SparsitySettings | None, table: Table | None
+) -> Sparsity | None:
     """The term on `student`, which is rescaled where the settings say so and what it computes stays the same."""
     if settings is None:
         return None
     inputs = example(task)
-    term = Sparsity(student, trace(student, inputs), settings)
+    graph = trace(student, inputs)
+    term = Sparsity(student, graph, settings, table(graph) if table is not None else None)
     if settings.rescale != 1:
         before = named(task, run_evaluating(student, inputs))
         rescale(term.groups, settings.rescale)

@@ -90,7 +90,7 @@ def vision(name: str) -> Callable[[], nn.Module]:
 
 
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], int]] = {
-    **{name: (lambda name=name: build(name, width=32 if name != "vgg11_bn" else 16), 32) for name in CLASSIFIERS if name != "resnet56"},
+    **{name: (lambda name=name: build(name, width=16 if name.startswith("vgg") else 32), 32) for name in CLASSIFIERS if name != "resnet56"},
     **{name: (vision(name), 64) for name in ("mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "lraspp_mobilenet_v3_large")},
     "ssd heads": (SsdHeads, 32),
     "inspection": (Inspection, 32),

@@ -15,7 +15,8 @@ import pydeploy as pd
 import zoo
 from pydeploy.data.image_sets import synthetic
 from pydeploy.errors import ConfigError, Mismatch
-from pydeploy.prune.sparsity.penalties import Sparsity, channel_costs, rescale
+from pydeploy.prune.sparsity.channel_costs import channel_costs
+from pydeploy.prune.sparsity.penalties import Sparsity, rescale
 from pydeploy.prune.sparsity.settings import SparsitySettings
 from pydeploy.tasks.classification import Classification
 from pydeploy.tasks.evaluate import evaluate, example, predict_with
@@ -95,6 +96,40 @@ def test_costs_are_what_removing_a_channel_saves() -> None:
         for group, cost in channel_costs(graph, "speed").items():
             saved = graph.macs() - graph.macs({group: graph.by_name[group].width - 1})
             assert cost * 64**2 == pytest.approx(saved), (name, group)
+
+
+class OnlyOne:
+    """A table by which channels of b.0 save two microseconds each, all others nothing."""
+
+    overhead_us = 1.0
+
+    def __init__(self, graph: Any) -> None:
+        self.dense = graph.widths
+        self.widths = {name: (width // 2, width) for name, width in graph.widths.items()}
+
+    def latency_us(self, key: Any) -> float:
+        raise AssertionError(key)
+
+    def predict_us(self, widths: Any) -> float:
+        return 100.0 - 2.0 * (self.dense["b.0"] - widths.get("b.0", self.dense["b.0"]))
+
+
+def test_costs_from_a_latency_table() -> None:
+    """Only the group that saves time is drawn to zero, and the mean over all channels is 1."""
+    model = net()
+    graph = pd.trace(model, X)
+    costs = channel_costs(graph, "latency", OnlyOne(graph))
+    count = sum(group.width for group in graph.prunable)
+    assert costs == {g.name: pytest.approx(count / 10 if g.name == "b.0" else 0.0) for g in graph.prunable}
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    given = SparsitySettings(kind="ista", rate=0.01, cost="latency", table=Path("table.sqlite"))
+    Sparsity(model, graph, given, OnlyOne(graph)).after_step(0.0, lr=1.0)
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {"b.1.weight"}
+    wanted = before["b.1.weight"].sign() * (before["b.1.weight"].abs() - 0.01 * count / 10).clamp_min(0)
+    torch.testing.assert_close(model.b[1].weight.detach(), wanted)
+    with pytest.raises(ConfigError, match=r"needs sparsity\.table"):
+        channel_costs(graph, "latency")
 
 
 def test_group_norm_decays_all_weights_of_a_channel() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pydeploy.guests.names import Names
-from pydeploy.prune.criteria import attribution, batchnorm, correlation, gradient, magnitude, random
+from pydeploy.prune.criteria import attribution, batchnorm, correlation, gradient, magnitude, markov, random
 from pydeploy.prune.criteria.contract import Criterion
 
 _KNOWN = (
@@ -25,6 +25,10 @@ _KNOWN = (
         "fgp", attribution.fgp, judges="a layer seen at work", source="Feature-Gradient Pruning, arXiv 2411.12781"
     ),
     Criterion("sirfp", correlation.sirfp, "global", "a layer seen at work", "Wu et al., AAAI 2025"),
+    Criterion("dmcp", markov.dmcp, "global", source="Guo et al., CVPR 2020"),
+    Criterion(
+        "dmcp_lite", markov.dmcp_lite, "global", "plain weights of more than one width", "after Guo et al., CVPR 2020"
+    ),
     Criterion("l1_corr", correlation.l1_corr, judges="a layer seen at work", source="L1 less Pearson correlation"),
 )
 

@@ -23,10 +23,12 @@ NEEDS: Mapping[str, str] = {
     "norm_after": "a function that gives the batch norm that alone follows a layer, or None",
     "activations": "batches: each iteration is one (Seen), with the maps of each group's channels",
     "gradients": "labelled batches: each iteration is one batch, whose gradients the members then have",
+    "gated_losses": "labelled batches: each iteration is a function of {group: factor of each channel} that gives the loss",
 }
 """What a criterion may ask for, by the names of its parameters."""
-WORDS = {"group": "weights", "groups": "weights", "activations": "batches", "gradients": "labelled batches"}
-LABELLED = ("gradients",)
+WORDS = {"group": "weights", "groups": "weights", "activations": "batches", "gradients": "labelled batches",
+         "gated_losses": "labelled batches"}  # fmt: skip
+LABELLED = ("gradients", "gated_losses")
 """Needs that take batches and a loss."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from pydeploy.errors import DataError
 from pydeploy.graph import Graph
 from pydeploy.prune.criteria.members import Groups
 from pydeploy.prune.forward import arguments, norms_after
+from pydeploy.prune.sparsity.dmcp.gates import Gates
 
 Loss = Callable[[Any, Any], Tensor]
 Batch = tuple[Any, Any]
@@ -81,7 +82,32 @@ class Gradients:
                 yield inputs, target
 
 
-def loss_of(model: nn.Module, loss: Loss, inputs: Any, target: Any, batch: int) -> Tensor:
+class GatedLosses:
+    """Each iteration is one batch: a function from factors, ``{group: (width,)}``, to the loss of the network with each channel
+    multiplied by its own where it is read. Weights get no gradients. `groups` are those that can be multiplied.
+    """
+
+    def __init__(self, model: nn.Module, graph: Graph, batches: Batches, loss: Loss) -> None:
+        self.model, self._batches, self._loss = model, batches, loss
+        self._gates = Gates(model, graph)
+
+    @property
+    def groups(self) -> Collection[str]:
+        return self._gates.groups.keys()
+
+    def __iter__(self) -> Iterator[Callable[[Mapping[str, Tensor]], Tensor]]:
+        for number, (inputs, target) in enumerate(self._batches):
+
+            def at(
+                factors: Mapping[str, Tensor], inputs: Any = inputs, target: Any = target, number: int = number
+            ) -> Tensor:
+                network = self._gates.run(self.model, factors, frozen=True)
+                return loss_of(network, self._loss, inputs, target, number)
+
+            yield at
+
+
+def loss_of(model: Callable[..., Any], loss: Loss, inputs: Any, target: Any, batch: int) -> Tensor:
     """The loss of one batch, or a `DataError` that says what is wrong with it."""
     given = arguments(inputs)
     with _told(given, batch):

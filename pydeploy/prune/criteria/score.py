@@ -19,7 +19,7 @@ from pydeploy.prune.criteria import CRITERIA
 from pydeploy.prune.criteria.activations import Activations
 from pydeploy.prune.criteria.contract import Criterion
 from pydeploy.prune.criteria.members import Groups, members
-from pydeploy.prune.criteria.passes import Batch, Batches, Gradients, Loss, NormAfter
+from pydeploy.prune.criteria.passes import Batch, Batches, GatedLosses, Gradients, Loss, NormAfter
 from pydeploy.prune.forward import evaluating
 
 Found = Mapping[str, NDArray[np.float64]]
@@ -77,7 +77,11 @@ def _run(criterion: Criterion, settings: Mapping[str, Any], model: nn.Module, gr
                              "norm_after": NormAfter(model, graph, batches)}  # fmt: skip
     if batches is not None:
         needs["activations"] = Activations(model, groups, batches)
-        needs["gradients"] = Gradients(model, groups, batches, loss) if loss is not None else None
+        if loss is not None:
+            needs |= {
+                "gradients": Gradients(model, groups, batches, loss),
+                "gated_losses": GatedLosses(model, graph, batches, loss),
+            }
     given = {name: needs[name] for name in criterion.needs if name != "group"}
     try:
         if "group" in criterion.needs:

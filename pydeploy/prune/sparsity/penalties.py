@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pydeploy.errors import ConfigError
 from pydeploy.graph import Graph
 from pydeploy.prune.criteria.members import Groups, Member, Members, members
+from pydeploy.prune.sparsity.channel_costs import Timings, channel_costs
 from pydeploy.prune.sparsity.settings import SparsitySettings
 
 SMALL = 1e-3
@@ -43,10 +44,13 @@ class _Entries:
 class Sparsity:
     """The term that `settings` name, on the prunable groups of `graph`, a trace of `model`; `model` is what is trained.
 
-    Raises `ConfigError` where no such group has a batch norm, which slimming and ista act on.
+    `timings` are the table's predictions for `graph`, where its cost is latency. Raises `ConfigError` where no such group has a
+    batch norm, which slimming and ista act on.
     """
 
-    def __init__(self, model: nn.Module, graph: Graph, settings: SparsitySettings) -> None:
+    def __init__(
+        self, model: nn.Module, graph: Graph, settings: SparsitySettings, timings: Timings | None = None
+    ) -> None:
         self.settings = settings
         chosen = {g.name for g in graph.prunable if settings.layers == "shortcut" or g.name not in graph.shortcuts}
         self.groups: Groups = {name: group for name, group in members(model, graph).items() if name in chosen}
@@ -55,7 +59,7 @@ class Sparsity:
             raise ConfigError(f"sparsity '{settings.kind}' acts on batch norms of groups that may be cut; the model has none"
                               f"{' without shortcuts' if settings.layers == 'normal' else ''}: "
                               "use group_norm, or a model with batch norms")  # fmt: skip
-        costs = channel_costs(graph, settings.cost) if settings.kind == "ista" else {}
+        costs = channel_costs(graph, settings.cost, timings) if settings.kind == "ista" else {}
         self._scales = _scales(scaled, costs)
 
     @property
@@ -94,30 +98,6 @@ class Sparsity:
 
     def _rate(self, progress: float) -> float:
         return self.settings.rate * FADES[self.settings.schedule](progress)
-
-
-def channel_costs(graph: Graph, kind: str) -> dict[str, float]:
-    """What one channel of each group takes, in units of the input's positions (Ye et al., ICLR 2018); 1 for kind 'none'.
-
-    memory: weights of its filters and of what reads it, and the positions of its maps; speed: multiply-accumulates over the
-    square of the input's positions.
-    """
-    if kind == "none":
-        return {group.name: 1.0 for group in graph.prunable}
-    pixels = max(math.prod(graph.inputs[0][2:]) if graph.inputs else 1, 1)
-    costs = {group.name: 0.0 for group in graph.prunable}
-    for op in graph.ops:
-        cin, cout = op.cin.at(graph.widths), op.cout.at(graph.widths)
-        kernel, groups = math.prod(op.kernel), cin if op.depthwise else op.groups
-        made = kernel * cin // groups
-        for extent, weights in ((op.cout, made), *(() if op.depthwise else ((op.cin, kernel * cout // groups),))):
-            for name, repeat in extent.terms:
-                if name in costs:
-                    maps = op.h * op.w if extent is op.cout else 0
-                    costs[name] += (
-                        repeat * (weights + maps if kind == "memory" else weights * op.h * op.w / pixels) / pixels
-                    )
-    return costs
 
 
 def _scales(groups: Groups, costs: Mapping[str, float]) -> list[_Entries]:

@@ -33,7 +33,8 @@ def trace(job: Job, at: Artefacts, here: Path) -> None:
 
 def score(job: Job, at: Artefacts, here: Path) -> None:
     """``scores.npz``: importance of every channel."""
-    score_channels(job, model_of(job, at.dense_weights), Graph.load(at.graph), Files(here).scores)
+    learned = Files(at.dense_weights.parent).scores
+    score_channels(job, model_of(job, at.dense_weights), Graph.load(at.graph), Files(here).scores, learned)
 
 
 def scores_of(
@@ -59,14 +60,22 @@ def first_batches(task: Task, settings: PruneSection, seed: int) -> Iterator[Any
     return islice(every, settings.batches)
 
 
-def score_channels(job: Job, model: nn.Module, graph: Graph, path: Path) -> None:
-    """Write ``{group: (width,) float32}`` as an npz file."""
-    settings = job.config.prune
+def score_channels(job: Job, model: nn.Module, graph: Graph, path: Path, learned: Path) -> None:
+    """Write ``{group: (width,) float32}`` as an npz file; `learned` is where training left the scores of criterion dmcp."""
+    settings, sparsity = job.config.prune, job.config.train.sparsity
+    options = settings.options
+    if settings.criterion == "dmcp" and "file" not in options and sparsity is not None and sparsity.kind == "dmcp":
+        options = {**options, "file": str(learned)}
     scores = (
-        scores_of(job.config, job.task, model, graph, settings.criterion, settings.options)
+        scores_of(job.config, job.task, model, graph, settings.criterion, options)
         if job.guest is None
         else job.guest.scored(model, graph)
     )
+    write_scores(path, scores)
+
+
+def write_scores(path: Path, scores: Mapping[str, NDArray[np.float32]]) -> None:
+    """A file that `read_scores` reads."""
     with replacing(path) as partial, partial.open("wb") as stream:
         np.savez(stream, allow_pickle=False, **dict(scores))
 

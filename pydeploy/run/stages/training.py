@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from pydeploy.files import write_json
 from pydeploy.graph import Graph
+from pydeploy.latency.table.table import Table
 from pydeploy.plan import Plan
 from pydeploy.run.artefacts import Artefacts, Files
 from pydeploy.run.job import Job, model_of, start_model
+from pydeploy.run.stages.scoring import write_scores
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,12 +53,18 @@ def fit(
     from pydeploy.prune.surgery.save import save
     from pydeploy.train.loop import fit as train
 
+    table = Table.open(sparsity.table).predictions if sparsity is not None and sparsity.table is not None else None
     with job.console.bar(title) as tick:
         result = train(model, job.task, settings, out=here, seed=job.seed, teacher=teacher if distill else None,
-                       distill=distill, sparsity=sparsity, resume=True,
+                       distill=distill, sparsity=sparsity, table=table, resume=True,
                        progress=lambda done, total, _told: tick(done, total))  # fmt: skip
     save(Files(here).weights, result.model)
     write_json(Files(here).history, [asdict(record) for record in result.history])
+    if result.scores is not None:
+        write_scores(Files(here).scores, result.scores)
+    if result.widths is not None:
+        told = ", ".join(f"{name} {width}" for name, width in result.widths.items())
+        job.console.say(f"expected widths: {told}")
 
 
 def finetune(job: Job, at: Artefacts, small: nn.Module, here: Path, *, title: str) -> None:
