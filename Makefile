@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= runs
 SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.hpp)
 
-.PHONY: help setup docs demo demo-openvino data test lint types unit package floors sanitize sanitize-memory sanitize-threads trt-contract gpu-check gpu-check-rtx bench figures format clean
+.PHONY: help setup docs demo demo-openvino data test lint types unit package floors sanitize sanitize-memory sanitize-threads trt-contract trt-files gpu-check gpu-check-rtx bench figures format clean
 
 help:
 	@echo "make setup          prepare $(VENV) with everything below (a few minutes, mostly PyTorch)"
@@ -16,6 +16,7 @@ help:
 	@echo "make floors         the tests that need no PyTorch, with the lowest versions that pyproject.toml states (2 minutes)"
 	@echo "make sanitize       the C++ core under AddressSanitizer, UBSan and ThreadSanitizer (4 to 6 minutes)"
 	@echo "make trt-contract   the TensorRT backend against the real bindings of eight versions (no GPU needed)"
+	@echo "make trt-files      every family of networks in every kind of file, judged by NVIDIA's parser and builder (an hour, no GPU)"
 	@echo "make gpu-check      on a machine with an NVIDIA GPU: everything that pydeploy promises there, as one table"
 	@echo "make docs           the documentation as a site, build/site; the reference comes from the code"
 	@echo "make gpu-check-rtx  the same with TensorRT for RTX, on a GeForce or RTX card"
@@ -113,6 +114,10 @@ endef
 # The TensorRT backend against the real Python bindings of eight versions, as far as these can be had; no GPU is needed.
 trt-contract: setup
 	@$(BIN)/python tests/backends/trt_contract.py
+
+# Writes docs/figures/tensorrt-files.md; goes on where it was stopped. `make test` does the same for the smaller networks.
+trt-files: setup
+	@$(BIN)/python tests/backends/trt_files.py --work build/trt-files
 
 # The acceptance test for whoever has an NVIDIA GPU: the whole job in fp16 and int8, and every promise checked.
 gpu-check: setup data

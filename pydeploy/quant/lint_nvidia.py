@@ -14,6 +14,17 @@ from pydeploy.quant.lint_model import Finding, Model, error, integers, older, sc
 from pydeploy.quant.styles import ACTIVATIONS
 
 _REFUSED = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"})
+NO_IMPORT = _REFUSED | {
+    "AffineGrid", "Bernoulli", "BitCast", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor",
+    "CenterCropPad", "Col2Im", "Compress", "ConcatFromSequence", "CumProd", "DFT", "DeformConv", "Det", "ImageDecoder",
+    "MaxRoiPool", "MaxUnpool", "MelWeightMatrix", "Multinomial", "NegativeLogLikelihoodLoss", "Optional",
+    "OptionalGetElement", "OptionalHasElement", "RegexFullMatch", "SequenceAt", "SequenceConstruct", "SequenceEmpty",
+    "SequenceErase", "SequenceInsert", "SequenceLength", "SequenceMap", "SoftmaxCrossEntropyLoss", "SplitToSequence",
+    "StringConcat", "StringNormalizer", "StringSplit", "SwiGLU", "TfIdfVectorizer", "Unique",
+}  # fmt: skip
+"""ONNX's operators that the parser has no import for (TensorRT for RTX 1.7, asked for every operator)."""
+NOT_IN_RTX = frozenset({"NonMaxSuppression", "NonZero"})
+"""Operators with an import whose layer or plugin TensorRT for RTX lacks; TensorRT has them."""
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
@@ -21,6 +32,12 @@ def _parser(model: Model, node: gs.Node) -> Iterator[Finding]:
     """What TensorRT's parser has no import for."""
     if node.op in _REFUSED:
         yield error(node, f"TensorRT has no {node.op}; use QuantizeLinear and DequantizeLinear around a float layer")
+    elif node.op in NO_IMPORT:
+        yield error(node, f"TensorRT has no {node.op}; end the network before it, or write it with other operators")
+    if model.style.lax and node.op in NOT_IN_RTX:
+        yield error(node, f"TensorRT for RTX has no {node.op}; end the network before it and do the rest outside")
+    if model.style.lax and node.op == "RoiAlign":
+        yield warning(node, "TensorRT for RTX takes RoiAlign only on a machine with an NVIDIA driver; build it there")
     if node.op not in (QUANTIZE, RESTORE):
         return
     if node.op == RESTORE and model.types.get(node.inputs[0].name) == TensorProto.INT32:

@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx
 import pytest
+from onnx import TensorProto
 
 from pydeploy.backends.fused_nodes import node_name
 from pydeploy.backends.tensorrt import compat
@@ -92,3 +93,51 @@ def _layer(layer: Any) -> Layer:
     outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
     return Layer(layer.name, layer.type.name, tuple(t.name for t in inputs), tuple(t.dtype.name for t in inputs),
                  tuple(t.name for t in outputs), tuple(t.dtype.name for t in outputs))  # fmt: skip
+
+
+WEIGHTED = {"CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY"}
+TYPES = {TensorProto.FLOAT: "FLOAT", TensorProto.FLOAT16: "HALF", TensorProto.BFLOAT16: "BF16"}
+
+
+def compare_with_the_file(layers: list[Layer], model: onnx.ModelProto) -> None:
+    """Layers fed by restored values on both sides, additions by restored inputs, and the types that they compute in."""
+    makers = {name: layer for layer in layers for name in layer.outputs}
+    restored = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    stored = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    kinds = {
+        value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input, *graph.output)
+    } | stored
+    by_name: dict[str, list[Layer]] = {}
+    for layer in layers:
+        by_name.setdefault(layer.name, []).append(layer)
+    seen = 0
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            continue
+        (layer,) = (found for found in by_name[node_name(node)] if found.kind in WEIGHTED)
+        promised = [name in restored for name in node.input[:2]]
+        found = [comes_from_restorer(layer, place, makers) for place in range(2)]
+        assert found == promised, node_name(node)
+        kind = TYPES[kinds[node.input[0]]]
+        assert (layer.reads[0], layer.writes[0]) == (kind, kind), node_name(node)
+        seen += 1
+    assert seen
+    for node in model.graph.node:
+        if node.op_type == "Add" and not set(node.input) & set(stored):
+            (layer,) = (found for found in by_name[node_name(node)] if found.kind == "ELEMENTWISE")
+            places = [comes_from_restorer(layer, place, makers) for place in range(2)]
+            assert places == [name in restored for name in node.input], node_name(node)
+    pairs = [layer for layer in layers if layer.kind == "QUANTIZE"]
+    assert len(pairs) == sum(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    assert {kind for layer in pairs for kind in layer.writes} <= {"INT8"}
+
+
+def comes_from_restorer(layer: Layer, place: int, makers: dict[str, Layer]) -> bool:
+    """Whether an input was restored, past the reshapes that the parser puts in by itself."""
+    if place >= len(layer.inputs):
+        return False  # a weight that the layer holds
+    maker = makers.get(layer.inputs[place])
+    while maker is not None and maker.kind == "SHUFFLE" and maker.name.startswith("ONNXTRT_"):
+        maker = makers.get(maker.inputs[0])
+    return maker is not None and maker.kind == "DEQUANTIZE"

@@ -16,6 +16,7 @@ from onnx import TensorProto
 import wrong_files
 from pydeploy.onnxfile.half import NOT_HALF
 from pydeploy.quant.lint import Finding, lint
+from pydeploy.quant.lint_nvidia import NO_IMPORT
 from rtx_builder import Parsed, module
 
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -153,3 +154,26 @@ def test_operators_in_half_precision(op: str, dtype: str, tmp_path: Path) -> Non
         else []
     )
     assert list(lint(tmp_path / "net.onnx", "tensorrt-rtx")) == expected
+
+
+def test_operators_that_the_parser_does_not_know() -> None:
+    """All of ONNX's, asked of the parser itself."""
+    parser = Parsed(wrong_files.plain("Relu")).parser
+    known = {schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain}
+    assert {name for name in known if not parser.supports_operator(name)} == NO_IMPORT & known
+
+
+@pytest.mark.parametrize("op", wrong_files.PLAIN)
+def test_operators_by_themselves(op: str, tmp_path: Path) -> None:
+    """Detectors' and others' operators: what neither parser nor builder takes, the lint names, and nothing else."""
+    module()
+    model = wrong_files.plain(op)
+    onnx.save(model, tmp_path / "net.onnx")
+    parsed = Parsed(model)
+    refused = bool(parsed.errors) or bool(parsed.build())
+    assert {place for place, _ in parsed.errors} <= {"op"}
+    if op == "RoiAlign":  # its plugin asks for a driver
+        assert [finding.severity for finding in lint(tmp_path / "net.onnx", "tensorrt-rtx")] == ["warning"]
+    else:
+        assert errors(tmp_path / "net.onnx", "tensorrt-rtx") == ({"op"} if refused else set())
+    assert errors(tmp_path / "net.onnx", "tensorrt") == ({"op"} if op in NO_IMPORT else set())

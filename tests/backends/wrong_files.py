@@ -412,6 +412,50 @@ OPERATORS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }  # fmt: skip
 """Settings and weights of operators that networks compute in half precision."""
 
+_FLAT = (NODE("Reshape", ["x", "all"], ["flat"], name="flat"), {"all": np.array([-1])})
+_ROWS = np.array([0, 0, 0], np.int64)
+PLAIN: dict[str, list[tuple[onnx.NodeProto, dict[str, Any]]]] = {
+    "Relu": [(NODE("Relu", ["x"], ["y"], name="op"), {})],
+    "NonMaxSuppression": [
+        (NODE("Reshape", ["x", "rows"], ["b"]), {"rows": np.array([1, 64, 4])}),
+        (NODE("NonMaxSuppression", ["b", "s", "most"], ["y"], name="op"),
+         {"s": np.ones((1, 1, 64), np.float32), "most": np.array([8])}),
+    ],
+    "NonZero": [(NODE("NonZero", ["x"], ["y"], name="op"), {})],
+    "Unique": [_FLAT, (NODE("Unique", ["flat"], ["y"], name="op"), {})],
+    "Compress": [(NODE("Compress", ["x", "m"], ["y"], name="op", axis=1), {"m": np.array([True, False, True, True])})],
+    "DeformConv": [(NODE("DeformConv", ["x", "w", "o"], ["y"], name="op"),
+                    {"w": np.ones((2, 4, 3, 3), np.float32), "o": np.zeros((1, 18, 6, 6), np.float32)})],
+    "Det": [(NODE("Det", ["x"], ["y"], name="op"), {})],
+    "RoiAlign": [(NODE("RoiAlign", ["x", "r", "rows"], ["y"], name="op", output_height=2, output_width=2),
+                  {"r": np.ones((3, 4), np.float32), "rows": _ROWS})],
+    "TopK": [_FLAT, (NODE("TopK", ["flat", "most"], ["y", "i"], name="op"), {"most": np.array([5])})],
+    "GridSample": [(NODE("GridSample", ["x", "g"], ["y"], name="op"), {"g": np.zeros((1, 5, 5, 2), np.float32)})],
+    "ArgMax": [(NODE("ArgMax", ["x"], ["y"], name="op", axis=1), {})],
+    "DepthToSpace": [(NODE("DepthToSpace", ["x"], ["y"], name="op", blocksize=2), {})],
+    "InstanceNormalization": [(NODE("InstanceNormalization", ["x", "a", "a"], ["y"], name="op"), {"a": np.ones(4, np.float32)})],
+    "LayerNormalization": [(NODE("LayerNormalization", ["x", "a", "a"], ["y"], name="op"), {"a": np.ones(8, np.float32)})],
+    "LRN": [(NODE("LRN", ["x"], ["y"], name="op", size=3), {})],
+    "Einsum": [(NODE("Einsum", ["x", "x"], ["y"], name="op", equation="bchw,bchw->bhw"), {})],
+    "ScatterND": [(NODE("ScatterND", ["x", "at", "new"], ["y"], name="op"),
+                   {"at": np.zeros((1, 2), np.int64), "new": np.zeros((1, 8, 8), np.float32)})],
+}  # fmt: skip
+"""Nodes, with their weights, that end in a node ``op`` of the operator."""
+
+
+def plain(op: str) -> onnx.ModelProto:
+    """A float32 network that ends in a layer ``op`` of that operator."""
+    weights = {name: values for _, own in PLAIN[op] for name, values in own.items()}
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 8, 8])
+    kind = TensorProto.INT64 if op in ("NonMaxSuppression", "NonZero", "ArgMax") else TensorProto.FLOAT
+    graph = helper.make_graph([node for node, _ in PLAIN[op]], "net", [x],
+                              [helper.make_tensor_value_info("y", kind, None)],
+                              [numpy_helper.from_array(values, name) for name, values in weights.items()])  # fmt: skip
+    return onnx.shape_inference.infer_shapes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    )
+
+
 TYPED: dict[str, Change] = {
     "typed as written": nothing,
     "typed, opset 17": opset(17),

@@ -195,6 +195,8 @@ def _advice(reason: str) -> str:
         return "; free memory on the device, or set workspace_mib lower"
     if match := re.search(r"\(SM(\d+)\)|target\(s\) sm(\d+)", reason):
         return f"; leave sm{match[1] or match[2]} out (--for)"
+    if "has no runners that implement it" in text:
+        return "; the network must end before that layer"
     if "could not find any implementation" in text:
         return "; raise workspace_mib, or leave the layer in float (sm 7.5 and older lack some int8 kernels)"
     return ""
