@@ -84,7 +84,7 @@ def vision(name: str, **settings: Any) -> Callable[[], nn.Module]:
 
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     **{name: (lambda name=name: build(name, width=32 if name != "vgg11_bn" else 16), 32)
-       for name in CLASSIFIERS if name != "resnet56"},
+       for name in CLASSIFIERS if name not in ("resnet56", "vgg16_bn")},
     **{name: (vision(name), 64) for name in ("mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "lraspp_mobilenet_v3_large")},
     "ssd heads": (SsdHeads, 32),
     "ssd_small": (lambda: build("ssd_small", width=16), 64),
@@ -94,6 +94,7 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], int]] = {
 WHOLE = {"init_weights": False, "aux_logits": False}
 MORE: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet56": (lambda: build("resnet56", width=16), 32),
+    "vgg16_bn": (lambda: build("vgg16_bn", width=16), 32),
     "segdecnet": (lambda: build("segdecnet", width=8), 128),
     **{name: (lambda name=name: build(name), 96) for name in SEGMENTERS},
     "ssd300_vgg16_bn": (lambda: build("ssd300_vgg16_bn"), 300),
