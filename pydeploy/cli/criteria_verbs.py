@@ -98,7 +98,8 @@ def oracle(
     """Judge criteria: how many of the K channels that each finds least important the loss finds so, too.
 
     Precision is that share, lift how many times it is better than chance, spearman the correlation of ranks, all means over
-    groups. mse is that of the outputs after a cut of the same share of every group, without fine-tuning.
+    groups. mse is that of the outputs after a cut of the same share of every group, batch norms measured again, nothing
+    fine-tuned.
 
     Example: pydeploy oracle pydeploy:resnet8 --input 1x1x28x28 -o in_channels=1 --config configs/smoke.yaml --criterion l1,taylor
     """
@@ -151,6 +152,7 @@ def _row(settings: Config, task: Task, net: nn.Module, graph: Graph, name: str, 
     from pydeploy.prune.criteria.oracle import agreement, reconstruction
     from pydeploy.prune.criteria.score import score
     from pydeploy.prune.surgery.apply import apply
+    from pydeploy.prune.surgery.recalibrate import recalibrate
     from pydeploy.run.stages.scoring import loss_of
 
     options = settings.prune.options if name == settings.prune.criterion else {}
@@ -158,8 +160,9 @@ def _row(settings: Config, task: Task, net: nn.Module, graph: Graph, name: str, 
     scores = score(net, graph, name, data=data, loss=loss_of(task), seed=settings.seed, options=options)
     seconds = time.perf_counter() - began
     found = list(agreement(scores, truth, share).values())
-    small = apply(net, graph, select(graph, scores, ratio=share).plan)
-    mse, relative = reconstruction(net, small, [inputs for inputs, _ in data])
+    inputs = [inputs for inputs, _ in data]
+    small = recalibrate(apply(net, graph, select(graph, scores, ratio=share).plan), inputs)
+    mse, relative = reconstruction(net, small, inputs)
     mean = {
         key: sum(getattr(a, key) for a in found) / max(len(found), 1)
         for key in ("precision", "chance", "lift", "spearman")

@@ -108,12 +108,17 @@ def prune(
         Optional[list[str]], typer.Option(help="Groups (pattern with *) that compare among themselves; repeat.")
     ] = None,
     plan: Annotated[Optional[Path], typer.Option(help="Also write the plan here as JSON.")] = None,
+    evaluate: Annotated[
+        bool,
+        typer.Option("--eval", help="Measure batch norms again and judge the cut network by the task of --config."),
+    ] = False,
 ) -> None:
     """Cut a model until its engine is measured to meet a budget; or by a table's word, a ratio, a threshold, MACs or parameters.
 
     Example: pydeploy prune torchvision:resnet18 --input 1x3x224x224 --budget 0.6 --target onnxruntime:fp32 --out small.safetensors
     """
     from pydeploy.cli import arguments
+    from pydeploy.errors import ConfigError
     from pydeploy.files import check_writable
     from pydeploy.prune.criteria import CRITERIA
     from pydeploy.prune.structure.trace import trace as find
@@ -123,6 +128,8 @@ def prune(
     for path in (out, plan):
         if path is not None:
             check_writable(path)
+    if evaluate and config is None:
+        raise ConfigError("--eval needs --config: its task has the data and the metric")
     net, example = arguments.dense_or_cut(model, option or [], weights), arguments.example(input or [])
     graph = find(net, example)
     given = arguments.options_of(criterion_option or [], "criterion")
@@ -138,6 +145,9 @@ def prune(
     else:
         chosen = _plan(graph, scores, budget_us, table, amounts, how, min_width)
     small = apply(net, graph, chosen)
+    if evaluate:
+        small, judged = _judged(net, small, config)
+        told += judged
     save(out, small, chosen)
     if plan is not None:
         chosen.save(plan)
@@ -150,6 +160,29 @@ def prune(
             f", predicted {chosen.latency_us:.0f} us, at most {chosen.gap:.3%} below the best score possible"
         )
     sys.stdout.write(f"{told}\n")
+
+
+def _judged(net: nn.Module, small: nn.Module, config: Path | None) -> tuple[nn.Module, str]:
+    """The cut network with its batch norms measured again, and what the config's task says of both networks."""
+    from pydeploy.prune.surgery.recalibrate import has_statistics, recalibrate
+    from pydeploy.run.config import load
+    from pydeploy.run.job import open_task
+    from pydeploy.run.stages.scoring import first_batches
+    from pydeploy.tasks.evaluate import evaluate, predict_with
+
+    assert config is not None
+    settings = load(config)
+    task, size = open_task(settings), settings.prune.batch_size
+    again = ""
+    if has_statistics(small):
+        small = recalibrate(small, (batch.inputs for batch in first_batches(task, settings.prune, settings.seed)))
+        again = f"batch norms measured again on {settings.prune.batches} batches, "
+    metric = task.metric
+    dense, cut = (
+        evaluate(task, predict_with(model, task), batch_size=min(size, task.size("test")))[metric.name]
+        for model in (net, small)
+    )
+    return small, f"\n{metric.name} {metric.text(cut)}, dense {metric.text(dense)} ({again}not fine-tuned)"
 
 
 def _require_alone(

@@ -22,6 +22,7 @@ from pydeploy.onnxfile.execute import as_written
 from pydeploy.plan import Scores
 from pydeploy.prune.criteria.score import score
 from pydeploy.prune.forward import evaluating
+from pydeploy.prune.surgery.recalibrate import has_statistics, recalibrate
 from pydeploy.tasks.contract import Arrays, Batch, Task, Tensors
 from pydeploy.tasks.evaluate import padded
 from pydeploy.tasks.metric import Metric
@@ -61,9 +62,12 @@ class Guest:
         return score(model, graph, self.scores, data=data, loss=self.loss)
 
     def tuned(self, small: nn.Module) -> nn.Module:
-        """What `finetune` makes of the cut network. Raises `ConfigError`, `Mismatch` and `DataError` for what it must not return."""
+        """What `finetune` makes of the cut network; without one, the network with its batch norms measured again on the data.
+
+        Raises `ConfigError`, `Mismatch` and `DataError` for what `finetune` must not return.
+        """
         if self.finetune is None:
-            return small
+            return recalibrate(small, self._several()) if self._recalibrates else small
         shapes = {name: tuple(tensor.shape) for name, tensor in small.state_dict().items()}
         found = self.finetune(small)
         if not isinstance(found, nn.Module):
@@ -98,9 +102,25 @@ class Guest:
         return {self.metric.name: number, SAMPLES: float(sum(seen))}
 
     @property
+    def _recalibrates(self) -> bool:
+        return bool(self.batches) and has_statistics(self.model)
+
+    def _several(self) -> list[tuple[Tensor, ...]]:
+        """The inputs of all batches; as one batch where each is a single sample, which has no spread."""
+        inputs = [batch.inputs for batch in self.batches]
+        single = all(len(one[0]) == 1 for one in inputs)
+        return [tuple(torch.cat(parts) for parts in zip(*inputs, strict=True))] if single else inputs
+
+    @property
     def remarks(self) -> tuple[str, ...]:
         """What a reader of the report has to know."""
         untrained = "no 'finetune' was given: the network was cut and not trained again"
+        if self._recalibrates:
+            untrained += f"; its batch norms were measured again on {len(self.batches)} batches of the data"
+        elif has_statistics(self.model):
+            untrained += (
+                "; its batch norms still have the dense network's statistics, as there is no data to measure them on"
+            )
         return (*((NO_ACCURACY,) if self.evaluate is None else ()), *((untrained,) if self.finetune is None else ()))
 
     def _predict(self, session: Session, batch: int, seen: list[int]) -> Callable[..., Any]:

@@ -21,7 +21,9 @@ from pydeploy.prune.surgery.recalibrate import recalibrate
 from pydeploy.run.config import parse
 from pydeploy.run.job import fresh_model, open_job
 from pydeploy.run.stages.scoring import first_batches
-from pydeploy.tasks.evaluate import example
+from pydeploy.tasks.evaluate import evaluate, example, predict_with
+from pydeploy.tasks.guest import Guest
+from pydeploy.tasks.guest import first_batches as guests_batches
 from quiet import Quiet
 from test_config_checks import WHOLE
 
@@ -129,3 +131,45 @@ def test_wrong_batches() -> None:
         recalibrate(net(), [torch.full((2, 3, 8, 8), torch.nan, dtype=torch.float64)])
     with pytest.raises(DataError, match="more than 1 value per channel"):
         recalibrate(nn.BatchNorm2d(3), [torch.zeros(1, 3, 1, 1)])
+
+
+def test_prune_judges_a_cut_after_measuring_it_again(tmp_path: Path) -> None:
+    """The saved network is the one that was judged; the number is the task's own on PyTorch."""
+    job = open_job(parse(WHOLE, "test"), Quiet())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(WHOLE))
+    given = WHOLE["model"].get("options", {})
+    inputs = "x".join(map(str, example(job.task)[0].shape))
+    options = {**{key: value for key, value in job.task.model_options().items()}, **given}
+    words = ["prune", f"pydeploy:{WHOLE['model']['name'].removeprefix('pydeploy:')}", "--input", inputs, "--ratio", "0.5",
+             "--out", str(tmp_path / "small.safetensors")]  # fmt: skip
+    for key, value in options.items():
+        words += ["-o", f"{key}={value}"]
+    wrong = CliRunner().invoke(app, [*words, "--eval"])
+    assert "--eval needs --config" in str(wrong.exception)
+    torch.manual_seed(0)
+    done = CliRunner().invoke(app, [*words, "--eval", "--config", str(tmp_path / "config.yaml")])
+    assert done.exit_code == 0, done.output
+    small = pd.load(tmp_path / "small.safetensors", fresh_model(job))
+    value = evaluate(job.task, predict_with(small, job.task), batch_size=16)[job.task.metric.name]
+    said = f"{job.task.metric.name} {job.task.metric.text(value)}, dense "
+    assert said in done.output
+    assert f"batch norms measured again on {job.config.prune.batches} batches, not fine-tuned" in done.output
+    batches = [batch.inputs for batch in first_batches(job.task, job.config.prune, job.seed)]
+    again = recalibrate(small, batches).state_dict()
+    assert all(torch.allclose(again[key], tensor) for key, tensor in small.state_dict().items() if "running" in key)
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_deploy_without_training_measures_again(samples: int) -> None:
+    model = zoo.build("residual")
+    example = torch.randn(1, 3, 8, 8)
+    data = [(torch.randn(samples, 3, 8, 8) + 1, None) for _ in range(3)]
+    guest = Guest(model, (example,), batches=guests_batches(data, (example,)))
+    small = guest.tuned(model)
+    inputs = [x for x, _ in data]
+    wanted = recalibrate(model, inputs if samples > 1 else [torch.cat(inputs)]).state_dict()
+    assert all(torch.equal(wanted[key], tensor) for key, tensor in small.state_dict().items())
+    assert "its batch norms were measured again on 3 batches" in guest.remarks[-1]
+    assert "still have the dense network's statistics" in Guest(model, (example,)).remarks[-1]
+    bare = nn.Conv2d(3, 4, 3)
+    assert Guest(bare, (example,)).remarks[-1].endswith("not trained again")

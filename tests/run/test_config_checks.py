@@ -30,7 +30,8 @@ WHOLE: dict[str, Any] = {
     "model": {"name": "resnet8", "options": {"width": 8}},
     "train": {"epochs": 2, "batch_size": 32, "lr": 0.1, "momentum": 0.8, "weight_decay": 1e-4, "warmup_epochs": 0.5,
               "schedule": "cosine", "clip_norm": 1.0, "amp": "off",
-              "sparsity": {"kind": "slimming", "rate": 1e-3, "schedule": "linear", "layers": "normal", "cost": "memory", "rescale": 0.5}},
+              "sparsity": {"kind": "slimming", "rate": 1e-3, "schedule": "linear", "layers": "normal", "cost": "memory", "rescale": 0.5,
+                           "target": 0.4}},
     "target": {"backend": "null", "precision": "fp32", "batch": 1, "threads": 1},
     "table": {"points": 2, "align": 4, "rounds": 1, "runs": 3},
     "prune": {"criterion": "l1", "options": {"fallback": "random"}, "batches": 2, "batch_size": 32, "budget": 0.7,
@@ -70,7 +71,8 @@ def test_the_whole_config_names_every_key() -> None:
     """What the tests here walk is the schema; 'weights', 'table', 'options' and 'budget_us' are set where they are tested."""
     parse(WHOLE, "test")
     given = {key for key, _ in keys() if _at(WHOLE, key) is not None}
-    missing = {"model.weights", "model.strict", "train.weights", "quantize.table", "target.options", "prune.budget_us"}
+    missing = {"model.weights", "model.strict", "train.weights", "train.sparsity.table", "quantize.table", "target.options",
+               "prune.budget_us"}  # fmt: skip
     assert {key for key, _ in keys()} - given == missing
 
 
@@ -158,6 +160,8 @@ NAMES = {
     "quantize.calibration": ("calib/smoky.yaml", "calib/smoky.yaml does not exist"),
     "quantize.exclude": (["fcc"], "cannot exclude 'fcc'.*did you mean 'fc'"),
     "quantize.table": ("none.sqlite", "none.sqlite"),
+    "train.sparsity": ({"kind": "ista", "cost": "latency", "table": "none.sqlite"}, "none.sqlite"),
+    "train.sparsity.table": ("none.sqlite", "cost latency and a table go together"),
     "compare.budgets": ([0.5, 0.5000000001], "'compare.budgets': names 0.5 twice"),
 }
 """A wrong value for everything that names something, and what the error says."""

@@ -40,12 +40,10 @@ class SparsitySettings(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> SparsitySettings:
-        if self.cost != "none" and self.kind not in ("ista", "dmcp"):
-            raise ValueError(f"kind {self.kind} has no cost; ista and dmcp have one")
         if self.kind == "dmcp" and self.cost == "memory":
             raise ValueError("kind dmcp aims at multiply-accumulates (cost speed) or at latency")
         if (self.cost == "latency") != (self.table is not None):
             raise ValueError("cost latency and a table go together: the table says what a channel takes")
-        if self.rescale != 1 and self.kind != "ista":
-            raise ValueError(f"kind {self.kind} takes no rescale; ista does")
+        if self.kind == "dmcp" and self.rescale != 1:
+            raise ValueError("kind dmcp takes no rescale; ista does")
         return self

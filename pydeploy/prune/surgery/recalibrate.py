@@ -43,6 +43,11 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor | Inputs]) -> nn.Modu
     return small
 
 
+def has_statistics(model: nn.Module) -> bool:
+    """Whether any batch norm normalizes by statistics of its own, which a cut makes wrong."""
+    return any(isinstance(module, _BatchNorm) and module.running_mean is not None for module in model.modules())
+
+
 @contextmanager
 def _measuring(norms: list[_BatchNorm]) -> Iterator[None]:
     """Batch norms average the statistics of what they see; those that see nothing keep their own."""
