@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,14 @@ class Plan:
                 shapes = [list(s) if s is not None else "absent" for s in (want, have)]
                 return f" ('{name}' is {shapes[0]} there, {shapes[1]} here)"
         return ""
+
+    def after(self, first: Plan | None) -> Plan:
+        """The plan from the network that `first` cut (None: that is the dense one itself) to what this one leaves of its result."""
+        if first is None:
+            return self
+        kept = {name: tuple(first.kept[name][c] for c in channels) if name in first.kept else channels
+                for name, channels in self.kept.items()}  # fmt: skip
+        return replace(self, kept={**first.kept, **kept}, graph=first.graph, dense=first.dense)
 
     def to_json(self) -> dict[str, Any]:
         return {"schema": 1, "graph": self.graph, "method": self.method, "score": self.score,

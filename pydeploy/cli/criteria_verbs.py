@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pydeploy.cli.arguments import INPUT_HELP, MODEL_HELP, OPTION_HELP
+from pydeploy.cli.arguments import INPUT_HELP, MODEL_HELP, OPTION_HELP, TARGET_HELP
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,13 +51,16 @@ def mask(
     kind: Annotated[str, typer.Option(help="kernel, magnitude, lamp, pattern or nm (2:4).")] = "kernel",
     ratio: Annotated[float | None, typer.Option(help="Share of kernels or weights to remove [default: 0.5].")] = None,
     scope: Annotated[str | None, typer.Option(help="local (by layer) or global.")] = None,
+    target: Annotated[str | None, typer.Option(help=f"Also measure what the zeros save there: {TARGET_HELP}")] = None,
+    threads: Annotated[int, typer.Option(min=0, max=1024, help="With --target: threads; 0 = all cores.")] = 0,
 ) -> None:
-    """Zero kernels or weights inside layers; shapes stay, so most runtimes are no faster for it.
+    """Zero kernels or weights inside layers, and cut the channels that become empty; most runtimes execute all other zeros.
 
     Example: pydeploy mask torchvision:resnet18 --input 1x3x224x224 --kind nm --out masked.safetensors
     """
     from pydeploy.cli import arguments
     from pydeploy.files import check_writable
+    from pydeploy.prune.sparsity.empty_channels import without_empty
     from pydeploy.prune.sparsity.masking import MaskRules, masks_for
     from pydeploy.prune.structure.trace import trace
     from pydeploy.prune.surgery.masks import count, masked, unmasked
@@ -65,16 +68,58 @@ def mask(
 
     check_writable(out)
     rules = MaskRules(kind=kind, ratio=ratio, scope=scope)  # type: ignore[arg-type]
-    net = arguments.dense_or_cut(model, option or [], weights)
-    graph = trace(net, arguments.example(input or []))
+    net, example = arguments.dense_or_cut(model, option or [], weights), arguments.example(input or [])
+    graph = trace(net, example)
     found = masks_for(net, graph, rules)
-    plain = unmasked(masked(net, found.masks))
-    cost = count(plain, graph)
-    save(out, plain, load_plan(weights) if weights is not None else None)
+    small = unmasked(masked(net, found.masks))
+    before = load_plan(weights) if weights is not None else None
+    cut = without_empty(small, graph, example)
+    if cut is not None:
+        small, plan = cut
+        before = plan.after(before)
+        lost = sum(graph.widths[name] - width for name, width in plan.widths.items())
+        sys.stdout.write(f"{lost} channels that were empty are cut\n")
+    cost = count(small, trace(small, example))
+    save(out, small, before)
     for name, why in found.skipped.items():
         sys.stdout.write(f"{name} stays whole: {why}\n")
     sys.stdout.write(f"{out}: {cost.dense_macs:,} MACs in a dense runtime, {cost.effective_macs:,} effective (weights that are not "
                      f"zero); {cost.params:,} parameters, {cost.nonzero_params:,} not zero\n")  # fmt: skip
+    if target is not None:
+        sys.stdout.write(f"{_beside_full(small, example, target, threads)}\n")
+
+
+def _beside_full(small: nn.Module, example: Any, target: str, threads: int) -> str:
+    """What the masked network takes, measured in turns with the same network without zeros."""
+    from tempfile import TemporaryDirectory
+
+    import torch
+
+    from pydeploy.backends.base import open_target
+    from pydeploy.export import export
+    from pydeploy.planning.meet_budget import samples_in
+    from pydeploy.profiling.engines import measure_engines
+    from pydeploy.prune.surgery.copying import copied
+    from pydeploy.timing.ratio import ratio
+
+    backend = open_target(target, batch=samples_in(example), threads=threads)
+    full = copied(small, {})
+    with torch.no_grad():
+        for weight in full.parameters():
+            weight[weight == 0] = float(weight.std(correction=0)) or 1e-3
+    with TemporaryDirectory(prefix="pydeploy-") as folder:
+        engines = {}
+        for name, network in (("full", full), ("masked", small)):
+            onnx = export(network, example, Path(folder) / f"{name}.onnx", batch=backend.batch)
+            engines[name] = (backend, backend.build(onnx, Path(folder) / f"{name}.engine"))
+        times = measure_engines(engines)
+    found = ratio(times["masked"], times["full"])
+    taken = f"{times['masked'].median_us:.0f} us, {found} times the same network without zeros"
+    if not backend.target().measured:
+        return f"{taken}: analytic, not measured"
+    if found.below(1.0):
+        return f"{taken}: {target} makes use of the zeros"
+    return f"{taken}: the latency is that of the dense network, {target} executes the zeros"
 
 
 def oracle(

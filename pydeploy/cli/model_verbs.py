@@ -123,7 +123,7 @@ def prune(
     from pydeploy.prune.criteria import CRITERIA
     from pydeploy.prune.structure.trace import trace as find
     from pydeploy.prune.surgery.apply import apply
-    from pydeploy.prune.surgery.save import save
+    from pydeploy.prune.surgery.save import load_plan, save
 
     for path in (out, plan):
         if path is not None:
@@ -148,7 +148,7 @@ def prune(
     if evaluate:
         small, judged = _judged(net, small, config)
         told += judged
-    save(out, small, chosen)
+    save(out, small, chosen.after(load_plan(weights)) if weights is not None else chosen)
     if plan is not None:
         chosen.save(plan)
     after = find(small, example)

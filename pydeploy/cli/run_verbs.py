@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pydeploy.run.folder import Verdict
+    from pydeploy.run.job import Job
     from pydeploy.run.pipeline import Stage
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file, e.g. one under configs/.")]
@@ -123,6 +126,9 @@ def finetune(
     model: Annotated[Path, typer.Option(help="The cut model, written by 'pydeploy prune'.")],
     teacher: Annotated[Path, typer.Option(help="The dense model, written by 'pydeploy train'.")],
     out: Annotated[Path, typer.Option(help="Folder for model.safetensors and the checkpoint.")],
+    keep_zeros: Annotated[
+        bool, typer.Option("--keep-zeros", help="Weights that are zero stay zero, as 'pydeploy mask' left them.")
+    ] = False,
     set_: Override = None,
 ) -> None:
     """Fine-tune a cut model with distillation from the dense one, by the config's 'finetune' section.
@@ -138,9 +144,25 @@ def finetune(
 
     job = open_job(load(config, set_ or []), Terminal())
     section, small, dense = job.config.finetune, model_of(job, model), model_of(job, teacher)
+    if keep_zeros:
+        small = _masked(job, small)
     out.mkdir(parents=True, exist_ok=True)
     fit(job, small, section, out, teacher=Teacher(dense), title="fine-tune", distill=section.distill)
     sys.stdout.write(f"{Files(out).weights}\n")
+
+
+def _masked(job: Job, model: nn.Module) -> nn.Module:
+    """The network with masks on the zeros of its layers' weights."""
+    from pydeploy.errors import ConfigError
+    from pydeploy.prune.sparsity.empty_channels import zeros_of
+    from pydeploy.prune.structure.trace import trace
+    from pydeploy.prune.surgery.masks import masked
+    from pydeploy.tasks.evaluate import example
+
+    zeros = zeros_of(model, trace(model, example(job.task)))
+    if not zeros:
+        raise ConfigError("--keep-zeros: no weight of a layer is zero; make a masked model with 'pydeploy mask'")
+    return masked(model, zeros)
 
 
 def recalibrate(

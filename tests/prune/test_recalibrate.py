@@ -139,7 +139,7 @@ def test_prune_judges_a_cut_after_measuring_it_again(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(WHOLE))
     given = WHOLE["model"].get("options", {})
     inputs = "x".join(map(str, example(job.task)[0].shape))
-    options = {**{key: value for key, value in job.task.model_options().items()}, **given}
+    options = {**job.task.model_options(), **given}
     words = ["prune", f"pydeploy:{WHOLE['model']['name'].removeprefix('pydeploy:')}", "--input", inputs, "--ratio", "0.5",
              "--out", str(tmp_path / "small.safetensors")]  # fmt: skip
     for key, value in options.items():

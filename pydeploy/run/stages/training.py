@@ -50,6 +50,7 @@ def fit(
     distill: DistillSettings | None = None, sparsity: SparsitySettings | None = None, title: str,
 ) -> None:  # fmt: skip
     """Train `model`; resumes from `here` and leaves ``model.safetensors`` there."""
+    from pydeploy.prune.surgery.masks import unmasked
     from pydeploy.prune.surgery.save import save
     from pydeploy.train.loop import fit as train
 
@@ -58,7 +59,7 @@ def fit(
         result = train(model, job.task, settings, out=here, seed=job.seed, teacher=teacher if distill else None,
                        distill=distill, sparsity=sparsity, table=table, resume=True,
                        progress=lambda done, total, _told: tick(done, total))  # fmt: skip
-    save(Files(here).weights, result.model)
+    save(Files(here).weights, unmasked(result.model))
     write_json(Files(here).history, [asdict(record) for record in result.history])
     if result.scores is not None:
         write_scores(Files(here).scores, result.scores)
