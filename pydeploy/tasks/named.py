@@ -17,6 +17,7 @@ TASKS: Names[Callable[..., Task]] = Names(
     known={
         "classification": "pydeploy.tasks.classify:classification",
         "segmentation": "pydeploy.tasks.segment:segmentation",
+        "detection": "pydeploy.tasks.detection.named:detection",
     },
     group="pydeploy.tasks",
 )

@@ -46,7 +46,7 @@ def coco(
         names = found
         read = partial(_picture, folder=top / split, boxes=boxes, numbers={key: n for n, key in enumerate(names)})
         parts.append(annotated(images, read, f"'{split}'", channels, max_skipped))
-    return BoxSet(f"coco {top.name}", tuple(names.values()), parts[0], parts[1], way).cached(cache)
+    return BoxSet("coco", tuple(names.values()), parts[0], parts[1], way).cached(cache)
 
 
 def _instances(data: Any) -> tuple[list[Image], dict[int, list[Image]], dict[int, str]]:

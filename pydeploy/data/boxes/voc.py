@@ -53,7 +53,7 @@ def voc(
         annotated(_listed(tops, part), read, f"the list '{part}'", channels, max_skipped)
         for tops, part in ((roots, train), ([judged], test))
     ]
-    return BoxSet(f"voc {roots[0].name}", names, parts[0], parts[1], way).cached(cache)
+    return BoxSet("voc", names, parts[0], parts[1], way).cached(cache)
 
 
 def _list(top: Path, name: str) -> Path:

@@ -43,7 +43,7 @@ def yolo(
         annotated(_lines(top / given[key]), read, f"the list '{key}'", channels, max_skipped)
         for key in ("train", "valid")
     ]
-    return BoxSet(f"yolo {top.name}", tuple(names), parts[0], parts[1], way).cached(cache)
+    return BoxSet("yolo", tuple(names), parts[0], parts[1], way).cached(cache)
 
 
 def _described(top: Path, data: str | None) -> dict[str, str]:

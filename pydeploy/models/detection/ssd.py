@@ -131,7 +131,7 @@ def _last(head: nn.Module) -> nn.Conv2d:
 
 def _rows(maps: Tensor, each: int) -> Tensor:
     """``(N, boxes * each, H, W)`` to ``(N, H * W * boxes, each)``."""
-    return maps.permute(0, 2, 3, 1).reshape(maps.shape[0], -1, each)
+    return torch.unflatten(maps.permute(0, 2, 3, 1).flatten(1), 1, (-1, each))
 
 
 def _is_dead(layer: nn.Module, threshold: float) -> bool:

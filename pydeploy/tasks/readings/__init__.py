@@ -15,6 +15,7 @@ from pydeploy.tasks.readings.base import Reading
 READINGS: Mapping[str, str] = {
     "classification": "pydeploy.tasks.readings.classification:Labels",
     "segmentation": "pydeploy.tasks.readings.segmentation:Masks",
+    "detection": "pydeploy.tasks.readings.detection:Boxes",
 }
 """``module:class`` by kind; imported when an engine of the kind is read."""
 
