@@ -29,7 +29,7 @@ DATA: Mapping[str, Callable[..., ImageSet | PictureSet]] = {
 }
 """Every data set that a configuration may name; each function's parameters are its settings."""
 
-PLACES = ("root", "cache")
+PLACES = ("root", "test_root", "cache")
 """Settings of data sets that are paths; `cache` may also be ``memory``."""
 
 

@@ -37,6 +37,13 @@ ModelName = Annotated[str, open_name("pydeploy.models.named:MODELS")]
 OWN_TASKS = ("classification", "segmentation", "detection", "inspection")
 
 
+def _beside(value: object, folder: Path) -> object:
+    """A path, or a list of them, relative to the config's folder; what is none is not for us to judge."""
+    if isinstance(value, list):
+        return [_beside(one, folder) for one in value]
+    return str(joined(folder, Path(value))) if isinstance(value, str) else value
+
+
 class TaskSection(Settings):
     """What is learned and on which data; `options` go to the task as they are."""
 
@@ -51,8 +58,8 @@ class TaskSection(Settings):
     def _placed(self, info: ValidationInfo) -> TaskSection:
         if self.name in OWN_TASKS:
             for key in PLACES:
-                if isinstance(value := self.options.get(key), str) and value != "memory":
-                    self.options[key] = str(joined(folder_of(info), Path(value)))
+                if (value := self.options.get(key)) is not None and value != "memory":
+                    self.options[key] = _beside(value, folder_of(info))
         return self
 
 
@@ -62,11 +69,17 @@ class ModelSection(Settings):
     name: ModelName
     """`pydeploy:NAME`, `torchvision:NAME`, `timm:NAME`, `smp:NAME`, or your own as `FILE.py:FACTORY` or `PACKAGE.MODULE:FACTORY`."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of the factory; `in_channels` and `classes` come from the data."""
+    """Arguments of the factory; `in_channels` and `classes` come from the data; `cfg` of `ssd_cfg` is relative to the config."""
     weights: Place | None = None
     """Where training starts, and without a section `train` the trained model: safetensors, a state dict or a checkpoint (.pth, .pt)."""
     strict: bool = True
     """Whether every tensor must be in the file and fit; if not, what fits is taken."""
+
+    @model_validator(mode="after")
+    def _placed(self, info: ValidationInfo) -> ModelSection:
+        if self.name.removeprefix("pydeploy:") == "ssd_cfg" and "cfg" in self.options:
+            self.options["cfg"] = _beside(self.options["cfg"], folder_of(info))
+        return self
 
 
 class TargetSection(Settings):
