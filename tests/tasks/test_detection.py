@@ -260,7 +260,7 @@ def test_objects_are_matched_anew_without_the_last_branches(task: Detection) -> 
         model = build("ssd_small", num_classes=3, width=12).first(levels).eval()
         batch = Batch((torch.zeros(1, 3, SIZE, SIZE),), targets_of([large]))
         outputs = dict(zip(task.output_names, model(*batch.inputs), strict=True))
-        assert float(task.loss(outputs, batch)["classes"]) > 0
+        assert task.loss(outputs, batch)["classes"].item() > 0
         assert task.check({name: tuple(value.shape) for name, value in outputs.items()}, batch) is None
 
 
