@@ -76,7 +76,8 @@ class Job:
             stamp = open_names(config)["prune.criterion"].stamp(fallback)
             values["prune.options"] = {**config.prune.options, "fallback": stamp}
         values["model.trained"] = not config.trains
-        if config.model.name.removeprefix("pydeploy:") == "ssd_cfg" and isinstance(cfg := config.model.options.get("cfg"), str):
+        own = config.model.name.removeprefix("pydeploy:")
+        if own == "ssd_cfg" and isinstance(cfg := config.model.options.get("cfg"), str):
             values["model.options"] = {**config.model.options, "cfg": {"sha256": sha256(Path(cfg))}}
         values["task.data"] = {"name": self.task.data, "sha256": self.task.digest()}
         sparsity = config.train.sparsity
