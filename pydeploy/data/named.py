@@ -29,8 +29,8 @@ DATA: Mapping[str, Callable[..., ImageSet | PictureSet]] = {
 }
 """Every data set that a configuration may name; each function's parameters are its settings."""
 
-PLACES = ("root", "test_root", "cache")
-"""Settings of data sets that are paths; `cache` may also be ``memory``."""
+PLACES = ("root", "test_root", "cache", "supervision")
+"""Settings of data sets that are paths; `cache` may also be ``memory``, `supervision` a share."""
 
 
 def load(name: str, **settings: Any) -> ImageSet | PictureSet:

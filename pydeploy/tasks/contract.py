@@ -43,13 +43,16 @@ class Batch:
     target: Any
     """Any nesting of tensors, arrays and other values in lists, tuples and dicts: a tensor of labels, a list of boxes a sample."""
 
+    progress: float | None = None
+    """How far a training is at the beginning of its epoch, from 0 to below 1 (1/2 where there is one epoch only); None elsewhere."""
+
     def to(self, device: torch.device | str) -> Batch:
         """The batch with every tensor on `device`, however deep it lies in the target; everything else as it is."""
 
         def moved(value: Any) -> Any:
             return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
-        return Batch(tuple(moved(one) for one in self.inputs), tree_map(moved, self.target))
+        return Batch(tuple(moved(one) for one in self.inputs), tree_map(moved, self.target), self.progress)
 
     @property
     def count(self) -> int:
@@ -116,6 +119,12 @@ class Task(ABC):
     def deployment(self) -> Deployment | None:
         """What ``preprocessing.json`` beside the engines says; None where a network is not fed with pictures."""
         return None
+
+    def tuned(self, predict: Predict, batch_size: int) -> Mapping[str, Any]:  # noqa: ARG002
+        """Settings of the reading in ``preprocessing.json`` that suit one engine, such as thresholds; from samples that are neither
+        trained nor tested on. `predict` takes exactly `batch_size` samples.
+        """
+        return {}
 
     def digest(self) -> str:
         """A hash of the data set's contents: here of every sample as `samples` gives it."""

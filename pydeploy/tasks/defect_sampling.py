@@ -19,7 +19,9 @@ def draws(sound: int, wanted: int, seed: int) -> Iterator[NDArray[np.int64]]:
     while True:
         rng = np.random.default_rng([seed, epoch])
         chances = probabilities(used)
-        chosen = rng.permutation(sound)[:wanted] if chances is None else rng.choice(sound, wanted, replace=False, p=chances)
+        chosen = (
+            rng.permutation(sound)[:wanted] if chances is None else rng.choice(sound, wanted, replace=False, p=chances)
+        )
         used[chosen] += 1
         epoch += 1
         yield chosen

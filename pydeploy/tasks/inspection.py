@@ -95,7 +95,9 @@ class Inspection(PictureTask):
         if self.dilation < 1 or self.dilation % 2 == 0:
             raise ConfigError(f"'dilation' is the side of a square, an odd number of pixels, got {self.dilation}")
         if not 0 <= self.validation < 1:
-            raise ConfigError(f"'validation' is a share of the training pictures, from 0 to below 1, got {self.validation}")
+            raise ConfigError(
+                f"'validation' is a share of the training pictures, from 0 to below 1, got {self.validation}"
+            )
 
     @property
     def data(self) -> str:  # type: ignore[override]
@@ -156,7 +158,11 @@ class Inspection(PictureTask):
 
     def _target(self, sample: Sample, soft: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         """By name: ``defective`` and ``segmented`` (1,), and of the mask's places (1, h, w) ``mask``, ``weights`` and ``touched``."""
-        weights = pixel_weights(soft, self.weighing.power, self.weighing.most) if self.weighing.weighted else np.ones_like(soft)
+        weights = (
+            pixel_weights(soft, self.weighing.power, self.weighing.most)
+            if self.weighing.weighted
+            else np.ones_like(soft)
+        )
         _, defective, segmented = sample.target
         return {
             "defective": np.array([defective], np.float32), "segmented": np.array([segmented], np.float32),
@@ -187,7 +193,9 @@ class Inspection(PictureTask):
         decision = F.binary_cross_entropy_with_logits(outputs["decision"].reshape(-1, 1), target["defective"])
         if not self.mask:
             return {"decision": self.weighing.delta * decision}
-        pixels = F.binary_cross_entropy_with_logits(outputs["mask"], target["mask"], reduction="none") * target["weights"]
+        pixels = (
+            F.binary_cross_entropy_with_logits(outputs["mask"], target["mask"], reduction="none") * target["weights"]
+        )
         known = (pixels.mean(dim=(1, 2, 3)) * target["segmented"][:, 0]).mean()
         dynamic = share is not None
         return {"mask": (share if dynamic else 1.0) * known,
@@ -253,13 +261,17 @@ class Inspection(PictureTask):
         height, width = batch.inputs[0].shape[2:]
         wanted = {"decision": (1,), "mask": (1, height // STRIDE, width // STRIDE)}
         for name in self.output_names:
-            if math.prod(outputs[name][1:]) != math.prod(wanted[name]) or (name == "mask" and outputs[name][1:] != wanted[name]):
+            if math.prod(outputs[name][1:]) != math.prod(wanted[name]) or (
+                name == "mask" and outputs[name][1:] != wanted[name]
+            ):
                 raise DataError(f"the network must return '{name}' of shape (samples, {', '.join(map(str, wanted[name]))}) for "
                                 f"pictures of {height} x {width} pixels, got {dict(outputs)}")  # fmt: skip
 
     def deployment(self) -> Deployment:
         settings = {"threshold": 0.5, "mask_threshold": 0.5}
-        return Deployment(self.preprocessing, KINDS, self.input_names[0], self.output_names, "inspection", settings, MEANING)
+        return Deployment(
+            self.preprocessing, KINDS, self.input_names[0], self.output_names, "inspection", settings, MEANING
+        )
 
     def _split(self, name: str) -> DefectSplit:
         return self._splits[name] if name in self._splits else self.surfaces.split(name)

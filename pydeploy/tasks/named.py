@@ -18,6 +18,7 @@ TASKS: Names[Callable[..., Task]] = Names(
         "classification": "pydeploy.tasks.classify:classification",
         "segmentation": "pydeploy.tasks.segment:segmentation",
         "detection": "pydeploy.tasks.detection.named:detection",
+        "inspection": "pydeploy.tasks.inspecting:inspection",
     },
     group="pydeploy.tasks",
 )

@@ -23,6 +23,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, convert_to_fp32
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from pydeploy.errors import ConfigError, DataError
 from pydeploy.graph import Graph
@@ -243,7 +244,9 @@ class _Run:
                 raise DataError(f"input {number} of the batch at epoch {epoch}, step {step} holds NaN or infinity; "
                                 "check the data set for broken samples")  # fmt: skip
         moved = batch.to(self.accelerator.device)
-        return Batch(tuple(_channels_last(value) for value in moved.inputs), moved.target)
+        epochs = self.settings.epochs
+        inputs = tuple(_channels_last(value) for value in moved.inputs)
+        return Batch(inputs, moved.target, epoch / epochs if epochs > 1 else 0.5)
 
     def forward(self, network: Callable[..., Any], batch: Batch) -> Tensors:
         """The network's outputs by name in float32, computed in the run's precision."""
@@ -302,10 +305,11 @@ def _optimizer(
 ) -> torch.optim.Optimizer:
     """SGD whose weight decay leaves biases and normalization alone: shrinking those only costs accuracy."""
     plain = {id(parameter) for parameter in without_momentum}
+    vectors = _vectors(model)
     trained = [p for p in model.parameters() if p.requires_grad and id(p) not in plain]
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trained if p not in vectors], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p in vectors], "weight_decay": 0.0},
     ]
     if without_momentum:
         groups.append({"params": list(without_momentum), "weight_decay": 0.0, "momentum": 0.0, "nesterov": False})
@@ -313,6 +317,12 @@ def _optimizer(
     return torch.optim.SGD(
         groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=True
     )
+
+
+def _vectors(model: nn.Module) -> set[nn.Parameter]:
+    """Biases, and scales and shifts of norms: one number a channel, perhaps with axes of length 1 around; no layer's weights."""
+    weights = {p for m in model.modules() if isinstance(m, nn.Linear | _ConvNd) for p in (m.weight,)}
+    return {p for p in model.parameters() if p.ndim <= 1 or (p not in weights and p.numel() == max(p.shape))}
 
 
 def _channels_last(value: Tensor) -> Tensor:

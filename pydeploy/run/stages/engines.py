@@ -139,7 +139,9 @@ def write_facts(job: Job, backend: Backend, engine: Engine, here: Path, *, param
                         params=params, macs=macs, precision=backend.precision, target=backend.target().fingerprint,
                         bytes=engine.path.stat().st_size, onnx_bytes=Files(here).onnx.stat().st_size)  # fmt: skip
     if (way := job.task.deployment()) is not None:
-        way.save(here)
+        with backend.open(engine) as session:
+            found = job.task.tuned(session.run, backend.batch)
+        replace(way, settings={**way.settings, **found}).save(here)
     facts.save(Files(here).facts)
 
 

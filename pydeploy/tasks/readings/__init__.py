@@ -16,6 +16,7 @@ READINGS: Mapping[str, str] = {
     "classification": "pydeploy.tasks.readings.classification:Labels",
     "segmentation": "pydeploy.tasks.readings.segmentation:Masks",
     "detection": "pydeploy.tasks.readings.detection:Boxes",
+    "inspection": "pydeploy.tasks.readings.inspection:Heat",
 }
 """``module:class`` by kind; imported when an engine of the kind is read."""
 
