@@ -24,7 +24,7 @@ def ksdd2(root: str, size: Size = KSDD2_SIZE, supervision: float | str = 1.0, se
           mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None, interpolation: str = "bilinear",
           max_skipped: float = 0.0) -> DefectSet:  # fmt: skip
     """KolektorSDD2: ``train`` and ``test`` with ``10301.png`` and ``10301_GT.png``; settings as `masked_folder`."""
-    top = Path(root)
+    top = folder_at(root)
     for part in ("train", "test"):
         if not (top / part).is_dir():
             raise DataError(f"{top} has no folder '{part}'; KSDD2 has the folders 'train' and 'test'")

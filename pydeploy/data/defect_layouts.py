@@ -8,7 +8,7 @@ from typing import Any
 from pydeploy.data.defect_folders import ksdd2, magnetic_tiles, masked_folder
 from pydeploy.data.defect_lists import elpv, labels
 from pydeploy.data.defect_set import DefectSet
-from pydeploy.data.defect_woven import woven
+from pydeploy.data.defect_woven import canvas
 from pydeploy.errors import ConfigError, nearest
 from pydeploy.guests.resolve import call
 
@@ -17,8 +17,8 @@ LAYOUTS: Mapping[str, Callable[..., DefectSet]] = {
     "ksdd2": ksdd2,
     "labels": labels,
     "magnetic_tiles": magnetic_tiles,
-    "masked_folder": masked_folder,
-    "woven": woven,
+    "folder": masked_folder,
+    "canvas": canvas,
 }
 """Every layout that the inspection task may name; each function's parameters are its settings."""
 

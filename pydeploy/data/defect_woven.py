@@ -12,14 +12,14 @@ from pydeploy.data.defect_masks import Mask
 from pydeploy.data.defect_set import DefectSet, DefectSplit, Size, fixed_size, supervised
 
 
-def woven(size: Size = 128, train_size: int = 600, test_size: int = 300, defective: float = 0.3,
+def canvas(size: Size = 128, train_size: int = 600, test_size: int = 300, defective: float = 0.3,
           supervision: float | str = 1.0, seed: int = 0) -> DefectSet:  # fmt: skip
     """Drawn cloth (`Woven`) with scratches, spots and holes: grey pictures of `size` with masks. Needs no files."""
     way = fixed_size(size, 1, (0.5,), (0.2,), "bilinear")
     assert isinstance(way.resize, tuple)
     drawn = Woven(way.resize, train_size, test_size, defective, seed)
     train, test = (_pieces(drawn, part) for part in ("train", "test"))
-    return DefectSet("woven", supervised(train, supervision, seed), test, way)
+    return DefectSet("canvas", supervised(train, supervision, seed), test, way)
 
 
 @dataclass(frozen=True)

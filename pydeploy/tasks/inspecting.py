@@ -13,7 +13,7 @@ from pydeploy.tasks.inspection import DefectAugment, DefectLoss, Inspection
 
 
 def inspection(
-    data: str = "woven",
+    data: str = "canvas",
     dilation: int = 1,
     loss: Mapping[str, Any] | None = None,
     augmentation: Mapping[str, Any] | None = None,

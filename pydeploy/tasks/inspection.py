@@ -33,6 +33,7 @@ from pydeploy.tasks.picture_task import PictureTask, Sample
 from pydeploy.tasks.readings.inspection import KINDS, MEANING
 
 AP = Metric("AP (trapezoid)")
+MEASURES = (AP.name, "AP (step)", "AUROC", "best F1", "accuracy there", "IoU there")
 FILLED = 0.5
 """Share of the range from which on a resized mask's pixel counts as defective in evaluation."""
 
@@ -89,7 +90,6 @@ class Inspection(PictureTask):
     """Whether the network gives a mask; if not, it decides only."""
     workers: int | None = None
     metric: Metric = AP
-    input_names: tuple[str, ...] = ("image",)
 
     def __post_init__(self) -> None:
         if self.dilation < 1 or self.dilation % 2 == 0:
@@ -189,7 +189,7 @@ class Inspection(PictureTask):
         return {**super().model_options(), "num_classes": 1}
 
     def loss(self, outputs: Tensors, batch: Batch) -> dict[str, Tensor]:
-        target, share = batch.target, self._pixels_share(batch.progress)
+        target, (mine, others) = batch.target, self._balance(batch.progress)
         decision = F.binary_cross_entropy_with_logits(outputs["decision"].reshape(-1, 1), target["defective"])
         if not self.mask:
             return {"decision": self.weighing.delta * decision}
@@ -197,12 +197,11 @@ class Inspection(PictureTask):
             F.binary_cross_entropy_with_logits(outputs["mask"], target["mask"], reduction="none") * target["weights"]
         )
         known = (pixels.mean(dim=(1, 2, 3)) * target["segmented"][:, 0]).mean()
-        dynamic = share is not None
-        return {"mask": (share if dynamic else 1.0) * known,
-                "decision": ((1 - share) if dynamic else 1.0) * self.weighing.delta * decision}  # fmt: skip
+        return {"mask": mine * known, "decision": others * self.weighing.delta * decision}
 
-    def _pixels_share(self, progress: float | None) -> float | None:
-        return 1 - progress if self.weighing.dynamic and progress is not None else None
+    def _balance(self, progress: float | None) -> tuple[float, float]:
+        """Factors of the pixels' loss and of the decision's."""
+        return (1 - progress, progress) if self.weighing.dynamic and progress is not None else (1.0, 1.0)
 
     def distill_loss(self, student: Tensors, teacher: Tensors, temperature: float) -> Tensor:
         """Binary cross-entropy with the teacher's softened answers, less the teacher's own entropy."""
@@ -226,8 +225,16 @@ class Inspection(PictureTask):
             AP.name: images.ap_trapezoid, "AP (step)": images.ap_step, "AUROC": images.auroc, "F1": best.f1,
             "accuracy": best.accuracy, "threshold": best.threshold, "TP": best.tp, "FP": best.fp, "FN": best.fn, "TN": best.tn,
         }  # fmt: skip
+        columns = {
+            "images": ("%", (images.ap_trapezoid, images.ap_step, images.auroc, best.f1, best.accuracy, best.iou))
+        }
         if places is not None and (pixel := places.best) is not None:
             found |= {"pixel AP": places.ap_step, "pixel IoU": pixel.iou}
+            columns["places"] = (
+                "%",
+                (places.ap_trapezoid, places.ap_step, places.auroc, pixel.f1, pixel.accuracy, pixel.iou),
+            )
+        found["images and places"] = MetricTable.of(MEASURES, columns)
         found["decisions at the best F1"] = MetricTable.confusion(KINDS, ((best.tn, best.fp), (best.fn, best.tp)))
         return found
 

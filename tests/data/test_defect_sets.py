@@ -57,11 +57,11 @@ def test_ksdd2(trees: Path) -> None:
 
 
 def test_one_folder_is_drawn_from_both_kinds_and_each_sample_is_in_one_split(trees: Path) -> None:
-    found = load("masked_folder", root=str(trees / "ksdd2" / "train"), holdout=0.25, size=64)
+    found = load("folder", root=str(trees / "ksdd2" / "train"), holdout=0.25, size=64)
     consistent(found)
     assert not {*found.train.names} & {*found.test.names}
     assert len(found.test.names) == 2
-    other = load("masked_folder", root=str(trees / "ksdd2" / "train"), holdout=0.25, size=64, seed=3)
+    other = load("folder", root=str(trees / "ksdd2" / "train"), holdout=0.25, size=64, seed=3)
     assert {*other.test.names} != {*found.test.names}
 
 
@@ -204,11 +204,11 @@ def test_cloth_is_a_function_of_seed_and_number() -> None:
 
 
 def test_cloth_as_a_set() -> None:
-    found = load("woven", size=[64, 32], train_size=8, test_size=4, defective=0.5, supervision=0.5)
+    found = load("canvas", size=[64, 32], train_size=8, test_size=4, defective=0.5, supervision=0.5)
     consistent(found)
     assert (found.train.segmented & found.train.defective).sum() == 2
     with pytest.raises(ConfigError, match="'defective' of the woven textures"):
-        load("woven", defective=1.0)
+        load("canvas", defective=1.0)
     with pytest.raises(DataError, match="none of number 9"):
         Woven(train_size=4).piece("train", 9)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pydeploy.backends.base import Backend, Engine, reopen
+from pydeploy.data import deployment
 from pydeploy.files import read_json, write_json
 from pydeploy.graph import Graph
 from pydeploy.latency.table.table import Table
@@ -123,7 +124,7 @@ def _report(job: Job, at: Artefacts, seconds: dict[str, float], command: str) ->
         layers=_layers(graph, plan, read_json(at.timings)["layers"]), groups=_groups(graph, plan), table=_table(at), seconds=seconds,
         total_seconds=sum(seconds.values()),
         warnings=(*_disturbances(at), *_of_int8(job, models.dense, lost), *_warnings(job, target.measured)),
-        preprocessing=None if (way := job.task.deployment()) is None else way.to_json(),
+        preprocessing=read_json(way) if (way := at.pruned / deployment.FILE).is_file() else None,
         calibration=f"{job.manifest}, sha256 {job.samples[:12]}" if job.manifest is not None else "",
     )  # fmt: skip
 

@@ -93,7 +93,7 @@ def _edge(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Pixels within with a neighbour that is not."""
     padded = np.pad(inside, 1, mode="edge")
     core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return inside & ~core
+    return np.asarray(inside & ~core)
 
 
 def _sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
