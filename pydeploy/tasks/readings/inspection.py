@@ -81,7 +81,7 @@ def _glowing(picture: Picture, heat: Mapping[str, Any]) -> Picture:
     drawn = picture + glow[:, :, None] * (HOT - picture)
     inside = scores >= max(least, 1e-3)
     drawn[_edge(inside)] = HOT
-    return np.clip(np.rint(drawn), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(drawn), 0, 255), np.uint8)
 
 
 def _nearest(count: int, length: int) -> NDArray[np.int64]:
