@@ -29,7 +29,7 @@ CONFIG = {
     "model": {"name": "ssd_small", "options": {"width": 8}},
     "train": {"epochs": 1, "batch_size": 8, "lr": 0.02, "warmup_epochs": 0, "amp": "off"},
     "target": {"backend": "onnxruntime", "threads": 1},
-    "table": {"points": 2, "align": 8, "rounds": 1, "runs": 2},
+    "table": {"points": 2, "align": 16, "rounds": 1, "runs": 2},
     "prune": {"criterion": "l1", "batches": 1, "batch_size": 8, "budget": 1.0, "rounds": 1},
     "finetune": {"epochs": 1, "batch_size": 8, "lr": 0.01, "warmup_epochs": 0, "amp": "off"},
     "quantize": {"observer": "minmax", "calibration": "scenes.yaml"},
