@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pydeploy.cli import (
+    compare_verbs,
     config_verbs,
     criteria_verbs,
     engine_verbs,
@@ -24,7 +25,6 @@ app = typer.Typer(
     name="pydeploy",
     help="A CNN, a device and a latency budget in; an engine measured to meet the budget out.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -65,7 +65,7 @@ for _verb in (
     quant_verbs.half,
     quant_verbs.lint,
     engine_verbs.build,
-    engine_verbs.compare,
+    compare_verbs.compare,
     predict_verbs.predict,
     run_verbs.report,
     run_verbs.doctor,

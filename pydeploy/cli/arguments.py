@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from pydeploy.errors import ConfigError
 
@@ -23,6 +25,13 @@ TARGET_HELP = (
     "BACKEND may be your own FILE.py:CLASS or PACKAGE.MODULE:CLASS."
 )
 GPUS_HELP = "GPUs that an engine of tensorrt-rtx is for, e.g. sm86,sm89 [default: all from Ampere on]."
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
+"""The option that every verb has; `console.tell` follows it."""
+Strict = Annotated[
+    bool,
+    typer.Option(help="Whether every tensor of the model must be in --weights and fit; if not, what fits is taken."),
+]
+"""Beside every option --weights."""
 EXAMPLE_HELP = "Batch size that the engine is built for."
 
 
@@ -78,12 +87,22 @@ def example(texts: Sequence[str]) -> tuple[Tensor, ...]:
         raise ConfigError(f"inputs of shape {', '.join(texts)} cannot be made: {str(error).splitlines()[0]}") from None
 
 
-def dense_or_cut(spec: str, options: Sequence[str], weights: Path | None) -> nn.Module:
-    """The named model, filled with the tensors of `weights` when given, and cut where they are those of a cut one."""
+def dense_or_cut(spec: str, options: Sequence[str], weights: Path | None, *, strict: bool = True) -> nn.Module:
+    """The named model, filled with the tensors of `weights` when given, and cut where they are those of a cut one.
+
+    Without `strict`, whatever fits is taken, and what is left out is told on stderr.
+    """
+    if weights is None:
+        if not strict:
+            raise ConfigError("--no-strict goes with --weights: it takes what fits of that file")
+        return model_named(spec, options)
+    from pydeploy.cli.console import Terminal
     from pydeploy.models.weights import filled
 
-    model = model_named(spec, options)
-    return filled(model, weights)[0].eval() if weights is not None else model
+    model, left_out = filled(model_named(spec, options), weights, strict=strict)
+    if left_out:
+        Terminal().say(f"{weights}: what fits is taken; {left_out}")
+    return model.eval()
 
 
 def backend_named(target: str, *, batch: int = 1, threads: int = 0) -> Backend:

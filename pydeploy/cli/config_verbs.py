@@ -8,11 +8,13 @@ from typing import Annotated, Optional
 
 import typer
 
+from pydeploy.cli.arguments import Json
+
 
 def configs(
     names: Annotated[Optional[list[str]], typer.Argument(help="For --copy: which ones [default: all].")] = None,
     copy: Annotated[Optional[Path], typer.Option(help="Copy them, with what they need, into this folder.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """List the configs that come with pydeploy, which every verb takes by name; or copy them to be changed.
 

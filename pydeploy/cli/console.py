@@ -80,6 +80,14 @@ def show_json(data: Any) -> None:
     sys.stdout.write(json.dumps(data, indent=1) + "\n")
 
 
+def tell(json: bool, data: Any, text: str) -> None:
+    """A verb's result on stdout: `data` as JSON where that was asked for, else `text`."""
+    if json:
+        show_json(data)
+    else:
+        sys.stdout.write(text)
+
+
 def show_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Columns aligned; numbers to the right."""
     text = [[str(cell) for cell in row] for row in (header, *rows)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pydeploy.cli.arguments import INPUT_HELP, MODEL_HELP, OPTION_HELP, TARGET_HELP
+from pydeploy.cli.arguments import INPUT_HELP, MODEL_HELP, OPTION_HELP, TARGET_HELP, Json, Strict
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pydeploy.tasks.contract import Task
 
 
-def criteria(json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False) -> None:
+def criteria(json: Json = False) -> None:
     """List the criteria: what each needs, its options, whether its scores compare between groups, and where it is from.
 
     Example: pydeploy criteria
@@ -48,17 +48,22 @@ def mask(
     input: Annotated[list[str] | None, typer.Option("--input", help=INPUT_HELP)] = None,
     option: Annotated[list[str] | None, typer.Option("--option", "-o", help=OPTION_HELP)] = None,
     weights: Annotated[Path | None, typer.Option(help="safetensors file of this model, dense or cut.")] = None,
+    strict: Strict = True,
     kind: Annotated[str, typer.Option(help="kernel, magnitude, lamp, pattern or nm (2:4).")] = "kernel",
     ratio: Annotated[float | None, typer.Option(help="Share of kernels or weights to remove [default: 0.5].")] = None,
     scope: Annotated[str | None, typer.Option(help="local (by layer) or global.")] = None,
     target: Annotated[str | None, typer.Option(help=f"Also measure what the zeros save there: {TARGET_HELP}")] = None,
     threads: Annotated[int, typer.Option(min=0, max=1024, help="With --target: threads; 0 = all cores.")] = 0,
+    json: Json = False,
 ) -> None:
     """Zero kernels or weights inside layers, and cut the channels that become empty; most runtimes execute all other zeros.
 
     Example: pydeploy mask torchvision:resnet18 --input 1x3x224x224 --kind nm --out masked.safetensors
     """
+    from dataclasses import asdict
+
     from pydeploy.cli import arguments
+    from pydeploy.cli.console import tell
     from pydeploy.files import check_writable
     from pydeploy.prune.sparsity.empty_channels import without_empty
     from pydeploy.prune.sparsity.masking import MaskRules, masks_for
@@ -68,25 +73,25 @@ def mask(
 
     check_writable(out)
     rules = MaskRules(kind=kind, ratio=ratio, scope=scope)  # type: ignore[arg-type]
-    net, example = arguments.dense_or_cut(model, option or [], weights), arguments.example(input or [])
+    net, example = arguments.dense_or_cut(model, option or [], weights, strict=strict), arguments.example(input or [])
     graph = trace(net, example)
     found = masks_for(net, graph, rules)
-    small = unmasked(masked(net, found.masks))
+    small, lost = unmasked(masked(net, found.masks)), 0
     before = load_plan(weights) if weights is not None else None
     cut = without_empty(small, graph, example)
     if cut is not None:
         small, plan = cut
         before = plan.after(before)
         lost = sum(graph.widths[name] - width for name, width in plan.widths.items())
-        sys.stdout.write(f"{lost} channels that were empty are cut\n")
     cost = count(small, trace(small, example))
     save(out, small, before)
-    for name, why in found.skipped.items():
-        sys.stdout.write(f"{name} stays whole: {why}\n")
-    sys.stdout.write(f"{out}: {cost.dense_macs:,} MACs in a dense runtime, {cost.effective_macs:,} effective (weights that are not "
-                     f"zero); {cost.params:,} parameters, {cost.nonzero_params:,} not zero\n")  # fmt: skip
-    if target is not None:
-        sys.stdout.write(f"{_beside_full(small, example, target, threads)}\n")
+    told = f"{lost} channels that were empty are cut\n" if cut is not None else ""
+    told += "".join(f"{name} stays whole: {why}\n" for name, why in found.skipped.items())
+    told += (f"{out}: {cost.dense_macs:,} MACs in a dense runtime, {cost.effective_macs:,} effective (weights that are not "
+             f"zero); {cost.params:,} parameters, {cost.nonzero_params:,} not zero\n")  # fmt: skip
+    beside = None if target is None else _beside_full(small, example, target, threads)
+    tell(json, {"model": str(out), **asdict(cost), "cut": lost, "skipped": dict(found.skipped), "latency": beside},
+         told if beside is None else f"{told}{beside}\n")  # fmt: skip
 
 
 def _beside_full(small: nn.Module, example: Any, target: str, threads: int) -> str:
@@ -131,6 +136,7 @@ def oracle(
         list[str] | None, typer.Option(help="Criteria to judge, joined by commas [default: l1].")
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="Trained dense model (safetensors).")] = None,
+    strict: Strict = True,
     group: Annotated[list[str] | None, typer.Option(help="Groups to try (pattern with *); repeat.")] = None,
     channels: Annotated[int, typer.Option(min=2, max=1_000_000, help="Channels to try of each group.")] = 32,
     batches: Annotated[int, typer.Option(min=1, max=1_000_000, help="Training batches, as large as 'prune' says.")] = 2,
@@ -139,6 +145,7 @@ def oracle(
     ] = 0.2,
     out: Annotated[Path | None, typer.Option(help="Write all numbers here as JSON.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override, e.g. prune.batch_size=64; repeat.")] = None,
+    json: Json = False,
 ) -> None:
     """Judge criteria: how many of the K channels that each finds least important the loss finds so, too.
 
@@ -148,12 +155,11 @@ def oracle(
 
     Example: pydeploy oracle pydeploy:resnet8 --input 1x1x28x28 -o in_channels=1 --config configs/smoke.yaml --criterion l1,taylor
     """
-    from fnmatch import fnmatchcase
-
     from pydeploy.cli import arguments
-    from pydeploy.cli.console import show_table
+    from pydeploy.cli.console import show_json, show_table
     from pydeploy.errors import ConfigError, nearest
     from pydeploy.files import check_writable, write_json
+    from pydeploy.patterns import matches
     from pydeploy.prune.criteria import CRITERIA
     from pydeploy.prune.criteria.oracle import oracle as without
     from pydeploy.prune.structure.trace import trace
@@ -168,23 +174,28 @@ def oracle(
         raise ConfigError(f"--share is {share}, expected more than 0 and less than 1")
     if out is not None:
         check_writable(out)
-    net = arguments.dense_or_cut(model, option or [], weights)
+    net = arguments.dense_or_cut(model, option or [], weights, strict=strict)
     graph = trace(net, arguments.example(input or []))
     settings = load(config, set_ or [])
     task = open_task(settings)
     patterns = group or ["*"]
     for pattern in patterns:
-        if not any(fnmatchcase(g.name, pattern) for g in graph.prunable):
+        if not any(matches(g.name, pattern) for g in graph.prunable):
             raise ConfigError(f"no group matches '{pattern}'{nearest(pattern, [g.name for g in graph.prunable])}")
     chosen = settings.prune.model_copy(update={"batches": batches})
     data = [(batch.inputs, batch) for batch in first_batches(task, chosen, settings.seed)]
     truth = without(net, graph, data=data, loss=loss_of(task), channels=channels, seed=settings.seed,
-                    groups=lambda name: any(fnmatchcase(name, pattern) for pattern in patterns))  # fmt: skip
+                    groups=lambda name: any(matches(name, pattern) for pattern in patterns))  # fmt: skip
     rows = [_row(settings, task, net, graph, name, data, truth, share) for name in names]
+    loss = {name: {"channels": s.channels.tolist(), "increase": s.increase.tolist()} for name, s in truth.items()}
+    told = {"schema": 1, "criteria": rows, "loss": loss}
+    if out is not None:
+        write_json(out, told)
+    if json:
+        show_json(told)
+        return
     show_table(tuple(rows[0]), [tuple(row.values()) for row in rows])
     if out is not None:
-        loss = {name: {"channels": s.channels.tolist(), "increase": s.increase.tolist()} for name, s in truth.items()}
-        write_json(out, {"schema": 1, "criteria": rows, "loss": loss})
         sys.stdout.write(f"{out}\n")
 
 

@@ -1,25 +1,18 @@
-"""Verbs on ONNX files and engines: calibrate, build, profile, compare. None of them needs torch but calibrate and compare --config."""
+"""Verbs on ONNX files and engines: calibrate, build, profile. None of them needs torch but calibrate --config."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from pydeploy.cli.arguments import EXAMPLE_HELP, GPUS_HELP, TARGET_HELP
+from pydeploy.cli.arguments import EXAMPLE_HELP, GPUS_HELP, TARGET_HELP, Json
 
 if TYPE_CHECKING:
     from pydeploy.backends.base import Backend, Engine, Feeds
-    from pydeploy.profiling.compare_layers import LayerDifference
-    from pydeploy.timing.ratio import Ratio
-    from pydeploy.timing.records import Timing
 
-COMPARE_RETRIES, COMPARE_PATIENCE_S = 30, 15.0
-"""How often ``compare`` measures disturbed rounds again, and for how long."""
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Threads = Annotated[
     int, typer.Option(min=0, max=1024, help="Threads of the engine; 0 = all cores this process may use.")
 ]
@@ -37,12 +30,13 @@ def calibrate(
     tensorrt: Annotated[
         Optional[str], typer.Option(help="For --cache: version of TensorRT that reads it [default: 8.6.1].")
     ] = None,
+    json: Json = False,
 ) -> None:
     """Find the range of every tensor that INT8 needs, by running the calibration images. Goes on where it was stopped.
 
     Example: pydeploy calibrate model.onnx --data calib/fashion_mnist.yaml --out ranges.json
     """
-    from pydeploy.cli.console import Terminal
+    from pydeploy.cli.console import Terminal, tell
     from pydeploy.data.manifest import load_manifest
     from pydeploy.errors import ConfigError
     from pydeploy.files import check_writable
@@ -72,10 +66,12 @@ def calibrate(
                          progress=lambda done: tick(done, manifest.count),
                          resume=out.with_name(out.name + ".counts.json"), key=manifest.key())  # fmt: skip
     ranges.save(out)
-    sys.stdout.write(f"{out}: {len(ranges.tensors)} tensors, {ranges.count} samples, observer {observer}\n")
+    told = f"{out}: {len(ranges.tensors)} tensors, {ranges.count} samples, observer {observer}\n"
     if cache is not None:
         write_cache(ranges, cache, version)
-        sys.stdout.write(f"{cache}: calibration cache for TensorRT {version}\n")
+        told += f"{cache}: calibration cache for TensorRT {version}\n"
+    files = {"ranges": str(out), "cache": None if cache is None else str(cache)}
+    tell(json, {**files, "tensors": len(ranges.tensors), "samples": ranges.count, "observer": observer}, told)
 
 
 def inputs_of(path: Path, *, quantized: bool = False) -> list[str]:
@@ -123,12 +119,14 @@ def build(
     ] = None,
     config: Annotated[Optional[Path], typer.Option(help="For --data: config whose task gives the samples.")] = None,
     gpus: Annotated[Optional[str], typer.Option("--for", help=GPUS_HELP)] = None,
+    json: Json = False,
 ) -> None:
     """Build an engine for a target. An int8 or half-precision one is compared with the file on a few random inputs.
 
     Example: pydeploy build model.onnx --target openvino:bf16 --out model.engine
     """
     from pydeploy.cli.arguments import backend_named, for_gpus, named_shapes
+    from pydeploy.cli.console import tell
     from pydeploy.errors import ConfigError
     from pydeploy.profiling.agreement import build as checked_build
 
@@ -137,9 +135,12 @@ def build(
     fixed = named_shapes(shape or [])
     size = batch or next((first for first, *_ in fixed.values()), 1)
     backend = backend_named(for_gpus(target, gpus), batch=size, threads=threads)
-    model = _with_fixed_shapes(model, out, fixed, backend)
-    engine = checked_build(backend, model, out) if data is None else _calibrated(backend, model, out, data, config)
-    sys.stdout.write(f"{engine.path}: {engine.path.stat().st_size:,} bytes for {engine.target}\n")
+    source = _with_fixed_shapes(model, out, fixed, backend)
+    engine = checked_build(backend, source, out) if data is None else _calibrated(backend, source, out, data, config)
+    told = f"{source}: {model.name} with all weights inside and fixed shapes, what the engine is built from\n"
+    size = engine.path.stat().st_size
+    tell(json, {"engine": str(engine.path), "onnx": str(source), "bytes": size, "target": engine.target.to_json()},
+         f"{told if source != model else ''}{engine.path}: {size:,} bytes for {engine.target}\n")  # fmt: skip
 
 
 def _with_fixed_shapes(model: Path, out: Path, shapes: dict[str, tuple[int, ...]], backend: Backend) -> Path:
@@ -155,7 +156,6 @@ def _with_fixed_shapes(model: Path, out: Path, shapes: dict[str, tuple[int, ...]
     whole = out.with_name(f"{out.name}.onnx")
     with replacing(whole) as partial:
         onnx.save(made, str(partial))
-    sys.stdout.write(f"{whole}: {model.name} with all weights inside and fixed shapes, what the engine is built from\n")
     return whole
 
 
@@ -212,115 +212,3 @@ def measure(
         show_json(found.to_json())
     else:
         show_profile(found)
-
-
-def compare(
-    reference: Annotated[Path, typer.Argument(help="Engine file.")],
-    other: Annotated[Path, typer.Argument(help="Engine file with the same inputs and outputs.")],
-    feeds: Annotated[int, typer.Option(min=1, max=1_000_000, help="Batches of inputs to compare on.")] = 8,
-    config: Annotated[
-        Optional[Path], typer.Option(help="Config whose task gives test images [default: random inputs].")
-    ] = None,
-    layers: Annotated[
-        bool, typer.Option("--layers", help="Compare inside as well: the first layer that differs.")
-    ] = False,
-    tolerance: Annotated[float, typer.Option(min=0, help="Relative difference that counts as diverged.")] = 0.05,
-    onnx: Annotated[
-        Optional[list[Path]],
-        typer.Option(help="ONNX file of an engine; twice, in order [default: beside the engines]."),
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Compare two engines: outputs on the same inputs, latency measured in turns, and with --layers where they part.
-
-    Example: pydeploy compare runs/demo/08_pruned/model.engine runs/demo/09_quantized/model.engine --layers
-    """
-    from pydeploy.cli.arguments import backend_of
-    from pydeploy.cli.console import show_json, show_table
-    from pydeploy.errors import ConfigError
-    from pydeploy.profiling.compare_layers import first_divergence
-    from pydeploy.profiling.compare_outputs import compare as judge
-    from pydeploy.profiling.profile import random_feeds, time_engines
-    from pydeploy.timing.ratio import ratio
-
-    if onnx and not layers:
-        raise ConfigError("--onnx goes with --layers: the files tell where the engines' layers come from")
-    (one, first), (two, second) = backend_of(reference), backend_of(other)
-    with one.open(first) as a, two.open(second) as b:
-        random = [random_feeds(a.inputs, seed) for seed in range(feeds)]
-        samples = random if config is None else _test_feeds(config, [spec.name for spec in a.inputs], one.batch, feeds)
-        result = judge(a, b, samples)
-    inside = _inside((one, first), (two, second), onnx or [], samples) if layers else ()
-    diverged = first_divergence(inside, tolerance)
-    engines = {"reference": (one, first), "other": (two, second)}
-    samples_us = time_engines(engines, retries=COMPARE_RETRIES, patience_s=COMPARE_PATIENCE_S)
-    times = {name: found.timing for name, found in samples_us.items()}
-    taken = ratio(times["other"], times["reference"])
-    if json:
-        data: dict[str, Any] = {
-            **result.to_json(),
-            "latency": {name: timing.to_json() for name, timing in times.items()},
-            "ratio": taken.to_json(),
-        }
-        if layers:
-            data["layers"] = [difference.to_json() for difference in inside]
-            data["first_divergence"] = None if diverged is None else diverged.layer
-        show_json(data)
-        return
-    rows = [(d.output, f"{d.max_abs:.3g}", f"{d.relative_l2:.3g}", f"{d.cosine:.6f}") for d in result.outputs]
-    show_table(("output", "max_abs", "relative_l2", "cosine"), rows)
-    if layers:
-        sys.stdout.write("\n")
-        show_table(
-            ("layer", "max_abs", "relative_l2"), [(d.layer, f"{d.max_abs:.3g}", f"{d.relative_l2:.3g}") for d in inside]
-        )
-        where = "none" if diverged is None else f"{diverged.layer} ({diverged.relative_l2:.3g})"
-        sys.stdout.write(f"first layer that differs by more than {tolerance:g}: {where}\n")
-    sys.stdout.write(
-        f"\nreference: {times['reference']}\nother:     {times['other']}\n{verdict(taken, times['other'])}\n"
-    )
-
-
-def verdict(taken: Ratio, timing: Timing) -> str:
-    """The last line of ``compare``: how many times as long the other engine takes, and whether that was disturbed."""
-    text = f"other takes {taken.value:.3f} of the reference's time ({taken.interval}, in turns)"
-    if not taken.disturbed:
-        return text
-    loud = sum(not turn.calm for turn in timing.turns)
-    return (
-        f"DISTURBED: other load was noticed in {loud} of {len(timing.turns)} rounds; {text}; "
-        "compare again when the computer is quiet"
-    )
-
-
-def _test_feeds(config: Path, names: Sequence[str], batch: int, count: int) -> list[Feeds]:
-    """For inputs `names`: the first batches of the task's test images. INT8 clips random inputs that no image reaches."""
-    from pydeploy.run.config import load
-    from pydeploy.run.job import open_task
-    from pydeploy.tasks import samples
-    from pydeploy.tasks.evaluate import batches
-
-    task = open_task(load(config))
-    first = next(batches(task, "test", batch * count))
-    arrays = [tensor.numpy() for tensor in first.inputs]
-    feeds = samples.exact_batches([dict(zip(task.input_names, arrays, strict=True))], batch)
-    return [one for one, _ in zip(samples.under(names, feeds), range(count), strict=False)]
-
-
-def _inside(
-    reference: tuple[Backend, Engine], other: tuple[Backend, Engine], onnx: Sequence[Path], samples: Sequence[Feeds]
-) -> tuple[LayerDifference, ...]:
-    """Differences layer by layer; the ONNX files are those given, or lie beside the engines."""
-    from pydeploy.errors import ConfigError, DataError
-    from pydeploy.profiling.compare_layers import layer_differences
-
-    if len(onnx) not in (0, 2):
-        raise ConfigError(f"give --onnx twice, for the reference and for the other engine; got {len(onnx)}")
-    sides = []
-    for index, (backend, engine) in enumerate((reference, other)):
-        source = onnx[index] if onnx else engine.path.with_suffix(".onnx")
-        if not source.is_file():
-            raise DataError(f"{source} does not exist; name the ONNX files of both engines with --onnx")
-        engine.require_onnx(source)
-        sides.append((backend, source))
-    return layer_differences(sides[0], sides[1], samples)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from pydeploy.cli.arguments import CRITERION_HELP, INPUT_HELP, MODEL_HELP, OPTION_HELP, TARGET_HELP
+from pydeploy.cli.arguments import CRITERION_HELP, INPUT_HELP, MODEL_HELP, OPTION_HELP, TARGET_HELP, Json, Strict
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 Model = Annotated[str, typer.Argument(help=MODEL_HELP)]
 Inputs = Annotated[Optional[list[str]], typer.Option("--input", help=INPUT_HELP)]
 Options = Annotated[Optional[list[str]], typer.Option("--option", "-o", help=OPTION_HELP)]
-Weights = Annotated[Optional[Path], typer.Option(help="safetensors file of this model, dense or cut.")]
+Weights = Annotated[
+    Optional[Path], typer.Option(help="File of this model's tensors: safetensors, dense or cut, .pth or .pt.")
+]
 
 
 def trace(
@@ -28,11 +31,12 @@ def trace(
     input: Inputs = None,
     option: Options = None,
     weights: Weights = None,
+    strict: Strict = True,
     exclude: Annotated[
         Optional[list[str]], typer.Option(help="Layers to leave whole (pattern with *); repeat.")
     ] = None,
     out: Annotated[Optional[Path], typer.Option(help="Write the graph here as JSON.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the graph as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Show which channels can be pruned, which cannot and why, parameters and MACs.
 
@@ -42,7 +46,7 @@ def trace(
     from pydeploy.cli.console import show_json, show_table
     from pydeploy.prune.structure.trace import trace as find
 
-    net = arguments.dense_or_cut(model, option or [], weights)
+    net = arguments.dense_or_cut(model, option or [], weights, strict=strict)
     graph = find(net, arguments.example(input or []), exclude=tuple(exclude or ()))
     if out is not None:
         graph.save(out)
@@ -68,6 +72,7 @@ def prune(
     input: Inputs = None,
     option: Options = None,
     weights: Weights = None,
+    strict: Strict = True,
     criterion: Annotated[str, typer.Option(help=CRITERION_HELP)] = "l1",
     criterion_option: Annotated[
         Optional[list[str]], typer.Option(help="Option of the criterion as key=value; repeat for several.")
@@ -112,12 +117,14 @@ def prune(
         bool,
         typer.Option("--eval", help="Measure batch norms again and judge the cut network by the task of --config."),
     ] = False,
+    json: Json = False,
 ) -> None:
     """Cut a model until its engine is measured to meet a budget; or by a table's word, a ratio, a threshold, MACs or parameters.
 
     Example: pydeploy prune torchvision:resnet18 --input 1x3x224x224 --budget 0.6 --target onnxruntime:fp32 --out small.safetensors
     """
     from pydeploy.cli import arguments
+    from pydeploy.cli.console import tell
     from pydeploy.errors import ConfigError
     from pydeploy.files import check_writable
     from pydeploy.prune.criteria import CRITERIA
@@ -130,7 +137,7 @@ def prune(
             check_writable(path)
     if evaluate and config is None:
         raise ConfigError("--eval needs --config: its task has the data and the metric")
-    net, example = arguments.dense_or_cut(model, option or [], weights), arguments.example(input or [])
+    net, example = arguments.dense_or_cut(model, option or [], weights, strict=strict), arguments.example(input or [])
     graph = find(net, example)
     given = arguments.options_of(criterion_option or [], "criterion")
     scores = _scores(net, graph, criterion, given, config)
@@ -138,31 +145,36 @@ def prune(
     amounts = {name: amount for name, amount in asked.items() if amount is not None}
     how = {"scope": CRITERIA[criterion].scope if scope is None else scope, "align": 8 if regular else align, "apart": apart or [],
            "rounding": "up" if regular else rounding, "min_share": min_share, "layers": layers}  # fmt: skip
-    told = ""
     if budget is not None or target is not None:
         _require_alone(budget, target, budget_us, amounts)
-        chosen, told = _measured_plan(net, example, scores, budget, target, table, threads, min_width, out)
+        chosen = _measured_plan(net, example, scores, budget, target, table, threads, min_width, out)
     else:
         chosen = _plan(graph, scores, budget_us, table, amounts, how, min_width)
-    small = apply(net, graph, chosen)
+    small, judged = apply(net, graph, chosen.plan), ""
+    metrics = {}
     if evaluate:
-        small, judged = _judged(net, small, config)
-        told += judged
-    save(out, small, chosen.after(load_plan(weights)) if weights is not None else chosen)
+        small, judged, metrics = _judged(net, small, config)
+    save(out, small, chosen.plan.after(load_plan(weights)) if weights is not None else chosen.plan)
     if plan is not None:
-        chosen.save(plan)
+        chosen.plan.save(plan)
     after = find(small, example)
-    sys.stdout.write(
-        f"{out}: {graph.learnable:,} -> {after.learnable:,} parameters, {graph.macs():,} -> {after.macs():,} MACs"
-    )
-    if budget_us is not None:
-        sys.stdout.write(
-            f", predicted {chosen.latency_us:.0f} us, at most {chosen.gap:.3%} below the best score possible"
-        )
-    sys.stdout.write(f"{told}\n")
+    counted = {"params": [graph.learnable, after.learnable], "macs": [graph.macs(), after.macs()]}
+    sizes = f"{out}: {graph.learnable:,} -> {after.learnable:,} parameters, {graph.macs():,} -> {after.macs():,} MACs"
+    tell(json, {"model": str(out), **counted, "widths": dict(chosen.plan.widths), **chosen.facts, **metrics},
+         f"{chosen.before}{sizes}{chosen.after}{judged}\n")  # fmt: skip
 
 
-def _judged(net: nn.Module, small: nn.Module, config: Path | None) -> tuple[nn.Module, str]:
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """A plan, and what is told of it: facts for JSON, text before and after the sizes."""
+
+    plan: Plan
+    facts: Mapping[str, Any]
+    before: str = ""
+    after: str = ""
+
+
+def _judged(net: nn.Module, small: nn.Module, config: Path | None) -> tuple[nn.Module, str, dict[str, Any]]:
     """The cut network with its batch norms measured again, and what the config's task says of both networks."""
     from pydeploy.prune.surgery.recalibrate import has_statistics, recalibrate
     from pydeploy.run.config import load
@@ -182,7 +194,8 @@ def _judged(net: nn.Module, small: nn.Module, config: Path | None) -> tuple[nn.M
         evaluate(task, predict_with(model, task), batch_size=min(size, task.size("test")))[metric.name]
         for model in (net, small)
     )
-    return small, f"\n{metric.name} {metric.text(cut)}, dense {metric.text(dense)} ({again}not fine-tuned)"
+    told = f"\n{metric.name} {metric.text(cut)}, dense {metric.text(dense)} ({again}not fine-tuned)"
+    return small, told, {"metric": metric.name, "dense": dense, "cut": cut}
 
 
 def _require_alone(
@@ -200,7 +213,7 @@ def _require_alone(
 def _measured_plan(
     net: nn.Module, example: Any, scores: Any, budget: float | None, target: str | None, table: Path | None, threads: int,
     min_width: int, out: Path,
-) -> tuple[Plan, str]:  # fmt: skip
+) -> _Chosen:  # fmt: skip
     """The plan of the closed loop, and what was measured; engines, rounds and the table stay beside `out`."""
     from pydeploy.cli.console import Terminal
     from pydeploy.planning.meet_budget import meet_budget
@@ -211,10 +224,12 @@ def _measured_plan(
     found = meet_budget(net, example, target=target, budget=budget, scores=scores, table=table, out=here, threads=threads,
                         min_width=min_width, say=Terminal().say)  # fmt: skip
     one = found.chosen
-    return found.plan, (
+    facts = {"measured_us": one.measured_us, "limit_us": one.limit_us, "engine": str(found.engine.path),
+             "table": str(found.table.path)}  # fmt: skip
+    return _Chosen(found.plan, facts, after=(
         f", measured {one.measured_us:.0f} us ({one.tried.measured:.1%} of the budget of {one.limit_us:.0f} us) on "
         f"{found.engine.target}\n{found.engine.path}: the engine before fine-tuning; {found.table.path}: the latency table"
-    )
+    ))  # fmt: skip
 
 
 def _scores(net: nn.Module, graph: Graph, criterion: str, given: Mapping[str, Any], config: Path | None) -> Any:
@@ -238,7 +253,7 @@ def _scores(net: nn.Module, graph: Graph, criterion: str, given: Mapping[str, An
 
 
 def _plan(graph: Graph, scores: Any, budget_us: float | None, table: Path | None, amounts: Mapping[str, Any],
-          how: Mapping[str, Any], min_width: int) -> Plan:  # fmt: skip
+          how: Mapping[str, Any], min_width: int) -> _Chosen:  # fmt: skip
     from pydeploy.errors import ConfigError
     from pydeploy.latency.table.table import Table
     from pydeploy.planning.select import select
@@ -252,15 +267,18 @@ def _plan(graph: Graph, scores: Any, budget_us: float | None, table: Path | None
         if table is not None:
             raise ConfigError(f"--table goes with --budget-us; --{next(iter(amounts))} needs none")
         found = select(graph, scores, **amounts, **how, min_width=min_width)
-        sys.stdout.write(f"removed {found.removed:.1%} of the channels; {found.macs:.1%} of the MACs and {found.params:.1%} "
-                         "of the parameters stay\n")  # fmt: skip
+        told = (f"removed {found.removed:.1%} of the channels; {found.macs:.1%} of the MACs and {found.params:.1%} of the "
+                "parameters stay\n")  # fmt: skip
         if found.at_minimum:
-            sys.stdout.write(f"kept more than asked for, the least they may: {', '.join(found.at_minimum)}\n")
-        return found.plan
+            told += f"kept more than asked for, the least they may: {', '.join(found.at_minimum)}\n"
+        facts = {"removed": found.removed, "at_minimum": list(found.at_minimum)}
+        return _Chosen(found.plan, facts, before=told)
     if table is None:
         raise ConfigError("--budget-us needs --table: make one with 'pydeploy table measure'")
     assert budget_us is not None
-    return solve(graph, scores, Table.open(table), budget_us=budget_us, min_width=min_width)
+    plan = solve(graph, scores, Table.open(table), budget_us=budget_us, min_width=min_width)
+    told = f", predicted {plan.latency_us:.0f} us, at most {plan.gap:.3%} below the best score possible"
+    return _Chosen(plan, {"predicted_us": plan.latency_us, "gap": plan.gap}, after=told)
 
 
 def export(
@@ -269,22 +287,25 @@ def export(
     input: Inputs = None,
     option: Options = None,
     weights: Weights = None,
+    strict: Strict = True,
     batch: Annotated[int, typer.Option(min=1, max=1_000_000, help="Batch size of the file.")] = 1,
     input_name: Annotated[
         Optional[list[str]],
         typer.Option(help="Name of an input in the file; repeat for several [default: input, or the forward's own]."),
     ] = None,
+    json: Json = False,
 ) -> None:
     """Write a model as ONNX with layers named like the model's, checked against PyTorch on ONNX Runtime.
 
     Example: pydeploy export torchvision:resnet18 --input 1x3x224x224 --weights small.safetensors --out small.onnx
     """
     from pydeploy.cli import arguments
-    from pydeploy.cli.console import Terminal
+    from pydeploy.cli.console import Terminal, tell
     from pydeploy.export import export as write
     from pydeploy.files import check_writable
 
     check_writable(out)
-    net, example = arguments.dense_or_cut(model, option or [], weights), arguments.example(input or [])
+    net, example = arguments.dense_or_cut(model, option or [], weights, strict=strict), arguments.example(input or [])
     path = write(net, example, out, batch=batch, input_names=input_name or None, say=Terminal().say)
-    sys.stdout.write(f"{path}: {path.stat().st_size:,} bytes\n")
+    size = path.stat().st_size
+    tell(json, {"onnx": str(path), "bytes": size}, f"{path}: {size:,} bytes\n")

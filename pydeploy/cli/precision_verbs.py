@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from pydeploy.cli.arguments import Json
+
 if TYPE_CHECKING:
     from pydeploy.backends.base import Feeds
     from pydeploy.planning.choose_precision import Verdict
@@ -26,8 +28,10 @@ def choose_precision(
     batch: Annotated[int, typer.Option(min=1, max=1_000_000, help="Batch size that the engines are built for.")] = 1,
     threads: Annotated[int, typer.Option(min=0, max=1024, help="Threads; 0 = all cores this process may use.")] = 0,
     observer: Annotated[str, typer.Option(help="entropy, percentile, mse, minmax or moving_average.")] = "entropy",
-    exclude: Annotated[Optional[list[str]], typer.Option(help="Layer that stays in float; repeat for several.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print precisions.json.")] = False,
+    exclude: Annotated[
+        Optional[list[str]], typer.Option(help="Layers that stay in float (pattern with *); repeat.")
+    ] = None,
+    json: Json = False,
 ) -> None:
     """Make float, half, INT8 and mixed engines of an ONNX file, time them in turns, recommend the fastest within a limit.
 

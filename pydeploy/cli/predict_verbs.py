@@ -9,6 +9,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from pydeploy.cli.arguments import Json
+
 
 def predict(
     engine: Annotated[Path, typer.Argument(help="Engine file written by 'pydeploy build' or a run.")],
@@ -21,7 +23,7 @@ def predict(
     ] = None,
     top: Annotated[int, typer.Option(min=1, max=1000, help="Labels a picture, of a classifier.")] = 5,
     draw: Annotated[bool, typer.Option(help="Draw what was found on the pictures.")] = True,
-    json: Annotated[bool, typer.Option("--json", help="Print predictions.json instead of a table.")] = False,
+    json: Json = False,
 ) -> None:
     """Run an engine on pictures: labels, masks, boxes or defects, as JSON and drawn on the pictures.
 

@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 from typer.core import TyperGroup
 
+from pydeploy.cli.arguments import Json
 from pydeploy.cli.engine_verbs import measure
 
 _DEFAULT = "engine"
@@ -42,7 +43,7 @@ def import_(
     batch: Annotated[int, typer.Option(min=1, max=1_000_000, help="Batch size of the engine.")] = 1,
     graph: Annotated[Optional[Path], typer.Option(help="Graph JSON: layers are then the model's operators.")] = None,
     out: Annotated[Optional[Path], typer.Option(help="Profile file (JSON) to write.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Read trtexec's JSON files as a profile.
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from pydeploy.cli.arguments import Json
+
 if TYPE_CHECKING:
     from pydeploy.backends.base import Feeds
     from pydeploy.quant.lint_model import Finding
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 STYLE_HELP = "onnxruntime, openvino, tensorrt or tensorrt-rtx; or a backend, whose style it is."
 
 
@@ -22,7 +23,9 @@ def quantize(
     ranges: Annotated[Path, typer.Option(help="Ranges file written by 'pydeploy calibrate'.")],
     out: Annotated[Path, typer.Option(help="ONNX file with Q/DQ.")],
     style: Annotated[str, typer.Option(help=STYLE_HELP)] = "onnxruntime",
-    exclude: Annotated[Optional[list[str]], typer.Option(help="Layer that stays in float; repeat for several.")] = None,
+    exclude: Annotated[
+        Optional[list[str]], typer.Option(help="Layers that stay in float (pattern with *); repeat.")
+    ] = None,
     float_ends: Annotated[
         Optional[list[str]], typer.Option(help="first or last layer stays in float; repeatable.")
     ] = None,
@@ -67,7 +70,7 @@ def half(
     out: Annotated[Path, typer.Option(help="ONNX file in half precision.")],
     dtype: Annotated[str, typer.Option(help="float16 or bfloat16.")] = "float16",
     half_io: Annotated[bool, typer.Option("--half-io", help="Inputs and outputs become half as well.")] = False,
-    keep: Annotated[Optional[list[str]], typer.Option(help="Node that stays float32; repeat for several.")] = None,
+    keep: Annotated[Optional[list[str]], typer.Option(help="Nodes that stay float32 (pattern with *); repeat.")] = None,
     data: Annotated[Optional[Path], typer.Option(help="Calibration manifest, to find what overflows float16.")] = None,
     config: Annotated[
         Optional[Path], typer.Option(help="Config whose task gives the samples; without --data, of its own manifest.")

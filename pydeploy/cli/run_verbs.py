@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pydeploy.run.folder import Verdict
     from pydeploy.run.job import Job
     from pydeploy.run.pipeline import Stage
+
+from pydeploy.cli.arguments import Json
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file, e.g. one under configs/.")]
 Override = Annotated[Optional[list[str]], typer.Option("--set", help="section.key=value; repeat for several.")]
@@ -27,12 +29,16 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Keep finished stages, go on where it stopped.")] = False,
     reuse: Annotated[Optional[Path], typer.Option(help="Take finished stages with equal inputs from this run.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only say which stages would run, and why.")] = False,
+    fail_if_missed: Annotated[
+        bool, typer.Option("--fail-if-missed", help="Exit code 1 where no engine was measured to meet the budget.")
+    ] = False,
+    json: Json = False,
 ) -> None:
     """The whole job: train, prune to the budget on the target, fine-tune, quantize, report.
 
     Example: pydeploy run configs/fashion_mnist_resnet20_cpu.yaml --out runs/demo
     """
-    from pydeploy.cli.console import Terminal
+    from pydeploy.cli.console import Terminal, tell
     from pydeploy.errors import ConfigError
     from pydeploy.report import Report, headline
     from pydeploy.run import pipeline
@@ -41,24 +47,26 @@ def run(
 
     settings = load(config, set_ or [])
     if plan:
-        _show_plan(pipeline.foresee(settings, out, Terminal(), reuse=reuse))
+        stages = pipeline.foresee(settings, out, Terminal(), reuse=reuse)
+        tell(json, [_foreseen(stage, verdict) for stage, verdict in stages], _plan_text(stages))
         return
     if out is None:
         raise ConfigError("give the run directory with --out")
     command = " ".join(["pydeploy", *sys.argv[1:]])
     page = pipeline.run(settings, out, Terminal(), resume=resume, reuse=reuse, command=command)
     report = Report.load(Artefacts(out).report)
-    sys.stdout.write(f"{headline(report)}\nrecommended: {report.recommendation.model}: {report.recommendation.reason}\n"
-                     f"report: {page}\n")  # fmt: skip
-    for warning in report.warnings:
-        if "disturbed" in warning:
-            sys.stdout.write(f"DISTURBED: {warning}\n")
+    told = f"{headline(report)}\nrecommended: {report.recommendation.model}: {report.recommendation.reason}\nreport: {page}\n"
+    told += "".join(f"DISTURBED: {warning}\n" for warning in report.warnings if "disturbed" in warning)
+    tell(json, {"met": report.met, "recommended": report.recommendation.model, "report": str(page),
+                "warnings": list(report.warnings)}, told)  # fmt: skip
+    if fail_if_missed and not report.met:
+        raise typer.Exit(1)
 
 
 def check(
     config: ConfigFile,
     set_: Override = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Try in seconds what a run would need: names, files, data, a training step, an export, a build; tell how long it takes.
 
@@ -89,27 +97,37 @@ def _duration(seconds: float) -> str:
     )
 
 
-def _show_plan(stages: Sequence[tuple[Stage, Verdict]]) -> None:
+def _foreseen(stage: Stage, verdict: Verdict) -> dict[str, Any]:
+    return {
+        "stage": stage.name,
+        "kept": verdict.stays,
+        "why": verdict.why,
+        "reads": list(stage.reads),
+        "after": list(stage.after),
+    }
+
+
+def _plan_text(stages: Sequence[tuple[Stage, Verdict]]) -> str:
+    lines = []
     for stage, verdict in stages:
-        says = verdict.why or "finished earlier"
-        sys.stdout.write(f"{stage.name}: {'kept' if verdict.stays else 'would run'}: {says}\n")
+        lines.append(f"{stage.name}: {'kept' if verdict.stays else 'would run'}: {verdict.why or 'finished earlier'}\n")
         after = f"; after {', '.join(stage.after)}" if stage.after else ""
-        sys.stdout.write(f"    reads {', '.join(stage.reads)}{after}\n")
-    sys.stdout.write(
-        f"{sum(not verdict.stays for _, verdict in stages)} of {len(stages)} stages would run, then the report\n"
-    )
+        lines.append(f"    reads {', '.join(stage.reads)}{after}\n")
+    would = sum(not verdict.stays for _, verdict in stages)
+    return "".join(lines) + f"{would} of {len(stages)} stages would run, then the report\n"
 
 
 def train(
     config: ConfigFile,
     out: Annotated[Path, typer.Option(help="Folder for model.safetensors and the checkpoint.")],
     set_: Override = None,
+    json: Json = False,
 ) -> None:
     """Train the dense model of a config; an interrupted training goes on from its last epoch.
 
     Example: pydeploy train configs/fashion_mnist_resnet20_cpu.yaml --out runs/dense
     """
-    from pydeploy.cli.console import Terminal
+    from pydeploy.cli.console import Terminal, tell
     from pydeploy.run.artefacts import Artefacts, Files
     from pydeploy.run.config import load
     from pydeploy.run.job import open_job
@@ -118,7 +136,7 @@ def train(
     job = open_job(load(config, set_ or []), Terminal())
     out.mkdir(parents=True, exist_ok=True)
     make(job, Artefacts(out), out)
-    sys.stdout.write(f"{Files(out).weights}\n")
+    tell(json, {"model": str(Files(out).weights)}, f"{Files(out).weights}\n")
 
 
 def finetune(
@@ -130,12 +148,13 @@ def finetune(
         bool, typer.Option("--keep-zeros", help="Weights that are zero stay zero, as 'pydeploy mask' left them.")
     ] = False,
     set_: Override = None,
+    json: Json = False,
 ) -> None:
     """Fine-tune a cut model with distillation from the dense one, by the config's 'finetune' section.
 
     Example: pydeploy finetune CONFIG --model small.safetensors --teacher runs/dense/model.safetensors --out runs/tuned
     """
-    from pydeploy.cli.console import Terminal
+    from pydeploy.cli.console import Terminal, tell
     from pydeploy.run.artefacts import Files
     from pydeploy.run.config import load
     from pydeploy.run.job import model_of, open_job
@@ -148,7 +167,7 @@ def finetune(
         small = _masked(job, small)
     out.mkdir(parents=True, exist_ok=True)
     fit(job, small, section, out, teacher=Teacher(dense), title="fine-tune", distill=section.distill)
-    sys.stdout.write(f"{Files(out).weights}\n")
+    tell(json, {"model": str(Files(out).weights)}, f"{Files(out).weights}\n")
 
 
 def _masked(job: Job, model: nn.Module) -> nn.Module:
@@ -171,12 +190,13 @@ def recalibrate(
     out: Annotated[Path, typer.Option(help="The recalibrated model (safetensors).")],
     batches: Annotated[int, typer.Option(min=1, max=1_000_000, help="Training batches, as large as 'prune' says.")] = 5,
     set_: Override = None,
+    json: Json = False,
 ) -> None:
     """Measure a cut model's batch norms again, on training batches of a config, without training.
 
     Example: pydeploy recalibrate CONFIG --model small.safetensors --out recalibrated.safetensors
     """
-    from pydeploy.cli.console import Terminal
+    from pydeploy.cli.console import Terminal, tell
     from pydeploy.files import check_writable
     from pydeploy.prune.surgery.recalibrate import recalibrate as measured
     from pydeploy.prune.surgery.save import load_plan, save
@@ -190,12 +210,12 @@ def recalibrate(
     settings = job.config.prune.model_copy(update={"batches": batches})
     data = first_batches(job.task, settings, job.seed)
     save(out, measured(small, (batch.inputs for batch in data)), load_plan(model))
-    sys.stdout.write(f"{out}\n")
+    tell(json, {"model": str(out)}, f"{out}\n")
 
 
 def report(
     folder: Annotated[Path, typer.Argument(help="Run directory, or a folder with a report.json.")],
-    json: Annotated[bool, typer.Option("--json", help="Print report.json instead of a summary.")] = False,
+    json: Json = False,
 ) -> None:
     """Render report.md, report.html and the charts again from report.json.
 
@@ -213,7 +233,7 @@ def report(
         sys.stdout.write(f"{headline(loaded)}\n{markdown}\n{page}\n")
 
 
-def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def doctor(json: Json = False) -> None:
     """What this machine offers: device, backends with their precisions, data, and what is missing.
 
     Example: pydeploy doctor

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pydeploy.cli.arguments import Json
 from pydeploy.cli.table_verbs import Database
 from pydeploy.cli.table_verbs import app as app  # the same group of verbs
+from pydeploy.patterns import matches
 
 if TYPE_CHECKING:
     from pydeploy.graph import OpKey
@@ -17,18 +19,18 @@ if TYPE_CHECKING:
     from pydeploy.latency.table.table import Table
     from pydeploy.timing.records import Padding
 
-LAYER_HELP = "Only layers whose description contains this text."
+LAYER_HELP = "Only layers whose description contains this text, or is of this pattern with *."
 
 
 def _keys(table: Table, text: str) -> list[OpKey]:
-    return sorted({row.key for row in table.rows() if text in str(row.key)})
+    return sorted({row.key for row in table.rows() if text in str(row.key) or matches(str(row.key), text)})
 
 
 @app.command()
 def show(
     db: Database,
     layer: Annotated[str, typer.Option(help=LAYER_HELP)] = "",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """List a table's layers with n, spread and the confidence interval of the median.
 
@@ -68,6 +70,7 @@ def plot(
     db: Database,
     layer: Annotated[str, typer.Option(help=LAYER_HELP + " Of several kinds the most measured one is drawn.")] = "",
     out: Annotated[Path, typer.Option(help="File to write: .html, .png or .svg.")] = Path("stairs.html"),
+    json: Json = False,
 ) -> None:
     """Draw the stairs of a layer: latency over output channels, for up to four numbers of input channels.
 
@@ -75,6 +78,7 @@ def plot(
     """
     from dataclasses import replace
 
+    from pydeploy.cli.console import tell
     from pydeploy.errors import ConfigError, DataError
     from pydeploy.latency.table.table import Table
     from pydeploy.report.stairs import MOST, Step, write
@@ -98,18 +102,20 @@ def plot(
     n, sets = (sum(getattr(table.lookup(key), name) for key in _keys(table, layer)) for name in ("n", "sets"))
     title = f"{str(kind).replace(' cin=0 cout=0', '')}, {table.target.backend} {table.target.precision} ({n} runs, {sets} sets)"
     write(out, title, lines)
-    sys.stdout.write(f"{out}: {title}\n")
+    tell(json, {"chart": str(out), "title": title}, f"{out}: {title}\n")
 
 
 @app.command("export")
 def export_(
     db: Database,
     out: Annotated[Path, typer.Option(help="File to write; .csv or .json.")],
+    json: Json = False,
 ) -> None:
     """Write a table as CSV or JSON.
 
     Example: pydeploy table export --db resnet18.sqlite --out resnet18.json
     """
+    from pydeploy.cli.console import tell
     from pydeploy.errors import ConfigError
     from pydeploy.latency.table.table import Table
 
@@ -118,7 +124,7 @@ def export_(
     if out.suffix not in writers:
         raise ConfigError(f"--out must end in .csv or .json, got '{out.name}'")
     writers[out.suffix](out)
-    sys.stdout.write(f"{out}\n")
+    tell(json, {"file": str(out)}, f"{out}\n")
 
 
 @app.command("import")
@@ -137,15 +143,21 @@ def import_(
         str, typer.Option(help="For a folder or a list: BACKEND:PRECISION and options.")
     ] = "tensorrt:fp16",
     batch: Annotated[int, typer.Option(min=1, max=1_000_000, help="For a list: batch size of the rows to take.")] = 1,
+    json: Json = False,
 ) -> None:
     """Add rows of an exported table, of what trtexec measured in a folder of probes, or of a list of convolutions.
 
     Example: pydeploy table import resnet18.json --db resnet18.sqlite
     """
+    from pydeploy.cli.console import tell
+
     if file.is_dir():
         from pydeploy.cli.tensorrt_verbs import import_folder
 
-        import_folder(file, db, device, trt, target)
+        added, missing = import_folder(file, db, device, trt, target)
+        few = f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
+        note = f", {len(missing)} not measured yet ({few})" if missing else ""
+        tell(json, {"table": str(db), "networks": added, "missing": missing}, f"{added} networks added to {db}{note}\n")
         return
     from pydeploy.errors import ConfigError, DataError
     from pydeploy.files import read_json
@@ -158,7 +170,7 @@ def import_(
         table = _table_for_list(db, device, trt, target, batch)
         found = read_lines(file, table.target.batch)
         table.add(found, provenance("lines", file.name))
-        sys.stdout.write(f"{len(found)} layers added to {db}\n")
+        tell(json, {"table": str(db), "layers": len(found)}, f"{len(found)} layers added to {db}\n")
         return
     if db.exists():
         table = Table.open(db)
@@ -173,7 +185,8 @@ def import_(
         raise ConfigError(
             f"{db} does not exist, and a CSV file does not say its target; import the JSON export instead"
         )
-    sys.stdout.write(f"{table.import_file(file)} sample sets added to {db}\n")
+    count = table.import_file(file)
+    tell(json, {"table": str(db), "sample_sets": count}, f"{count} sample sets added to {db}\n")
 
 
 def _table_for_list(db: Path, device: str, trt: str, target: str, batch: int) -> Table:
@@ -198,13 +211,18 @@ def _table_for_list(db: Path, device: str, trt: str, target: str, batch: int) ->
 def merge(
     sources: Annotated[list[Path], typer.Argument(help="Tables of the same target.")],
     db: Database,
+    json: Json = False,
 ) -> None:
     """Add the rows of other tables that this one lacks; a table that does not exist yet is made.
 
     Example: pydeploy table merge night.sqlite day.sqlite --db resnet18.sqlite
     """
+    from pydeploy.cli.console import tell
     from pydeploy.latency.table.table import Table
 
+    rows = {}
     for source in sources:
         other = Table.open(source)
-        sys.stdout.write(f"{Table.open(db, other.target).merge(other)} rows of {source} added to {db}\n")
+        rows[str(source)] = Table.open(db, other.target).merge(other)
+    told = "".join(f"{count} rows of {source} added to {db}\n" for source, count in rows.items())
+    tell(json, {"table": str(db), "rows": rows}, told)

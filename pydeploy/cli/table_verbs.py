@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from pydeploy.cli.arguments import GPUS_HELP, INPUT_HELP, MODEL_HELP, OPTION_HELP, TARGET_HELP
+from pydeploy.cli.arguments import GPUS_HELP, INPUT_HELP, MODEL_HELP, OPTION_HELP, TARGET_HELP, Json
 
 if TYPE_CHECKING:
     from pydeploy.backends.base import Backend
@@ -62,13 +62,14 @@ def measure(
             help="Further networks with widths around the edges of the stairs, one of them off the grid.",
         ),
     ] = 0,
+    json: Json = False,
 ) -> None:
     """Measure layers inside networks at planned widths; what the table holds already is kept.
 
     Example: pydeploy table measure torchvision:resnet18 --input 1x3x224x224 --target onnxruntime:fp32 --db resnet18.sqlite
     """
     from pydeploy.cli.arguments import backend_named
-    from pydeploy.cli.console import Terminal
+    from pydeploy.cli.console import Terminal, tell
     from pydeploy.latency.probes.design import grid
     from pydeploy.latency.probes.measure import measure as fill
     from pydeploy.latency.probes.measure import minutes
@@ -86,15 +87,18 @@ def measure(
             done = fill(structure, file, backend, table, widths=widths, rounds=rounds, runs=runs, limit=limit,
                         engines=None if folder is None else folder.engines, progress=tick,
                         announce=lambda s: terminal.say(minutes(s)))  # fmt: skip
-        if refine:
-            _refine(structure, file, backend, table, widths, align or backend.align, refine, terminal)
-    sys.stdout.write(f"{db}: {done.measured} networks measured, {done.skipped} kept, {done.disturbed} disturbed, "
-                     f"{done.seconds:.0f} s on {backend.target()}\n")  # fmt: skip
+        finer = (
+            _refine(structure, file, backend, table, widths, align or backend.align, refine, terminal) if refine else ""
+        )
+    counts = {"measured": done.measured, "kept": done.skipped, "disturbed": done.disturbed, "seconds": done.seconds}
+    tell(json, {"table": str(db), **counts, "target": backend.target().to_json()},
+         f"{finer}{db}: {done.measured} networks measured, {done.skipped} kept, {done.disturbed} disturbed, "
+         f"{done.seconds:.0f} s on {backend.target()}\n")  # fmt: skip
 
 
 def _refine(
     graph: Graph, onnx: Path, backend: Backend, table: Table, widths: Grid, align: int, count: int, terminal: Terminal
-) -> None:
+) -> str:
     """Measure `count` networks at the edges that the coarse grid showed; says how far the off-grid one was predicted."""
     from pydeploy.errors import MissingTiming
     from pydeploy.latency.probes.measure import measure as fill
@@ -111,7 +115,7 @@ def _refine(
     with terminal.bar("refine around edges") as tick:
         done = fill(graph, onnx, backend, table, widths=widths, plans=plans, progress=tick)
     measured = next(n for n in reversed(table.networks(graph)) if n.widths == between).whole.median_us
-    sys.stdout.write(
+    return (
         f"{len(plans)} networks around edges in {done.seconds:.0f} s; the one off the grid: "
         f"predicted {predicted:.0f} us, measured {measured:.0f} us\n"
     )
@@ -184,6 +188,7 @@ def probes(
     limit: Annotated[
         Optional[int], typer.Option(min=1, max=1_000_000, help="For --trtexec and --engines: most networks to build.")
     ] = None,
+    json: Json = False,
 ) -> None:
     """Write what a board needs to measure a table by itself: the network, its structure, the widths to try.
 
@@ -192,6 +197,7 @@ def probes(
     from pydeploy.backends.base import backend_class, parse_target
     from pydeploy.backends.tensorrt.compat import check_stated, stated_version
     from pydeploy.cli.arguments import backend_named, for_gpus
+    from pydeploy.cli.console import tell
     from pydeploy.cli.tensorrt_verbs import converter, precision_and_options
     from pydeploy.latency.board import ProbeFolder
     from pydeploy.latency.probes.design import grid
@@ -206,18 +212,17 @@ def probes(
     align = align or backend_class(asked.backend).align_at(asked.precision, asked.options)
     with _dense(model, input or [], option or [], graph, batch) as (structure, file):
         folder = ProbeFolder.write(out, file, structure, grid(structure, points, align), batch)
-    if backend is not None:
-        sys.stdout.write(f"{folder.engines}: {folder.build_engines(backend, limit)} engines for {backend.target()}\n")
-    sys.stdout.write(
-        f"{out}: copy it to the board, then run there: pydeploy table measure --onnx {out} --target {target} --db FILE\n"
-    )
+    built = 0 if backend is None else folder.build_engines(backend, limit)
+    told = f"{folder.engines}: {built} engines for {backend.target()}\n" if backend is not None else ""
+    told += f"{out}: copy it to the board, then run there: pydeploy table measure --onnx {out} --target {target} --db FILE\n"
     if trtexec:
         with tempfile.TemporaryDirectory(prefix="pydeploy-") as scratch:
             # With a calibration cache TensorRT quantizes a float file itself.
             convert = None if options.calibration else converter(version, precision, folder.model, Path(scratch))
             script = folder.write_script(version, precision, options, limit=limit, convert=convert)
-        sys.stdout.write(f"{script}: or run it there, copy the folder back, and: pydeploy table import {out} --db FILE "
-                         f"--device NAME --trt {trtexec} --target {target}\n")  # fmt: skip
+        told += (f"{script}: or run it there, copy the folder back, and: pydeploy table import {out} --db FILE "
+                 f"--device NAME --trt {trtexec} --target {target}\n")  # fmt: skip
+    tell(json, {"folder": str(out), "engines": built, "script": str(script) if trtexec else None}, told)
 
 
 @app.command()
@@ -233,7 +238,7 @@ def verify(
     batch: Annotated[int, typer.Option(min=1, max=1_000_000, help="Batch size.")] = 1,
     threads: Annotated[int, typer.Option(min=0, max=1024, help="Threads; 0 = all cores this process may use.")] = 0,
     isolated: Annotated[bool, typer.Option(help="Measure isolated layers as well, to compare with.")] = True,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Predict random plans that the table was not made from, build and measure them, and print the errors.
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from pydeploy.cli.arguments import Json
+
 if TYPE_CHECKING:
     import onnx
 
@@ -21,6 +23,7 @@ def trtexec_command(
     target: Annotated[str, typer.Option(help="tensorrt:PRECISION and options.")] = "tensorrt:fp16",
     trt: Annotated[str, typer.Option(help="Version of TensorRT, e.g. 10.3; else that of the installed trtexec.")] = "",
     batch: Annotated[int, typer.Option(min=1, max=1_000_000, help="Batch size, for a file with a dynamic batch.")] = 1,
+    json: Json = False,
 ) -> None:
     """Print the trtexec command that builds and times a model as pydeploy does, for the installed version.
 
@@ -28,6 +31,7 @@ def trtexec_command(
     Example: pydeploy trtexec-command model.onnx --target tensorrt:int8 --trt 10.3
     """
     from pydeploy.backends.tensorrt import compat, trtexec
+    from pydeploy.cli.console import tell
 
     precision, options = precision_and_options(target)
     program, version = "trtexec", compat.stated_version(trt) if trt else None
@@ -45,20 +49,23 @@ def trtexec_command(
     found = trtexec.command(
         model, version, precision, program=program, typed_file=typed, options=options, batch_shapes=shapes
     )
-    sys.stdout.write(shlex.join(found) + "\n")
+    tell(json, {"command": found}, shlex.join(found) + "\n")
 
 
 def gpu_check(
     out: Annotated[Path, typer.Option(help="Folder for the run and gpu-check.json.")] = Path("runs/gpu-check"),
     config: Annotated[Path, typer.Option(help="Config of the run.")] = Path("fashion_mnist_resnet20_tensorrt"),
     set_: Annotated[Optional[list[str]], typer.Option("--set", help="section.key=value; repeat for several.")] = None,
+    json: Json = False,
 ) -> None:
     """Try on an NVIDIA GPU everything that pydeploy promises there; prints a table and writes gpu-check.json.
 
     Needs no checkout. Where Fashion-MNIST cannot be had, the pictures are synthetic.
     Example: pydeploy gpu-check --set target.backend=tensorrt-rtx --out runs/gpu-check
     """
-    from pydeploy.cli.console import Terminal
+    from dataclasses import asdict
+
+    from pydeploy.cli.console import Terminal, tell
     from pydeploy.cli.gpu_check import check_all
     from pydeploy.run.config import load
 
@@ -67,12 +74,10 @@ def gpu_check(
     checks = check_all(settings, out, Terminal())
     words = {True: "pass", False: "FAIL", None: "skip"}
     width = max(len(check.name) for check in checks)
-    for check in checks:
-        sys.stdout.write(f"{words[check.passed]}  {check.name.ljust(width)}  {check.detail.splitlines()[0]}\n")
+    lines = [f"{words[check.passed]}  {check.name.ljust(width)}  {check.detail.splitlines()[0]}\n" for check in checks]
     failed = sum(check.passed is False for check in checks)
-    sys.stdout.write(
-        f"{len(checks) - failed} of {len(checks)} kept; for a bug report attach {out / 'gpu-check.json'}\n"
-    )
+    lines.append(f"{len(checks) - failed} of {len(checks)} kept; for a bug report attach {out / 'gpu-check.json'}\n")
+    tell(json, [asdict(check) for check in checks], "".join(lines))
     if failed:
         raise typer.Exit(1)
 
@@ -155,8 +160,11 @@ def converter(
     return typed
 
 
-def import_folder(folder: Path, db: Path, device: str, trt: str, target: str) -> None:
-    """Put what trtexec measured in a folder of probes into a table, made where it is missing."""
+def import_folder(folder: Path, db: Path, device: str, trt: str, target: str) -> tuple[int, list[str]]:
+    """Put what trtexec measured in a folder of probes into a table, made where it is missing.
+
+    Returns how many networks were added, and which are not measured yet.
+    """
     from pydeploy.errors import ConfigError
     from pydeploy.latency.board import ProbeFolder, target_from
     from pydeploy.latency.table.table import Table
@@ -168,9 +176,4 @@ def import_folder(folder: Path, db: Path, device: str, trt: str, target: str) ->
     stated = target_from(device, trt, precision, probes.batch, options)
     probes.measured(stated)  # before a table is made
     added, missing = probes.import_runs(Table.open(db, stated))
-    note = (
-        f", {len(missing)} not measured yet ({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''})"
-        if missing
-        else ""
-    )
-    sys.stdout.write(f"{added} networks added to {db}{note}\n")
+    return added, list(missing)

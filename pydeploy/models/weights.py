@@ -58,7 +58,9 @@ def filled(model: nn.Module, path: Path, *, strict: bool = True) -> tuple[nn.Mod
         return save.load(path, model), ""
     fit = fitted(model, read(path))
     if not fit.taken or (strict and not fit.whole):
-        remedy = "build the model that the file is of" + (", or take what fits: strict: false" if fit.taken else "")
+        remedy = "build the model that the file is of" + (
+            ", or take what fits: strict: false, or --no-strict" if fit.taken else ""
+        )
         raise Mismatch(f"{path} does not fit the model: {fit}; {remedy}")
     own = model.state_dict()
     with torch.no_grad():

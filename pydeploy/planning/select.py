@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -16,6 +15,7 @@ from pydantic import Field, model_validator
 
 from pydeploy.errors import ConfigError, Infeasible, nearest
 from pydeploy.graph import Graph, Group, Widths
+from pydeploy.patterns import matches
 from pydeploy.plan import Plan, Scores, plan_from_widths
 from pydeploy.planning.solve import check_scores
 from pydeploy.settings import Number, Positive, Settings
@@ -136,9 +136,9 @@ def _allowed(graph: Graph, rules: Rules) -> list[Group]:
 def _sets(groups: Sequence[Group], rules: Rules) -> list[list[Group]]:
     """Groups whose scores compare."""
     for pattern in rules.apart:
-        if not any(fnmatchcase(group.name, pattern) for group in groups):
+        if not any(matches(group.name, pattern) for group in groups):
             raise ConfigError(f"no group matches '{pattern}' of apart{nearest(pattern, [g.name for g in groups])}")
-    inside = [group for group in groups if any(fnmatchcase(group.name, pattern) for pattern in rules.apart)]
+    inside = [group for group in groups if any(matches(group.name, pattern) for pattern in rules.apart)]
     sets = [[group for group in groups if group not in inside], inside]
     return [part for part in sets if part] if rules.scope == "global" else [[group] for group in groups]
 

@@ -20,6 +20,7 @@ from pydeploy.errors import ConfigError, DataError, nearest
 from pydeploy.files import replacing
 from pydeploy.onnxfile.half import HalfType, editable, half_type, reasons_to_keep, write_types
 from pydeploy.onnxfile.retype import element_types, node_name
+from pydeploy.patterns import meant, unknown
 from pydeploy.quant.tapped import count_samples
 
 
@@ -48,17 +49,16 @@ def to_half(
     """Write the half-precision form of a float or Q/DQ model to `out` and say what stays float32.
 
     `batches` are feeds of the calibration set, run in float32 to find what overflows float16; without any, only weights
-    are checked. `keep` names nodes that stay float32. ``keep_io=False`` makes inputs and outputs half as well.
+    are checked. `keep` holds nodes that stay float32, names or patterns. ``keep_io=False`` makes inputs and outputs half as well.
     Raises `DataError` for a model that cannot be converted, `ConfigError` for an unknown type or node name.
     """
     half_type(dtype)
     model = editable(Path(onnx_path), dtype)
     known = [node_name(node) for node in model.graph.node]
-    for name in keep:
-        if name not in known:
-            raise ConfigError(f"cannot keep '{name}' in float32: the model has no such node{nearest(name, known)}")
+    if (name := unknown(keep, known)) is not None:
+        raise ConfigError(f"cannot keep '{name}' in float32: the model has no such node{nearest(name, known)}")
     largest, samples = _largest(model, batches, Path(onnx_path)) if dtype == "float16" else ({}, 0)
-    reasons = dict.fromkeys(keep, "kept by name") | reasons_to_keep(model, dtype, largest)
+    reasons = dict.fromkeys(sorted(meant(keep, known)), "kept by name") | reasons_to_keep(model, dtype, largest)
     done = write_types(model, dtype, keep_io=keep_io, kept=reasons)
     with replacing(Path(out)) as partial:
         partial.write_bytes(model.SerializeToString(deterministic=True))

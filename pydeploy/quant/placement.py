@@ -9,7 +9,7 @@ only moves or selects values (MaxPool, Reshape, ...) has the scale of its input.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ import onnx_graphsurgeon as gs
 from pydeploy.errors import ConfigError, nearest
 from pydeploy.onnxfile.control_flow import layers_inside
 from pydeploy.onnxfile.nodes import WEIGHTED, channels, label
+from pydeploy.patterns import meant, unknown
 from pydeploy.quant.styles import Style
 
 _MOVES_VALUES = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Slice",
@@ -49,16 +50,17 @@ def plan(
     """Decide what is quantized; `graph` is not changed and its nodes must be in execution order.
 
     `float_ends` may hold 'first' and 'last': layers with weights that have none before or behind them stay in float.
-    Raises `ConfigError` when `exclude` names a layer that the model lacks, or for an unknown end.
+    `exclude` holds names of layers or patterns (`pydeploy.patterns`). Raises `ConfigError` where one of them means no layer of
+    the model, or for an unknown end.
     """
-    _check_excluded(graph, exclude)
+    left = _excluded(graph, exclude)
     least = style.min_channels if min_channels is None else min_channels
     ends = frozenset(tensor.name for tensor in graph.outputs)
     kept = _kept_ends(graph, float_ends)
     nodes, skipped = [], {}
     for node in graph.nodes:
         if node.op in WEIGHTED:
-            reason = "excluded by name" if label(node) in exclude else kept.get(id(node), "")
+            reason = "excluded by name" if label(node) in left else kept.get(id(node), "")
             reason = reason or _obstacle(node, style, least, ends)
             if reason:
                 skipped[label(node)] = reason
@@ -67,7 +69,7 @@ def plan(
         skipped.update(dict.fromkeys(layers_inside(node), f"it is inside of '{label(node)}', which is control flow"))
     carried = {node.inputs[0].name for node in nodes}
     if style.placement == "outputs-too":
-        _carry_outputs(graph, style, {id(node) for node in nodes}, exclude, ends, carried)
+        _carry_outputs(graph, style, {id(node) for node in nodes}, left, ends, carried)
     else:
         if style.add_inputs != "none":
             carried |= _add_inputs(graph, {id(node) for node in nodes}, both=style.add_inputs == "both")
@@ -78,12 +80,12 @@ def plan(
     return Placement(tuple(nodes), skipped, {name: sources[name] for name in order if name in carried}, _joined(graph))
 
 
-def _check_excluded(graph: gs.Graph, exclude: Iterable[str]) -> None:
+def _excluded(graph: gs.Graph, exclude: Sequence[str]) -> frozenset[str]:
     known = {name for node in graph.nodes for name in [label(node), *layers_inside(node)]}
-    for name in exclude:
-        if name not in known:
-            layers = {label(node) for node in graph.nodes if node.op in WEIGHTED}
-            raise ConfigError(f"cannot exclude '{name}': the model has no such layer{nearest(name, layers)}")
+    if (name := unknown(exclude, known)) is not None:
+        layers = {label(node) for node in graph.nodes if node.op in WEIGHTED}
+        raise ConfigError(f"cannot exclude '{name}': the model has no such layer{nearest(name, layers)}")
+    return meant(exclude, known)
 
 
 def excludable(graph: gs.Graph, style: Style) -> set[str]:
@@ -179,7 +181,7 @@ def moves(node: gs.Node) -> bool:
 
 
 def _carry_outputs(
-    graph: gs.Graph, style: Style, chosen: set[int], exclude: Sequence[str], ends: frozenset[str], carried: set[str]
+    graph: gs.Graph, style: Style, chosen: set[int], exclude: frozenset[str], ends: frozenset[str], carried: set[str]
 ) -> None:
     """Add to `carried` what the integer layers write, and what integer kernels between them read and write."""
     for node in graph.nodes:

@@ -70,7 +70,7 @@ def quantize(
     """Write the int8 form of a float model to `out` and say which layers are int8.
 
     The grids suit the instruction sets of `target`'s processor (None: this computer's; see `pydeploy.quant.styles`).
-    `exclude` names layers that keep float weights; where such a layer shares its input with an int8 layer, it reads
+    `exclude` holds layers that keep float weights, names or patterns; where such a layer shares its input with an int8 layer, it reads
     the rounded values. `float_ends` keeps the 'first' and 'last' layers in float. `min_channels` overrides the style's
     (1: every layer). The same input gives the same bytes.
     Raises `DataError` for a model that cannot be quantized, `Mismatch` where `ranges` are another model's,

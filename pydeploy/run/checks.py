@@ -13,6 +13,7 @@ from pydeploy.guests import resolve
 from pydeploy.latency.probes.design import grid
 from pydeploy.onnxfile.load import read_float_model
 from pydeploy.onnxfile.prepare import prepare
+from pydeploy.patterns import unknown
 from pydeploy.quant.placement import excludable, plan
 from pydeploy.quant.styles import style_on
 from pydeploy.run.artefacts import Files
@@ -93,8 +94,7 @@ def _check_excluded(job: Job, exclude: list[str]) -> None:
         layers = prepare(read_float_model(onnx))
     style = style_on(job.backend.int8_style, job.backend.target())
     known = excludable(layers, style)
-    for name in exclude:
-        if name not in known:
-            raise ConfigError(f"quantize.exclude: cannot exclude '{name}', no such layer{nearest(name, known)}")
+    if (name := unknown(exclude, known)) is not None:
+        raise ConfigError(f"quantize.exclude: cannot exclude '{name}', no such layer{nearest(name, known)}")
     if not plan(layers, style, exclude=exclude).nodes:
         raise ConfigError("quantize.exclude leaves no layer that could be int8; remove the section 'quantize' instead")

@@ -5,6 +5,7 @@ The verbs, their arguments and the types are read from the command line itself, 
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import types
@@ -106,8 +107,18 @@ VALID: Mapping[str, Mapping[str, Any]] = {
 """Arguments with which each verb succeeds; '@' stands before what it writes."""
 
 
+MAY_SAY_NO = ("gpu-check",)
+"""Exit code 1: there is no GPU."""
+
+
 def test_all_verbs_are_tried() -> None:
     assert set(VALID) == set(VERBS)
+
+
+def test_every_verb_has_json() -> None:
+    assert [
+        verb for verb, function in VERBS.items() if "--json" not in [one.flag for one in parameters(function)]
+    ] == []
 
 
 CONFIG = """
@@ -132,6 +143,9 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data = f"task: {{data: synthetic, options: {{data_settings: {{size: {size}, classes: 10, train_size: 64, test_size: 16}}}}}}"
         (folder / "config.yaml").write_text(
             CONFIG.replace(CONFIG.splitlines()[1], data).replace("width: 8", f"width: {width}")
+        )
+        (folder / "rgb.yaml").write_text(
+            (folder / "config.yaml").read_text().replace("{size:", "{channels: 3, size:").replace("0.7", "0.98")
         )
         np.save(folder / "images.npy", np.random.default_rng(0).integers(0, 256, (12, size, size, 3), np.uint8))
         (folder / "set.yaml").write_text(SET)
@@ -296,6 +310,14 @@ def complaint(done: Done) -> str:
 def test_the_arguments_that_are_varied_are_right(verb: str, good: Path, tmp_path: Path) -> None:
     done = pydeploy(*words(verb, VALID[verb], good, tmp_path))
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VALID if verb != "choose-precision"])  # its own tests read its JSON
+def test_json_is_all_that_a_verb_prints(verb: str, good: Path, tmp_path: Path) -> None:
+    given = {name: "rgb.yaml" if value == "config.yaml" else value for name, value in VALID[verb].items()}
+    done = pydeploy(*words(verb, {**given, "json": True}, good, tmp_path))
+    assert done.returncode in ((0, 1) if verb in MAY_SAY_NO else (0,)), done.stderr
+    assert isinstance(json.loads(done.stdout), dict | list)
 
 
 @pytest.mark.parametrize(("verb", "one"), CASES, ids=[f"{verb} {one.flag or one.name}" for verb, one in CASES])

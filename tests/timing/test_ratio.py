@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pydeploy.cli.engine_verbs import verdict
+from pydeploy.cli.compare_verbs import verdict
 from pydeploy.errors import DataError
 from pydeploy.timing.ratio import CONFIDENCE, LEAST, Ratio, of_rounds, ratio
 from pydeploy.timing.records import Timing, Turn

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pydeploy.errors import ConfigError, nearest
 from pydeploy.graph import Extent, Graph, Group, Op, Slice
+from pydeploy.patterns import matches
 from pydeploy.prune.structure.layout import UNUSED, Atoms, Labels
 from pydeploy.prune.structure.state import RawOp, Tracer
 
@@ -29,12 +29,12 @@ class WidthRules:
     def alignment(self, name: str) -> int:
         if isinstance(self.align, int):
             return self.align
-        return next((n for pattern, n in self.align.items() if fnmatchcase(name, pattern)), 1)
+        return next((n for pattern, n in self.align.items() if matches(name, pattern)), 1)
 
     def require(self, groups: Sequence[str]) -> None:
         """`ConfigError` for a pattern of `align` that no group's name matches."""
         for pattern in self.align if isinstance(self.align, Mapping) else ():
-            if not any(fnmatchcase(name, pattern) for name in groups):
+            if not any(matches(name, pattern) for name in groups):
                 raise ConfigError(f"align: no group matches '{pattern}'{nearest(pattern, groups)}")
 
 
@@ -101,12 +101,12 @@ def _exclude(tracer: Tracer, patterns: Sequence[str], frozen: Labels, texts: lis
     """Give outputs of layers that match a pattern that reason, where there is none yet; `ConfigError` where none matches."""
     names = [op.layer for op in tracer.ops]
     for pattern in reversed(patterns):
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not any(matches(name, pattern) for name in names):
             inside = f" (did you mean '{pattern}.*'?)" if any(name.startswith(f"{pattern}.") for name in names) else ""
             raise ConfigError(f"no layer matches '{pattern}', which is excluded{inside or nearest(pattern, names)}")
         texts.append(f"excluded by '{pattern}'")
         for op in tracer.ops:
-            if fnmatchcase(op.layer, pattern):
+            if matches(op.layer, pattern):
                 roots = tracer.atoms.roots(op.outgoing)
                 frozen[roots[frozen[roots] < 0]] = len(texts) - 1
 
