@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pydeploy.backends.base import open_engine
     from pydeploy.graph import Graph
     from pydeploy.latency.probes.measure import measure
     from pydeploy.latency.table.table import Table
@@ -53,6 +54,7 @@ _HOMES = {
     "load": "pydeploy.prune.surgery.save",
     "measure": "pydeploy.latency.probes.measure",
     "meet_budget": "pydeploy.planning.meet_budget",
+    "open_engine": "pydeploy.backends.base",
     "pareto_front": "pydeploy.planning.solve",
     "quantize": "pydeploy.quant.qdq",
     "recalibrate": "pydeploy.prune.surgery.recalibrate",
@@ -66,7 +68,7 @@ _HOMES = {
 
 __all__ = ["Graph", "Metric", "Plan", "Table", "__version__", "apply", "calibrate", "channel_means", "compose", "deploy",
            "fold", "load",
-           "measure", "meet_budget", "pareto_front", "quantize", "recalibrate", "save", "score", "select",
+           "measure", "meet_budget", "open_engine", "pareto_front", "quantize", "recalibrate", "save", "score", "select",
            "solve", "trace", "uniform"]  # fmt: skip
 
 

@@ -298,6 +298,16 @@ def reopen(target: Target) -> Backend:
     )
 
 
+def open_engine(path: Path | str) -> AbstractContextManager[Session]:
+    """A built engine, loaded from its file and the record beside it, as a context: its ``run(feeds)`` computes.
+
+    Raises `DataError` where the file or its record is missing or was changed, `Mismatch` where it is for another machine or
+    another version of the runtime, `BackendUnavailable` where its runtime is not installed.
+    """
+    engine = Engine.load(Path(path))
+    return reopen(engine.target).open(engine)
+
+
 def check_feeds(feeds: Feeds, inputs: Sequence[TensorSpec]) -> None:
     """Raise `DataError` unless `feeds` has exactly the inputs' names, dtypes and shapes."""
     names = [spec.name for spec in inputs]

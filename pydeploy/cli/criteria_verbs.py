@@ -159,7 +159,7 @@ def oracle(
     from pydeploy.cli.console import show_json, show_table
     from pydeploy.errors import ConfigError, nearest
     from pydeploy.files import check_writable, write_json
-    from pydeploy.patterns import matches
+    from pydeploy.guests.patterns import matches
     from pydeploy.prune.criteria import CRITERIA
     from pydeploy.prune.criteria.oracle import oracle as without
     from pydeploy.prune.structure.trace import trace

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json as json_
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -26,41 +28,94 @@ def run(
     config: ConfigFile,
     out: Annotated[Optional[Path], typer.Option(help="Run directory; the report lies in it.")] = None,
     set_: Override = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep finished stages, go on where it stopped.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep finished stages and earlier --set, go on where it stopped.")
+    ] = False,
     reuse: Annotated[Optional[Path], typer.Option(help="Take finished stages with equal inputs from this run.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only say which stages would run, and why.")] = False,
     fail_if_missed: Annotated[
         bool, typer.Option("--fail-if-missed", help="Exit code 1 where no engine was measured to meet the budget.")
     ] = False,
+    slim: Annotated[
+        bool,
+        typer.Option(
+            "--slim", help="Delete at the end what is only needed to go on: engines, ONNX files, checkpoints."
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """The whole job: train, prune to the budget on the target, fine-tune, quantize, report.
 
+    What can be found wrong in seconds ('pydeploy check') is tried first. --resume goes on with the --set of before. The last
+    lines name the engine to ship and show how Python runs it.
+
     Example: pydeploy run configs/fashion_mnist_resnet20_cpu.yaml --out runs/demo
     """
     from pydeploy.cli.console import Terminal, tell
-    from pydeploy.errors import ConfigError
-    from pydeploy.report import Report, headline
+    from pydeploy.errors import ConfigError, Infeasible
     from pydeploy.run import pipeline
-    from pydeploy.run.artefacts import Artefacts
-    from pydeploy.run.config import load
+    from pydeploy.run.config import load, overridden
+    from pydeploy.run.overrides import remembered
 
-    settings = load(config, set_ or [])
+    terminal, given = Terminal(), overridden(set_ or [])
+    if resume and out is not None:
+        given = remembered(out, given, terminal.say)
+    settings = load(config, given)
     if plan:
-        stages = pipeline.foresee(settings, out, Terminal(), reuse=reuse)
+        stages = pipeline.foresee(settings, out, terminal, reuse=reuse)
         tell(json, [_foreseen(stage, verdict) for stage, verdict in stages], _plan_text(stages))
         return
     if out is None:
         raise ConfigError("give the run directory with --out")
-    command = " ".join(["pydeploy", *sys.argv[1:]])
-    page = pipeline.run(settings, out, Terminal(), resume=resume, reuse=reuse, command=command)
-    report = Report.load(Artefacts(out).report)
-    told = f"{headline(report)}\nrecommended: {report.recommendation.model}: {report.recommendation.reason}\nreport: {page}\n"
-    told += "".join(f"DISTURBED: {warning}\n" for warning in report.warnings if "disturbed" in warning)
-    tell(json, {"met": report.met, "recommended": report.recommendation.model, "report": str(page),
-                "warnings": list(report.warnings)}, told)  # fmt: skip
-    if fail_if_missed and not report.met:
+    try:
+        pipeline.run(
+            settings, out, terminal, resume=resume, reuse=reuse, command=_command(given), overrides=given, slim=slim
+        )
+    except Infeasible as error:
+        if not fail_if_missed:
+            raise
+        sys.stderr.write(f"{error}\n")
+        tell(json, {"met": False, "why": str(error)}, "")
+        raise typer.Exit(1) from None
+    _tell_result(out, json)
+    if fail_if_missed and not _met(out):
         raise typer.Exit(1)
+
+
+def _command(given: Mapping[str, Any]) -> str:
+    """What was typed, with the --set that an earlier call named."""
+    typed = sys.argv[1:]
+    more = [f"--set {shlex.quote(f'{key}={json_.dumps(value, default=str)}')}" for key, value in given.items()
+            if not any(word.removeprefix("--set=").startswith(f"{key}=") for word in typed)]  # fmt: skip
+    return " ".join(["pydeploy", *typed, *more])
+
+
+def _tell_result(out: Path, json: bool) -> None:
+    """The last lines of a run: the verdict, where the report lies, and how the engine to ship is run."""
+    from pydeploy.cli.console import tell
+    from pydeploy.data.deployment import FILE
+    from pydeploy.report import Report, headline
+    from pydeploy.report.usage import usage
+    from pydeploy.run.artefacts import Artefacts, Files
+
+    at = Artefacts(out)
+    report = Report.load(at.report)
+    engine, way = Files(at.deploy).engine, at.deploy / FILE if report.preprocessing else None
+    lines = [headline(report), f"recommended: {report.recommendation.model}: {report.recommendation.reason}",
+             f"report: {at.root / 'report.html'}",
+             *(f"DISTURBED: {warning}" for warning in report.warnings if "disturbed" in warning),
+             f"ship: {engine}{f' with {way}' if way else ''}; to run it:", "",
+             *(f"    {line}".rstrip() for line in usage(report, at.deploy).splitlines())]  # fmt: skip
+    tell(json, {"met": report.met, "recommended": report.recommendation.model, "report": str(at.root / "report.html"),
+                "engine": str(engine), "preprocessing": None if way is None else str(way),
+                "warnings": list(report.warnings)}, "\n".join(lines) + "\n")  # fmt: skip
+
+
+def _met(out: Path) -> bool:
+    from pydeploy.report import Report
+    from pydeploy.run.artefacts import Artefacts
+
+    return Report.load(Artefacts(out).report).met
 
 
 def check(
@@ -72,29 +127,16 @@ def check(
 
     Example: pydeploy check configs/smoke.yaml
     """
-    from pydeploy.cli.console import Terminal, show_json
+    from pydeploy.cli.console import Terminal, tell
     from pydeploy.run import pipeline
     from pydeploy.run.config import load
+    from pydeploy.run.preflight import duration
 
     seconds = pipeline.check(load(config, set_ or []), Terminal())
-    if json:
-        show_json({"seconds": seconds})
-        return
-    for name, spent in seconds.items():
-        sys.stdout.write(f"{name:24} about {_duration(spent)}\n")
-    sys.stdout.write(
-        f"{config}: nothing is wrong; about {_duration(sum(seconds.values()))} on a machine that does nothing else\n"
-    )
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )
+    told = "".join(f"{name:24} about {duration(spent)}\n" for name, spent in seconds.items())
+    total = duration(sum(seconds.values()))
+    tell(json, {"seconds": seconds},
+         f"{told}{config}: nothing is wrong; about {total} on a machine that does nothing else\n")  # fmt: skip
 
 
 def _foreseen(stage: Stage, verdict: Verdict) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import typer
 from pydeploy.cli.arguments import Json
 from pydeploy.cli.table_verbs import Database
 from pydeploy.cli.table_verbs import app as app  # the same group of verbs
-from pydeploy.patterns import matches
+from pydeploy.guests.patterns import matches
 
 if TYPE_CHECKING:
     from pydeploy.graph import OpKey

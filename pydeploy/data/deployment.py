@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from pydeploy.data.decode import decode
 from pydeploy.data.preprocessing import Preprocessing
 from pydeploy.errors import ConfigError, DataError
 from pydeploy.files import parsed, write_json
@@ -33,6 +37,20 @@ class Deployment:
     def channels(self) -> int:
         return len(self.preprocessing.mean)
 
+    def feeds(self, pictures: Sequence[Path | str]) -> dict[str, NDArray[np.float32]]:
+        """Files of pictures as the engine's inputs; as many as its batch size. Raises `DataError` that names a bad picture."""
+        samples = [self._sample(Path(path)) for path in pictures]
+        if len({one.shape for one in samples}) != 1:
+            shapes = sorted({one.shape[2:] for one in samples})
+            raise DataError(f"the pictures become samples of different sizes {shapes}: the preprocessing has no crop")
+        return {self.input: np.concatenate(samples)}
+
+    def _sample(self, path: Path) -> NDArray[np.float32]:
+        try:
+            return self.preprocessing(decode(path, self.channels)[None])
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
+
     def to_json(self) -> dict[str, Any]:
         """With what the numbers do not say in words: order of channels and of the steps."""
         return {
@@ -53,8 +71,9 @@ class Deployment:
         return folder / FILE
 
     @classmethod
-    def load(cls, path: Path) -> Deployment:
+    def load(cls, path: Path | str) -> Deployment:
         """Read the file; `DataError` where it is missing or another kind of file."""
+        path = Path(path)
         if not path.is_file():
             raise DataError(f"{path} does not exist: it says how pictures become the engine's inputs, and is written beside every "
                             "engine of a run; copy it along, or name it with --preprocessing")  # fmt: skip

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from pydeploy.errors import ConfigError, Infeasible, nearest
 from pydeploy.graph import Graph, Group, Widths
-from pydeploy.patterns import matches
+from pydeploy.guests.patterns import matches
 from pydeploy.plan import Plan, Scores, plan_from_widths
 from pydeploy.planning.solve import check_scores
 from pydeploy.settings import Number, Positive, Settings

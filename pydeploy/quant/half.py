@@ -18,9 +18,9 @@ from onnx import TensorProto, helper
 from pydeploy.backends.base import Feeds
 from pydeploy.errors import ConfigError, DataError, nearest
 from pydeploy.files import replacing
+from pydeploy.guests.patterns import meant, unknown
 from pydeploy.onnxfile.half import HalfType, editable, half_type, reasons_to_keep, write_types
 from pydeploy.onnxfile.retype import element_types, node_name
-from pydeploy.patterns import meant, unknown
 from pydeploy.quant.tapped import count_samples
 
 

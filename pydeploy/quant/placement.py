@@ -16,9 +16,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from pydeploy.errors import ConfigError, nearest
+from pydeploy.guests.patterns import meant, unknown
 from pydeploy.onnxfile.control_flow import layers_inside
 from pydeploy.onnxfile.nodes import WEIGHTED, channels, label
-from pydeploy.patterns import meant, unknown
 from pydeploy.quant.styles import Style
 
 _MOVES_VALUES = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Slice",
@@ -50,7 +50,7 @@ def plan(
     """Decide what is quantized; `graph` is not changed and its nodes must be in execution order.
 
     `float_ends` may hold 'first' and 'last': layers with weights that have none before or behind them stay in float.
-    `exclude` holds names of layers or patterns (`pydeploy.patterns`). Raises `ConfigError` where one of them means no layer of
+    `exclude` holds names of layers or patterns (`pydeploy.guests.patterns`). Raises `ConfigError` where one of them means no layer of
     the model, or for an unknown end.
     """
     left = _excluded(graph, exclude)

@@ -20,6 +20,7 @@ from pydeploy.report.charts import all_charts
 from pydeploy.report.drawing import DARK, LIGHT, Chart, css
 from pydeploy.report.listings import Listing, all_listings, explained
 from pydeploy.report.schema import Report
+from pydeploy.report.usage import told, usage
 from pydeploy.report.verdict import doubtful, headline, milliseconds, ms_places, shown_model, speedup
 
 CHART_FILES = ("pareto.svg", "rounds.svg", "widths.svg", "layers.svg")
@@ -130,6 +131,8 @@ def _context(report: Report) -> dict[str, Any]:
         "config": json.dumps(report.config, indent=2, ensure_ascii=False, default=str),
         "verdict": "disturbed" if doubtful(report) else "met" if report.met else "missed",
         "analytic": not report.target.measured,
+        "ship": told(report),
+        "usage": usage(report, Path(report.shipped)),
     }
 
 

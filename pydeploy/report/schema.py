@@ -253,6 +253,8 @@ class Report:
     warnings: tuple[str, ...] = ()
     preprocessing: dict[str, Any] | None = None
     """How pictures become the engines' inputs (``preprocessing.json``); None for other tasks."""
+    shipped: str = ""
+    """Folder of the engine to ship, in the run directory; '' in older reports."""
     calibration: str = ""
     """The samples that INT8 ranges come from, in words, with their hash; '' where nothing was calibrated."""
 

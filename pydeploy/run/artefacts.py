@@ -18,6 +18,11 @@ class Files:
         return self.folder / "model.safetensors"
 
     @property
+    def checkpoint(self) -> Path:
+        """Where an interrupted training goes on."""
+        return self.folder / "checkpoint.safetensors"
+
+    @property
     def history(self) -> Path:
         """Loss and learning rate of each epoch."""
         return self.folder / "history.json"
@@ -116,6 +121,11 @@ class Files:
     def started(self) -> Path:
         """The same of a stage that is worked on."""
         return self.folder / "started.json"
+
+    @property
+    def readme(self) -> Path:
+        """What is shipped, in words."""
+        return self.folder / "README.md"
 
     @property
     def source(self) -> Path:
@@ -217,6 +227,16 @@ class Artefacts:
     @property
     def report(self) -> Path:
         return self.root / "report.json"
+
+    @property
+    def deploy(self) -> Path:
+        """Folder of the engine to ship, as `dense`, with ``preprocessing.json``."""
+        return self.root / "deploy"
+
+    @property
+    def overrides(self) -> Path:
+        """What ``--set`` changed of the config, by key."""
+        return self.root / "set.json"
 
 
 def finished(root: Path) -> bool:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from pydeploy.errors import ConfigError, DeployError, nearest
 from pydeploy.guests import resolve
+from pydeploy.guests.patterns import unknown
 from pydeploy.latency.probes.design import grid
 from pydeploy.onnxfile.load import read_float_model
 from pydeploy.onnxfile.prepare import prepare
-from pydeploy.patterns import unknown
 from pydeploy.quant.placement import excludable, plan
 from pydeploy.quant.styles import style_on
 from pydeploy.run.artefacts import Files

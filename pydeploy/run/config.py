@@ -241,17 +241,32 @@ class Config(Settings):
         return self
 
 
-def load(path: Path | str, overrides: Sequence[str] = (), *, folder: Path | None = None) -> Config:
-    """The checked settings of a YAML file after ``section.key=value`` overrides.
+def load(path: Path | str, overrides: Sequence[str] | Mapping[str, Any] = (), *, folder: Path | None = None) -> Config:
+    """The checked settings of a YAML file after ``section.key=value`` overrides, or what `overridden` made of them.
 
     Paths in it are relative to `folder`, by default to that of the file; those in `overrides` to the current folder.
     Raises `ConfigError` naming the file, the key and what was expected.
     """
     path = find("configs", path)
     data = read_yaml(path, "config", "pass a file, or a name that 'pydeploy configs' lists")
-    for text in overrides:
-        _override(data, text)
+    values = overrides if isinstance(overrides, Mapping) else overridden(overrides)
+    for key, value in values.items():
+        _override(data, key, value)
     return parse(data, str(path), path.parent if folder is None else folder)
+
+
+def overridden(texts: Sequence[str]) -> dict[str, Any]:
+    """``section.key=value`` texts as values by key, paths among them made absolute. Raises `ConfigError`."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not all(key.split(".")):
+            raise ConfigError(f"--set takes section.key=value, got '{text}'")
+        try:
+            found[key] = from_here(Config, key, yaml.safe_load(value))
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise ConfigError(f"--set {text}: the value is not YAML: {error}") from None
+    return found
 
 
 def parse(data: Mapping[str, Any], source: str, folder: Path = Path()) -> Config:
@@ -262,17 +277,11 @@ def parse(data: Mapping[str, Any], source: str, folder: Path = Path()) -> Config
         raise ConfigError("\n".join(f"{source}: {text}" for text in sentences(error, Config))) from None
 
 
-def _override(data: dict[str, Any], text: str) -> None:
-    key, equals, value = text.partition("=")
-    if not equals or not all(key.split(".")):
-        raise ConfigError(f"--set takes section.key=value, got '{text}'")
+def _override(data: dict[str, Any], key: str, value: Any) -> None:
     *sections, last = key.split(".")
     place: Any = data
     for section in sections:
         place = place.setdefault(section, {})
         if not isinstance(place, dict):
-            raise ConfigError(f"--set {text}: '{section}' is a value, not a section")
-    try:
-        place[last] = from_here(Config, key, yaml.safe_load(value))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"--set {text}: the value is not YAML: {error}") from None
+            raise ConfigError(f"--set {key}: '{section}' is a value, not a section")
+    place[last] = value

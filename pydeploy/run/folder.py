@@ -36,6 +36,10 @@ class Console(Protocol):
         """A progress bar that disappears when its block ends."""
 
 
+TRAINED = ("01_train", "07_finetune")
+"""Stages whose network took long to make."""
+
+
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """What a stage's result depends on."""
@@ -110,6 +114,30 @@ class RunFolder:
         (path / ".writable").unlink()
         return cls(path, console, reuse, earlier)
 
+    @property
+    def slimmed(self) -> bool:
+        """Whether files were deleted that a stage would need to go on."""
+        return any(read_json(path).get("removed") for path in self.path.glob("*/stamp.json"))
+
+    def slim(self) -> int:
+        """Delete the files of finished stages that are only needed to go on; returns how many bytes.
+
+        Kept are records, plans, scores, the latency table and the trained networks: all that the report is made from, and what
+        took long. The stages' stamps note what is gone, so that it does not count as damage.
+        """
+        freed = 0
+        for stamp in sorted(self.path.glob("*/stamp.json")):
+            known, folder = read_json(stamp), stamp.parent
+            gone = [name for name in known["files"] if not _kept(folder, name)]
+            write_json(stamp, {**known, "removed": sorted({*known.get("removed", []), *gone})})
+            for path in [folder / name for name in gone if (folder / name).is_file()]:
+                freed += path.stat().st_size
+                path.unlink()
+            for place in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
+                if not any(place.iterdir()):
+                    place.rmdir()
+        return freed
+
     def stage(
         self, name: str, settings: Mapping[str, Any], make: Callable[[Path], None], after: Sequence[str] = (),
         defaults: Mapping[str, Any] | None = None,
@@ -159,7 +187,12 @@ class RunFolder:
         known = read_json(Files(folder).stamp)
         changes = self._changes(folder, known, inputs)
         changes += [self.doubted[folder.name]] if folder.name in self.doubted and folder.parent == self.path else []
-        damaged = [name for name, digest in known["files"].items() if not _same(folder / name, digest)]
+        gone = frozenset(known.get("removed", ()))
+        if folder.parent != self.path and gone - {Files(folder).checkpoint.name}:
+            return Verdict(stays=False, why=f"files of it were deleted in {folder.parent} with --slim")
+        damaged = [
+            name for name, digest in known["files"].items() if name not in gone and not _same(folder / name, digest)
+        ]
         changes += [f"{damaged[0]} is missing or was changed"] if damaged else []
         return Verdict(stays=not changes, why="; ".join(changes))
 
@@ -261,6 +294,12 @@ def _hashes(folder: Path) -> dict[str, str]:
         and p not in (Files(p.parent).started, Files(p.parent).stamp)
     ]
     return {str(p.relative_to(folder)): sha256(p) for p in kept}
+
+
+def _kept(folder: Path, name: str) -> bool:
+    """Whether a file outlives `RunFolder.slim`."""
+    trained = folder.name in TRAINED and folder / name == Files(folder).weights
+    return trained or Path(name).suffix in (".json", ".npz", ".sqlite")
 
 
 def _same(path: Path, digest: str) -> bool:

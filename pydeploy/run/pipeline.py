@@ -29,6 +29,8 @@ from pydeploy.run.config import Config
 from pydeploy.run.earlier import Earlier
 from pydeploy.run.folder import Console, RunFolder, Verdict, check_reuse
 from pydeploy.run.job import Job, open_job
+from pydeploy.run.overrides import keep
+from pydeploy.run.preflight import duration
 from pydeploy.run.stages import comparison, final, reduced_precision, scoring, search, table, training
 from pydeploy.run.stages import engines as engine_stages
 
@@ -110,26 +112,58 @@ def _points(job: Job, engine: tuple[str, ...]) -> Iterator[Stage]:
 
 
 def run(
-    config: Config, out: Path, console: Console, *, resume: bool = False, reuse: Path | None = None, command: str = ""
-) -> Path:
+    config: Config, out: Path, console: Console, *, resume: bool = False, reuse: Path | None = None, command: str = "",
+    overrides: Mapping[str, Any] | None = None, slim: bool = False,
+) -> Path:  # fmt: skip
     """Run every stage of `config` into the folder `out`; returns the path of ``report.html``.
 
     With `resume`, finished stages whose inputs are unchanged are kept. Finished stages of the run `reuse` with the
-    same inputs are copied, so that a second target need not train the dense model again.
+    same inputs are copied, so that a second target need not train the dense model again. `overrides` are what ``--set``
+    changed of the config, noted for the next ``--resume``. With `slim`, files that are only needed to go on are deleted at
+    the end (`RunFolder.slim`), unless other load disturbed what was measured.
+
+    What can be found wrong in seconds is tried first, and about how long the stages take is told.
     """
     job = open_job(config, console)
     folder, at = _open(job, out, console, resume=resume, reuse=reuse), Artefacts(out)
     check_structure(job)
-    if config.trains and not folder.foresee("01_train", *_first(job), _defaults()).stays:
-        preflight.attempt(job)  # what fails after training is told before
+    _try_first(job, folder)
     write_json(at.config, config.to_json())
+    keep(out, overrides or {})
     make_stages(job, at, folder)
-    return final.write_report(job, at, folder.seconds, command)
+    page = final.write_report(job, at, folder.seconds, command)
+    if slim:
+        _slim(job, at, folder)
+    return page
 
 
-def _first(job: Job) -> tuple[dict[str, Any], tuple[str, ...]]:
-    stage = stages_of(job)[0]
-    return job.settings(stage.reads), stage.after
+TRIED = ("01_train", "04_dense", "07_finetune")
+"""Stages whose faults `preflight.attempt` finds."""
+
+
+def _try_first(job: Job, folder: RunFolder) -> None:
+    """What would fail later is tried now, unless the stages that would fail are finished; the time that is left is told."""
+    verdicts = _foreseen(job, folder)
+    new = [stage.name for stage, verdict in verdicts if not verdict.stays]
+    if set(TRIED).isdisjoint(new):
+        return
+    told = preflight.estimates(job, preflight.attempt(job), [stage.name for stage, _ in verdicts])
+    left = {name: told[name] for name in new}
+    longest = sorted(left, key=lambda name: -left[name])[:3]
+    job.console.say(f"checked; about {duration(sum(left.values()))} on a machine that does nothing else, most of it "
+                    f"{', '.join(f'{name} {duration(left[name])}' for name in longest)}")  # fmt: skip
+
+
+def _foreseen(job: Job, folder: RunFolder) -> list[tuple[Stage, Verdict]]:
+    return [(stage, folder.foresee(stage.name, job.settings(stage.reads), stage.after, _defaults()))
+            for stage in stages_of(job)]  # fmt: skip
+
+
+def _slim(job: Job, at: Artefacts, folder: RunFolder) -> None:
+    if why := doubted(job, at):
+        job.console.say(f"all files are kept: {'; '.join(why.values())}; measure again with --resume")
+    else:
+        job.console.say(f"{folder.slim() / 1e6:.1f} MB of files deleted that are only needed to go on")
 
 
 def check(config: Config, console: Console) -> dict[str, float]:
@@ -145,6 +179,12 @@ def check(config: Config, console: Console) -> dict[str, float]:
 def make_stages(job: Job, at: Artefacts, folder: RunFolder) -> None:
     """Make every stage of `job` whose finished result does not stay."""
     folder.doubted = doubted(job, at)
+    if folder.slimmed:
+        again = [(stage.name, verdict.why) for stage, verdict in _foreseen(job, folder) if not verdict.stays]
+        if again:
+            raise ConfigError(f"files that {again[0][0]} needs were deleted with --slim, and it would have to be made again "
+                              f"({again[0][1]}); choose another folder with --out, and take the trained network with "
+                              f"--reuse {at.root}")  # fmt: skip
     for stage in stages_of(job):
         folder.stage(stage.name, job.settings(stage.reads), partial(stage.make, job, at), stage.after, _defaults())
 
@@ -180,9 +220,7 @@ def foresee(
     with TemporaryDirectory(prefix="pydeploy-") as empty:
         root = out if out is not None else Path(empty)
         earlier = Earlier(job, [folder for folder in (root, reuse) if folder is not None])
-        folder = RunFolder(root, console, reuse, earlier, doubted(job, Artefacts(root)))
-        return [(stage, folder.foresee(stage.name, job.settings(stage.reads), stage.after, _defaults()))
-                for stage in stages_of(job)]  # fmt: skip
+        return _foreseen(job, RunFolder(root, console, reuse, earlier, doubted(job, Artefacts(root))))
 
 
 def run_stage(out: Path, name: str, console: Console) -> Path:

@@ -108,6 +108,13 @@ def _check_metrics(job: Job, found: Sequence[tuple[Arrays, Batch]]) -> None:
         raise ConfigError(f"the task's metrics are {', '.join(names)}; expected '{job.task.metric.name}' among them")
 
 
+def duration(seconds: float) -> str:
+    """``40 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def estimates(job: Job, costs: Costs, stages: Sequence[str]) -> dict[str, float]:
     """About how many seconds each of the `stages` takes on a machine that does nothing else."""
     from pydeploy.prune.structure.trace import trace

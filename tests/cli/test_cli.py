@@ -127,6 +127,44 @@ def test_profile_and_compare(work: Path) -> None:
     same = json.loads(pydeploy("compare", work / "dense.engine", work / "dense.engine", "--feeds", 2, "--json").stdout)
     assert same["outputs"][0]["max_abs"] == 0
     assert set(same["latency"]) == {"reference", "other"}
+    for most, code in ((1000, 0), (0.001, 1)):
+        asked = pydeploy("compare", work / "dense.engine", work / "small.engine", "--feeds", 1, "--max-ratio", most)
+        assert (asked.returncode, "in turns" in asked.stdout) == (code, True), asked.stderr
+    fails(pydeploy("compare", work / "dense.engine", work / "small.engine", "--max-ratio", 0), "above 0")
+
+
+def test_compare_takes_its_inputs_from_a_manifest(work: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8))
+    (tmp_path / "set.yaml").write_text(
+        "source: ./images.npy\ncount: 3\npreprocessing: {mean: [0.5, 0.5, 0.5], std: [0.3, 0.3, 0.3]}\n"
+    )
+    found = pydeploy("compare", work / "dense.engine", work / "small.engine", "--data", tmp_path / "set.yaml", "--json")
+    assert json.loads(found.stdout)["feeds"] == 3, found.stderr
+
+
+def test_weights_that_fit_in_part_are_taken_on_request(work: Path, tmp_path: Path) -> None:
+    import torch
+
+    from pydeploy.models.named import named
+
+    state = named("pydeploy:resnet8", {"width": 32}).state_dict()
+    torch.save({name: tensor for name, tensor in state.items() if not name.startswith("fc")}, tmp_path / "part.pth")
+    asked = ("trace", "pydeploy:resnet8", *SHAPE, "--weights", tmp_path / "part.pth")
+    fails(pydeploy(*asked), "--no-strict")
+    done = pydeploy(*asked, "--no-strict")
+    assert done.returncode == 0
+    assert "2 missing: fc.weight, fc.bias" in done.stderr
+    fails(pydeploy("trace", "pydeploy:resnet8", *SHAPE, "--no-strict"), "goes with --weights")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_verbs(shell: str) -> None:
+    """As a shell asks: typer's own protocol, through environment variables."""
+    asked = {**ENVIRONMENT, "_PYDEPLOY_COMPLETE": f"complete_{shell}", "COMP_WORDS": "pydeploy comp", "COMP_CWORD": "1",
+             "_TYPER_COMPLETE_ARGS": "pydeploy comp", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}  # fmt: skip
+    program = "import sys; sys.argv = ['pydeploy']; from pydeploy.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], env=asked, capture_output=True, text=True, check=False)
+    assert "compare" in done.stdout, done.stderr
 
 
 def test_compare_says_where_engines_part(work: Path) -> None:
@@ -317,12 +355,20 @@ def test_a_killed_run_resumes(tmp_path: Path) -> None:
     victim.send_signal(signal.SIGKILL)
     victim.communicate()
     fails(pydeploy("run", "configs/smoke.yaml", "--out", out, *TINY), "already holds a run: pass --resume")
-    done = pydeploy("run", "configs/smoke.yaml", "--out", out, *TINY, "--resume")
+    done = pydeploy("run", "configs/smoke.yaml", "--out", out, "--resume", "--fail-if-missed")
     assert done.returncode == 0, done.stderr
+    assert "--set model.options.width=32: as before" in done.stderr
+    assert f"ship: {out / 'deploy' / 'model.engine'} with {out / 'deploy' / 'preprocessing.json'}" in done.stdout
     assert "NOT measured" in done.stdout
     assert f"report: {out / 'report.html'}" in done.stdout
     shown = pydeploy("report", out)
     assert "Budget" in shown.stdout
+    missed = pydeploy(
+        "run", "configs/smoke.yaml", "--out", out, "--resume", "--set", "prune.budget=0.01", "--fail-if-missed"
+    )
+    assert missed.returncode == 1
+    assert "--set prune.budget: was" not in missed.stderr  # it came from the config before
+    assert "was not met" in missed.stderr
 
 
 def test_interrupting_a_run_is_one_line(tmp_path: Path) -> None:

@@ -172,6 +172,8 @@ def test_pairs_of_layers_that_stay_float32_stay_so_too(tmp_path: Path) -> None:
     quantize(path, calibrate(path, feeds), tmp_path / "q.onnx", style="tensorrt")
     out = tmp_path / "typed.onnx"
     to_half(tmp_path / "q.onnx", out, keep=["fc"])
+    to_half(tmp_path / "q.onnx", tmp_path / "by pattern.onnx", keep=["f?"])
+    assert (tmp_path / "by pattern.onnx").read_bytes() == out.read_bytes()
     found, nodes = types_of(out), nodes_of(out)
     assert found[nodes["fc.weight_DequantizeLinear"].output[0]] == TensorProto.FLOAT
     assert found[nodes["m_DequantizeLinear"].output[0]] == TensorProto.FLOAT

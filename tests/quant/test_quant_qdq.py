@@ -493,6 +493,15 @@ def test_matmul_gemm_without_transposition_and_transposed_convolution(tmp_path: 
 # What stays in float, and what is refused
 
 
+def test_a_pattern_excludes_what_its_names_would(tmp_path: Path) -> None:
+    path = nets.residual(tmp_path / "net.onnx")
+    one, _, _ = quantized(path, "onnxruntime", exclude=["block.*"])
+    first = one.read_bytes()
+    other, report, _ = quantized(path, "onnxruntime", exclude=["block.conv1", "block.conv2"])
+    assert first == other.read_bytes()
+    assert {"block.conv1", "block.conv2"} <= set(report.skipped)
+
+
 def test_excluded_layers_keep_their_weights(tmp_path: Path) -> None:
     path = nets.residual(tmp_path / "net.onnx")
     for style in STYLES:

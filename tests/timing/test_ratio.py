@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pydeploy.cli.compare_verbs import verdict
+from pydeploy.cli.compare_verbs import verdict, within
 from pydeploy.errors import DataError
 from pydeploy.timing.ratio import CONFIDENCE, LEAST, Ratio, of_rounds, ratio
 from pydeploy.timing.records import Timing, Turn
@@ -135,6 +135,18 @@ def test_ratios_scale_and_turn_round(values: list[float], factor: float) -> None
         assert one.low <= one.value <= one.high
         assert one.below(1.01 * one.high)
         assert not one.below(one.high)
+
+
+@given(st.floats(0.1, 10), st.floats(0, 0.5), st.floats(0.1, 10), st.booleans())
+def test_a_script_gets_an_answer_unless_other_load_leaves_it_open(
+    value: float, off: float, most: float, disturbed: bool
+) -> None:
+    one = Ratio(value, value * (1 - off), value * (1 + off), 20, disturbed)
+    if disturbed and value * (1 - off) <= most <= value * (1 + off):
+        with pytest.raises(DataError, match="other load"):
+            within(one, most)
+    else:
+        assert within(one, most) == (value <= most)
 
 
 def test_what_was_not_timed_in_turns_has_no_interval_and_other_measurements_are_refused() -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pydeploy.errors import ConfigError, nearest
 from pydeploy.graph import Extent, Graph, Group, Op, Slice
-from pydeploy.patterns import matches
+from pydeploy.guests.patterns import matches
 from pydeploy.prune.structure.layout import UNUSED, Atoms, Labels
 from pydeploy.prune.structure.state import RawOp, Tracer
 

@@ -36,6 +36,7 @@ from pydeploy.run.stages import comparison, reduced_precision
 from pydeploy.run.stages import engines as engine_stages
 from pydeploy.run.stages.engines import facts_of, float_metrics
 from pydeploy.run.stages.search import level_us
+from pydeploy.run.stages.shipping import ship
 from pydeploy.timing.overhead import net
 from pydeploy.timing.ratio import ratio
 from pydeploy.timing.records import Timing
@@ -93,8 +94,9 @@ def misled(at: Artefacts, budget: Budget) -> bool:
 
 
 def write_report(job: Job, at: Artefacts, seconds: dict[str, float], command: str) -> Path:
-    """Write ``report.json``, ``report.md``, ``report.html`` and the charts; returns the path of the HTML page."""
+    """Write ``deploy/``, ``report.json``, ``report.md``, ``report.html`` and the charts; returns the path of the HTML page."""
     report = _report(job, at, seconds, command)
+    ship(report, folders(job, at)[report.recommendation.model], at.deploy)
     report.save(at.report)
     return render(report, at.root)[1]
 
@@ -124,7 +126,7 @@ def _report(job: Job, at: Artefacts, seconds: dict[str, float], command: str) ->
         layers=_layers(graph, plan, read_json(at.timings)["layers"]), groups=_groups(graph, plan), table=_table(at), seconds=seconds,
         total_seconds=sum(seconds.values()),
         warnings=(*_disturbances(at), *_of_int8(job, models.dense, lost), *_warnings(job, target.measured)),
-        preprocessing=read_json(way) if (way := at.pruned / deployment.FILE).is_file() else None,
+        shipped=at.deploy.name, preprocessing=read_json(way) if (way := at.pruned / deployment.FILE).is_file() else None,
         calibration=f"{job.manifest}, sha256 {job.samples[:12]}" if job.manifest is not None else "",
     )  # fmt: skip
 
