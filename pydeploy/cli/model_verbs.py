@@ -151,7 +151,7 @@ def prune(
     else:
         chosen = _plan(graph, scores, budget_us, table, amounts, how, min_width)
     small, judged = apply(net, graph, chosen.plan), ""
-    metrics = {}
+    metrics: dict[str, Any] = {}
     if evaluate:
         small, judged, metrics = _judged(net, small, config)
     save(out, small, chosen.plan.after(load_plan(weights)) if weights is not None else chosen.plan)

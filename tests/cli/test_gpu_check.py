@@ -85,6 +85,9 @@ def test_the_verb_prints_a_table_and_keeps_the_file(tmp_path: Path, monkeypatch:
     assert done.exit_code == 1
     assert done.output.splitlines() == ["FAIL  GPU and packages  GPU: missing: no NVIDIA driver",
                                         f"0 of 1 kept; for a bug report attach {tmp_path / 'gpu-check.json'}"]  # fmt: skip
+    done = CliRunner().invoke(app, ["gpu-check", "--out", str(tmp_path), "--config", config, "--json"])
+    (check,) = json.loads(done.stdout)
+    assert (done.exit_code, check["name"], check["passed"]) == (1, "GPU and packages", False)
 
 
 def test_it_needs_no_checkout_and_no_fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
