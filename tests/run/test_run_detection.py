@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from box_trees import NAMES, voc_tree, yolo_tree
+from pydeploy.backends.base import BACKENDS
 from pydeploy.cli.app import app
 from pydeploy.data.canvas import Canvas
 from pydeploy.data.deployment import FILE, Deployment
@@ -28,15 +29,16 @@ CONFIG = {
     "task": {"name": "detection", "data": "canvas", "options": {"size": 32, "train_size": 24, "test_size": 6, "workers": 0}},
     "model": {"name": "ssd_small", "options": {"width": 8}},
     "train": {"epochs": 1, "batch_size": 8, "lr": 0.02, "warmup_epochs": 0, "amp": "off"},
-    "target": {"backend": "onnxruntime", "threads": 1},
-    "table": {"points": 2, "align": 16, "rounds": 1, "runs": 2},
-    "prune": {"criterion": "l1", "batches": 1, "batch_size": 8, "budget": 1.0, "rounds": 1},
+    "target": {"backend": "null", "threads": 1},
+    "table": {"points": 2, "align": 4, "rounds": 1, "runs": 2},
+    "prune": {"criterion": "l1", "batches": 1, "batch_size": 8, "budget": 0.95},
     "finetune": {"epochs": 1, "batch_size": 8, "lr": 0.01, "warmup_epochs": 0, "amp": "off"},
     "quantize": {"observer": "minmax", "calibration": "scenes.yaml"},
 }  # fmt: skip
 
 
-def test_scenes_become_an_int8_engine_that_draws_boxes(tmp_path: Path) -> None:
+def test_scenes_become_an_int8_engine_that_draws_boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKENDS, "null", "computing_backend:Computing")  # type: ignore[index]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     (tmp_path / "scenes.yaml").write_text(yaml.safe_dump({"source": "canvas", "count": 16}))
     run(load(tmp_path / "config.yaml"), tmp_path / "run", Quiet())
