@@ -20,6 +20,8 @@ from pydeploy.errors import DataError, Mismatch
 from pydeploy.graph import ROLES, Graph, Group, Slice
 
 Rows = NDArray[np.float64]
+ROWS = 64
+"""Rows of a weight that are added in float32."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,10 @@ class Member:
 
     def _sums(self, tensor: Tensor, power: int, *, whole: bool = True) -> Rows:
         part = self._part(tensor) if whole else tensor
+        if self.piece.dim == 1 and part.dtype == torch.float32:
+            quick = _sums_of_columns(part, power)
+            if bool(torch.isfinite(quick).all()):
+                return np.asarray(quick.view(self.width, -1).sum(dim=1).cpu().numpy())
         norms = (
             torch.linalg.vector_norm(part, power, self._others(part), dtype=torch.float64)
             if part.dim() > 1
@@ -105,6 +111,16 @@ class Member:
             return tensor.detach().narrow(piece.dim, piece.offset, self.width * piece.repeat)
         entries = torch.from_numpy(piece.entries(np.arange(self.width, dtype=np.int64)))
         return tensor.detach().index_select(piece.dim, entries.to(tensor.device))
+
+
+def _sums_of_columns(part: Tensor, power: int) -> Tensor:
+    """Sum of ``abs(value) ** power`` for each entry of dim 1 in float64: of a few rows at a time in float32, which is many times as
+    fast as reductions over several dims, and as good as float64 to seven digits where nothing overflows.
+    """
+    total = torch.zeros(part.shape[1:], dtype=torch.float64, device=part.device)
+    for rows in part.split(ROWS):
+        total += (rows.abs() if power == 1 else rows * rows).sum(dim=0)
+    return total.flatten(1).sum(dim=1) if total.dim() > 1 else total
 
 
 @dataclass(frozen=True)
