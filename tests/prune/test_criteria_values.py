@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -338,3 +339,56 @@ def test_what_is_missing_is_told() -> None:
             score(model, graph, criterion, data=[])
     with pytest.raises(ConfigError, match="labelled batches"):
         score(model, graph, "taylor_bn", data=batches())
+
+
+def test_sirfp_while_a_copy_learns_is_an_exponential_mean() -> None:
+    """By hand: the copy's maps before each step, its steps those of SGD with momentum."""
+    model = zoo.build("residual")
+    graph = trace(model, torch.zeros(zoo.SHAPE))
+    batches = [(torch.randn(6, *zoo.SHAPE[1:]), torch.randint(0, 5, (6,))) for _ in range(2)]
+    given = {"data": batches, "loss": nn.functional.cross_entropy}
+    found = score(model, graph, "sirfp", options={"steps": 3, "momentum": 0.5, "lr": 0.05, "detail": 0.0}, **given)
+    copy_: Any = copy.deepcopy(model).train()
+    optimizer = torch.optim.SGD(copy_.parameters(), lr=0.05, momentum=0.9)
+    total, weight = np.zeros((10, 10)), 0.0
+    for x, y in [*batches, batches[0]]:
+        maps: list[Tensor] = []
+        handle = copy_.b[1].register_forward_hook(lambda _m, _i, out, kept=maps: kept.append(out.detach()))
+        loss = nn.functional.cross_entropy(copy_(x), y)
+        handle.remove()
+        flat = maps[0].flatten(2)
+        flat = flat / (flat.abs().sum(2, keepdim=True) + 1e-5)
+        total = 0.5 * total + torch.einsum("bip,bjp->ij", flat, flat).double().numpy() / 6
+        weight = 0.5 * weight + 1
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    left, scores = list(range(10)), np.zeros(10)
+    similarity = np.abs(total / weight)
+    while left:
+        sums = {c: similarity[c, left].sum() for c in left}
+        worst = max(sums, key=lambda c: sums[c])
+        scores[worst] = -sums[worst]
+        left.remove(worst)
+    ours = found["b.0"] - found["b.0"].max()
+    np.testing.assert_allclose(ours, scores - scores.max(), rtol=1e-3, atol=1e-7)
+    with pytest.raises(ConfigError, match="needs labelled batches and a loss"):
+        score(model, graph, "sirfp", data=batches, options={"steps": 3})
+
+
+def test_sirfp_leaves_out_the_detail_of_decoders() -> None:
+    model = zoo.build("residual")
+    graph = trace(model, torch.zeros(zoo.SHAPE))
+    batches = [(torch.randn(6, *zoo.SHAPE[1:]), None)]
+    with_all, without, mixed = (score(model, graph, "sirfp", data=batches, options=options)
+                                for options in ({}, {"detail": 0.0}, {"decoder": "b.*"}))  # fmt: skip
+    lowest = [min(v.min() for v in scores.values()) for scores in (with_all, without, mixed)]
+    assert lowest == [0, 0, 0]
+
+    def shape(values: Any) -> Any:
+        return values - values.max()
+
+    np.testing.assert_allclose(shape(mixed["b.0"]), shape(without["b.0"]), atol=1e-6)
+    np.testing.assert_allclose(shape(mixed["a.0"]), shape(with_all["a.0"]), atol=1e-6)
+    with pytest.raises(ConfigError, match="no group matches 'c"):
+        score(model, graph, "sirfp", data=batches, options={"decoder": "c.*"})

@@ -1,8 +1,8 @@
 """What a criterion is: a function that says in its signature what it needs, and by keyword-only arguments what can be set.
 
-Its other parameters are names of `NEEDS`. With ``group`` it is called for each group and returns the scores of its channels,
-shape ``(width,)``, or None where it cannot judge the group; with ``groups`` it is called once and returns ``{group: scores}``,
-without those that it cannot judge. Higher = keep.
+Its other parameters are names of `NEEDS`; one with the default None is given where there is what it takes. With ``group`` it is
+called for each group and returns the scores of its channels, shape ``(width,)``, or None where it cannot judge the group; with
+``groups`` it is called once and returns ``{group: scores}``, without those that it cannot judge. Higher = keep.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ NEEDS: Mapping[str, str] = {
     "norm_after": "a function that gives the batch norm that alone follows a layer, or None",
     "activations": "batches: each iteration is one (Seen), with the maps of each group's channels",
     "gradients": "labelled batches: each iteration is one batch, whose gradients the members then have",
+    "learning": "labelled batches: runs a few steps of training on a copy, each seen as `activations` shows it",
     "gated_losses": "labelled batches: each iteration is a function of {group: factor of each channel} that gives the loss",
 }
 """What a criterion may ask for, by the names of its parameters."""
 WORDS = {"group": "weights", "groups": "weights", "activations": "batches", "gradients": "labelled batches",
-         "gated_losses": "labelled batches"}  # fmt: skip
-LABELLED = ("gradients", "gated_losses")
+         "learning": "labelled batches", "gated_losses": "labelled batches"}  # fmt: skip
+LABELLED = ("gradients", "learning", "gated_losses")
 """Needs that take batches and a loss."""
 
 
@@ -66,7 +67,11 @@ class Criterion:
     @property
     def takes(self) -> tuple[str, ...]:
         """What it is given, in words."""
-        return tuple(dict.fromkeys(WORDS[need] for need in self.needs if need in WORDS))
+        return tuple(dict.fromkeys(WORDS[need] for need in self._required if need in WORDS))
+
+    @property
+    def _required(self) -> list[str]:
+        return [p.name for p in _parameters(self.function) if p.kind != p.KEYWORD_ONLY and p.default is p.empty]
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -75,9 +80,9 @@ class Criterion:
     @property
     def batches(self) -> str:
         """The batches that it needs: "labelled batches", "batches" or ''."""
-        if any(need in LABELLED for need in self.needs):
+        if any(need in LABELLED for need in self._required):
             return "labelled batches"
-        return "batches" if "activations" in self.needs else ""
+        return "batches" if "activations" in self._required else ""
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The options `given`, checked against the signature. Raises `ConfigError`."""

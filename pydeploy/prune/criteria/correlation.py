@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
 import numpy as np
@@ -11,9 +12,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from pydeploy.errors import ConfigError, nearest
 from pydeploy.prune.criteria.activations import Activations
+from pydeploy.prune.criteria.learning import Learning
 from pydeploy.prune.criteria.magnitude import normalized
 from pydeploy.prune.criteria.members import Groups, Rows
+from pydeploy.settings import Number, Share, Whole
 
 Part = Annotated[float, Field(ge=0, le=1)]
 GRID = 8
@@ -88,27 +92,42 @@ def _removed(size: Rows, correlation: Rows, penalty: float, how: str) -> Rows:
     return scores
 
 
-def sirfp(activations: Activations, *, detail: Part = 0.4) -> dict[str, Rows]:
+def sirfp(groups: Groups, activations: Activations, learning: Learning | None = None, *, detail: Part = 0.4, decoder: str = "",
+          steps: Whole = 0, momentum: Share = 0.999, lr: Annotated[Number, Field(gt=0)] = 0.01) -> dict[str, Rows]:  # fmt: skip
     """Spatially aware redundancy (Wu et al., AAAI 2025): channels whose maps are like many others' go first.
 
     Maps have L1 norm 1; S is the mean of their products. Again and again the channel with the largest sum of abs(S) over those
     that are left is removed, and loses as much; the lowest score of all is then 0. `detail`: what each map's detail (deviation
-    of its Sobel gradient) counts at the start, 0.4 for backbones, 0 for decoders.
+    of its Sobel gradient) counts at the start; 0 for groups whose names match the pattern `decoder`. With `steps` the model is
+    not looked at as it is, but while a copy learns for so many steps of rate `lr`, and means are exponential with `momentum`.
     """
-    products: dict[str, Tensor] = {}
-    details: dict[str, Tensor] = {}
-    batches = 0
-    for seen in activations:
-        batches += 1
+    shares = _shares(groups, detail, decoder)
+    if steps and learning is None:
+        raise ConfigError(
+            "option 'steps' of criterion 'sirfp' is for a short training: it needs labelled batches and a loss"
+        )
+    keep = momentum if steps else 1.0
+    sums: dict[str, tuple[Tensor, Tensor]] = {}
+    weight = 0.0
+    for seen in learning.steps(steps, lr) if steps and learning is not None else activations:
+        weight = keep * weight + 1
         for name, maps in seen.maps.items():
-            found = [_similarity(m) for m in maps]
-            edges = [_detail(m) for m in maps]
-            products[name] = products.get(name, torch.zeros(())) + torch.stack(found).mean(dim=0).cpu()
-            details[name] = details.get(name, torch.zeros(())) + torch.stack(edges).mean(dim=0).cpu()
-    scores = {name: _clique((products[name] / batches).double().numpy(), detail * (details[name] / batches).double().numpy())
-              for name in products}  # fmt: skip
+            found = (
+                torch.stack([_similarity(m) for m in maps]).mean(dim=0).cpu(),
+                torch.stack([_detail(m) for m in maps]).mean(dim=0).cpu(),
+            )
+            before = sums.get(name)
+            sums[name] = found if before is None else (keep * before[0] + found[0], keep * before[1] + found[1])
+    scores = {name: _clique((products / weight).double().numpy(), shares[name] * (details / weight).double().numpy())
+              for name, (products, details) in sums.items()}  # fmt: skip
     lowest = min((float(values.min()) for values in scores.values()), default=0.0)
     return {name: values - lowest for name, values in scores.items()}
+
+
+def _shares(groups: Groups, detail: float, decoder: str) -> dict[str, float]:
+    if decoder and not any(fnmatchcase(name, decoder) for name in groups):
+        raise ConfigError(f"no group matches '{decoder}' of option 'decoder'{nearest(decoder, groups)}")
+    return {name: 0.0 if decoder and fnmatchcase(name, decoder) else detail for name in groups}
 
 
 def _similarity(maps: Tensor) -> Tensor:

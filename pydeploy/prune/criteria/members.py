@@ -118,7 +118,7 @@ def _sums_of_columns(part: Tensor, power: int) -> Tensor:
     fast as reductions over several dims, and as good as float64 to seven digits where nothing overflows.
     """
     total = torch.zeros(part.shape[1:], dtype=torch.float64, device=part.device)
-    for rows in part.split(ROWS):
+    for rows in torch.split(part, ROWS):
         total += (rows.abs() if power == 1 else rows * rows).sum(dim=0)
     return total.flatten(1).sum(dim=1) if total.dim() > 1 else total
 

@@ -18,6 +18,7 @@ from pydeploy.guests.folders import folder_of
 from pydeploy.prune.criteria import CRITERIA
 from pydeploy.prune.criteria.activations import Activations
 from pydeploy.prune.criteria.contract import Criterion
+from pydeploy.prune.criteria.learning import Learning
 from pydeploy.prune.criteria.members import Groups, members
 from pydeploy.prune.criteria.passes import Batch, Batches, GatedLosses, Gradients, Loss, NormAfter
 from pydeploy.prune.forward import evaluating
@@ -81,8 +82,9 @@ def _run(criterion: Criterion, settings: Mapping[str, Any], model: nn.Module, gr
             needs |= {
                 "gradients": Gradients(model, groups, batches, loss),
                 "gated_losses": GatedLosses(model, graph, batches, loss),
+                "learning": Learning(model, graph, batches, loss, seed),
             }
-    given = {name: needs[name] for name in criterion.needs if name != "group"}
+    given = {name: needs.get(name) for name in criterion.needs if name != "group"}
     try:
         if "group" in criterion.needs:
             found: Any = {name: criterion.function(**given, group=group, **settings) for name, group in groups.items()}
