@@ -19,6 +19,7 @@ from pydeploy.cli import (
     run_verbs,
     table_file_verbs,
     tensorrt_verbs,
+    weight_verbs,
 )
 
 app = typer.Typer(
@@ -73,6 +74,7 @@ for _verb in (
 ):
     app.command(_verb.__name__)(_verb)
 app.command("trtexec-command")(tensorrt_verbs.trtexec_command)
+app.command("export-weights")(weight_verbs.export_weights)
 app.command("choose-precision")(precision_verbs.choose_precision)
 app.command("gpu-check")(tensorrt_verbs.gpu_check)
 app.add_typer(profile_verbs.app, name="profile")

@@ -81,6 +81,7 @@ VALID: Mapping[str, Mapping[str, Any]] = {
     "export": {"model": NET, "input": INPUT, "option": OPTION, "out": "@net.onnx"},
     "calibrate": {"model": "dense.onnx", "data": "set.yaml", "threads": 1, "out": "@ranges.json"},
     "quantize": {"model": "dense.onnx", "ranges": "ranges.json", "out": "@int8.onnx"},
+    "export-weights": {"model": "int8.onnx", "out": "@weights"},
     "half": {"model": "dense.onnx", "out": "@half.onnx"},
     "lint": {"model": "int8.onnx"},
     "build": {"model": "dense.onnx", "target": "onnxruntime:fp32", "threads": 1, "out": "@net.engine"},
