@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from pydeploy.backends.base import Engine
-from pydeploy.errors import Infeasible
+from pydeploy.errors import ConfigError, Infeasible
 from pydeploy.files import write_json
 from pydeploy.graph import Graph
 from pydeploy.latency.probes.cut_onnx import resize
@@ -144,17 +144,33 @@ def _cut_engine(job: Job, graph: Graph, plan: Plan, source: onnx.ModelProto, her
 
 
 def torch_pruning_l1(model: nn.Module, example: tuple[Any, ...], ratio: float) -> nn.Module:
-    """`model` cut by Torch-Pruning's global L1 criterion at `ratio`, widths rounded to 16: the classical way."""
+    """`model` cut by Torch-Pruning's global L1 criterion at `ratio`, widths rounded to 16: the classical way.
+
+    The layers that make the outputs are left whole. Raises `ConfigError` where it cannot cut this network.
+    """
     import copy
 
     import torch_pruning
-    from torch import nn
 
     small = copy.deepcopy(model).eval()
-    keep = [module for module in small.modules() if isinstance(module, nn.Linear)][-1:]
     pruner = torch_pruning.pruner.BasePruner(
         small, example, importance=torch_pruning.importance.MagnitudeImportance(p=1), global_pruning=True,
-        pruning_ratio=ratio, round_to=16, ignored_layers=keep,
+        pruning_ratio=ratio, round_to=16, ignored_layers=_last_layers(small, example),
     )  # fmt: skip
-    pruner.step()
+    try:
+        pruner.step()
+        small(*example)
+    except Exception as error:  # whatever another tool raises
+        raise ConfigError(
+            f"Torch-Pruning cannot cut this network ({type(error).__name__}: {error}); remove it from compare.torch_pruning"
+        ) from None
     return small
+
+
+def _last_layers(model: nn.Module, example: tuple[Any, ...]) -> list[nn.Module]:
+    """The modules whose outputs are the network's."""
+    from pydeploy.prune.structure.trace import trace
+
+    frozen = [group for group in trace(model, example).groups if group.frozen == "model output"]
+    names = {piece.param.rpartition(".")[0] for group in frozen for piece in group.slices if piece.dim == 0}
+    return [model.get_submodule(name) for name in sorted(names)]
