@@ -24,7 +24,7 @@ from pydeploy.tasks.mask_augment import Joint, MaskAugment
 from pydeploy.tasks.metric import Metric, MetricTable
 from pydeploy.tasks.picture_task import PictureTask, Sample
 
-MIOU = Metric("mIoU")
+MIOU = Metric("mIoU", counted=False)
 BALANCED = "balanced"
 
 
