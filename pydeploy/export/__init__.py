@@ -31,12 +31,14 @@ from pydeploy.prune.surgery.masks import unmasked
 
 def export(model: nn.Module, example: Any, path: Path | str, *, example_kwargs: Mapping[str, Any] | None = None,
            batch: int = 1, input_names: Sequence[str] | None = None, output_names: Sequence[str] | None = None,
-           tolerance: float = 1e-3, say: Callable[[str], None] | None = None) -> Path:  # fmt: skip
+           deployed: Callable[[Any], Any] | None = None, tolerance: float = 1e-3,
+           say: Callable[[str], None] | None = None) -> Path:  # fmt: skip
     """Write `model` as ONNX at `path`.
 
     `example` holds the forward's arguments at batch 1: a tensor, or a tuple of tensors, None, numbers, and lists, dicts,
     tuples of these; `example_kwargs` (or a dict in place of `example`) are arguments by keyword. Tensors become inputs, the
     rest is built in.
+    `deployed` picks from the forward's result what the file gives, all of it by default.
     Outputs that are no tensors are left out; `say` is told of them (else the log).
     Raises `DataError` when weights hold NaN, `TraceError` when the model fails or cannot be exported, `Mismatch` when ONNX
     Runtime's outputs differ from PyTorch's by more than `tolerance` of the largest value.
@@ -51,7 +53,7 @@ def export(model: nn.Module, example: Any, path: Path | str, *, example_kwargs: 
         )
     given = arguments(model.forward, example, example_kwargs)
     given = given.with_tensors([_input(t, batch) for t in given.tensors])
-    call = _Call(unmasked(model).eval().to("cpu", torch.float32), given)
+    call = _Call(unmasked(model).eval().to("cpu", torch.float32), given, deployed or (lambda found: found))
     found = call.outputs(given.tensors, say or logging.getLogger(__name__).warning)
     own = set(model.state_dict())
     ins = _chosen("input", input_names, given.names(model.forward), own)
@@ -71,21 +73,22 @@ def export(model: nn.Module, example: Any, path: Path | str, *, example_kwargs: 
 class _Call(nn.Module):
     """A model called with some arguments, as a function of their tensors that gives the result's tensors."""
 
-    def __init__(self, net: nn.Module, given: Arguments) -> None:
+    def __init__(self, net: nn.Module, given: Arguments, deployed: Callable[[Any], Any]) -> None:
         super().__init__()
+        self.deployed = deployed
         self.net = net
         self.given = given
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         given = self.given.with_tensors(tensors)
-        return tuple(outputs(self.net(*given.args, **given.kwargs))[0].values())
+        return tuple(outputs(self.deployed(self.net(*given.args, **given.kwargs)))[0].values())
 
     def outputs(self, tensors: Sequence[Tensor], say: Callable[[str], None]) -> list[str]:
         """Names of the tensors that the model returns. Raises `TraceError` when it fails or returns none."""
         given = self.given.with_tensors([t.clone() for t in tensors])
         try:
             with torch.no_grad():
-                made, rest = outputs(self.net(*given.args, **given.kwargs))
+                made, rest = outputs(self.deployed(self.net(*given.args, **given.kwargs)))
         except Exception as error:
             shapes = [list(t.shape) for t in tensors]
             raise TraceError(f"the model fails on inputs of shape {shapes}: {reason(error)}") from error

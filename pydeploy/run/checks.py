@@ -27,12 +27,12 @@ def check_structure(job: Job) -> None:
     """Raise `ConfigError` for settings that no network of this structure can follow, or weights that do not fit it."""
     from pydeploy.prune.sparsity.penalties import Sparsity
     from pydeploy.prune.structure.trace import trace
-    from pydeploy.tasks.evaluate import example
+    from pydeploy.tasks.evaluate import deployed, example
 
     config, weights = job.config, job.config.train.weights
     model = model_of(job, weights) if weights else start_model(job)
     check_batch(job, model)
-    graph = trace(model, example(job.task))
+    graph = trace(model, example(job.task), deployed=deployed(job.task))
     if config.trains and config.train.sparsity is not None and weights is None:
         Sparsity(model, graph, config.train.sparsity)
     widths = grid(graph, 2, config.table.align or job.backend.align, config.prune.min_width)
@@ -86,11 +86,11 @@ def told(what: str) -> Iterator[None]:
 
 def _check_excluded(job: Job, exclude: list[str]) -> None:
     from pydeploy.export import export
-    from pydeploy.tasks.evaluate import example
+    from pydeploy.tasks.evaluate import deployed, example
 
     with TemporaryDirectory(prefix="pydeploy-") as folder:
         onnx = export(fresh_model(job), example(job.task), Files(Path(folder)).onnx, batch=job.backend.batch,
-                      input_names=job.task.input_names, output_names=job.task.output_names)  # fmt: skip
+                      input_names=job.task.input_names, output_names=job.task.output_names, deployed=deployed(job.task))  # fmt: skip
         layers = prepare(read_float_model(onnx))
     style = style_on(job.backend.int8_style, job.backend.target())
     known = excludable(layers, style)

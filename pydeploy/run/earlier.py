@@ -43,7 +43,9 @@ CONTENTS = ("train.weights", "quantize.calibration", "quantize.table")
 """Files, whose contents are looked at."""
 
 
-LATER = ("model.strict", "model.weights", "prune.options", "train.sparsity")
+FIT_LATER = ("milestones", "gamma", "accumulate", "ema", "keep", "patience")
+LATER = ("model.strict", "model.weights", "prune.options", "train.sparsity",
+         *(f"{section}.{key}" for section in ("train", "finetune") for key in FIT_LATER))  # fmt: skip
 """Settings that those versions did not have: they did what is the default now."""
 
 

@@ -118,9 +118,10 @@ def duration(seconds: float) -> str:
 def estimates(job: Job, costs: Costs, stages: Sequence[str]) -> dict[str, float]:
     """About how many seconds each of the `stages` takes on a machine that does nothing else."""
     from pydeploy.prune.structure.trace import trace
-    from pydeploy.tasks.evaluate import example
+    from pydeploy.tasks.evaluate import deployed, example
 
-    graph, config, size = trace(fresh_model(job), example(job.task)), job.config, job.task.size("train")
+    graph = trace(fresh_model(job), example(job.task), deployed=deployed(job.task))
+    config, size = job.config, job.task.epoch_size()
     evaluated = costs.build_s + costs.run_s * (job.task.size("test") / job.backend.batch + ROUNDS * RUNS)
     widths = grid(graph, config.table.points, config.table.align or job.backend.align, config.prune.min_width)
     probe = costs.build_s + 2 * config.table.rounds * config.table.runs * costs.run_s

@@ -67,6 +67,10 @@ class Task(ABC):
     """Name of the data set."""
     metric: Metric
     """What networks are judged by: a number that `metrics` returns under its name."""
+    validation_split: str = "test"
+    """Samples by which epochs are compared (`train.keep`, `train.patience`): a split that `size` and `samples` know. A task without
+    held-out data leaves ``test``; the report then says that the test set chose the epoch.
+    """
     input_names: tuple[str, ...] = ("input",)
     """Names of the forward's arguments, in order, in exported files."""
     output_names: tuple[str, ...] = ("output",)

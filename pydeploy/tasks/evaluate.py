@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import reduce
 from operator import add
 from typing import Any
@@ -63,6 +63,16 @@ def _by_name(outputs: Any) -> dict[str, Any]:
     return {f"output_{index}": value for index, value in enumerate(outputs)}
 
 
+def deployed(task: Task) -> Callable[[Any], Tensors]:
+    """Of a network's result what its engines give: the task's outputs by name. For `trace` and `export`."""
+
+    def given(outputs: Any) -> Tensors:
+        found = named(task, outputs, training=True)
+        return {name: found[name] for name in task.output_names}
+
+    return given
+
+
 def loss_parts(task: Task, outputs: Tensors, batch: Batch) -> dict[str, Tensor]:
     """The parts of the task's loss by name, ``task`` where it is one tensor. Their sum is the loss."""
     found = task.loss(outputs, batch)
@@ -74,21 +84,23 @@ def total_loss(task: Task, outputs: Tensors, batch: Batch) -> Tensor:
     return reduce(add, loss_parts(task, outputs, batch).values())
 
 
-def evaluate(task: Task, predict: Predict, *, batch_size: int, limit: int | None = None) -> dict[str, float]:
-    """The task's metrics over the test set (its first `limit` samples), from what `predict` returns.
+def evaluate(
+    task: Task, predict: Predict, *, batch_size: int, limit: int | None = None, split: str = "test"
+) -> dict[str, float]:
+    """The task's metrics over the test set, or another split (its first `limit` samples), from what `predict` returns.
 
     `predict` always gets exactly `batch_size` samples: the last batch is padded, and the padding is ignored. Numbers beside the
     task's metric that are undefined here (NaN) are left out. Raises `DataError` where an output is missing, has another shape than
     the task expects or holds NaN.
     """
-    return judged(task, predict, batch_size=batch_size, limit=limit)[0]
+    return judged(task, predict, batch_size=batch_size, limit=limit, split=split)[0]
 
 
 def judged(
-    task: Task, predict: Predict, *, batch_size: int, limit: int | None = None
+    task: Task, predict: Predict, *, batch_size: int, limit: int | None = None, split: str = "test"
 ) -> tuple[dict[str, float], dict[str, MetricTable]]:
     """`evaluate`, and the tables beside its numbers."""
-    given = task.metrics(results(task, predict, batch_size, limit))
+    given = task.metrics(results(task, predict, batch_size, limit, split))
     tables = {name: value for name, value in given.items() if isinstance(value, MetricTable)}
     found = {name: float(value) for name, value in given.items() if not isinstance(value, MetricTable)}
     value = found.get(task.metric.name)
@@ -102,9 +114,11 @@ def judged(
     return {name: number for name, number in found.items() if np.isfinite(number)}, tables
 
 
-def results(task: Task, predict: Predict, batch_size: int, limit: int | None) -> Iterator[tuple[Arrays, Batch]]:
-    """Outputs of `predict` for batches of the test set, checked, without the padding."""
-    for batch in batches(task, "test", batch_size, limit=limit):
+def results(
+    task: Task, predict: Predict, batch_size: int, limit: int | None, split: str = "test"
+) -> Iterator[tuple[Arrays, Batch]]:
+    """Outputs of `predict` for batches of a split, checked, without the padding."""
+    for batch in batches(task, split, batch_size, limit=limit):
         arrays = (padded(tensor.numpy(), batch_size) for tensor in batch.inputs)
         outputs = predict(dict(zip(task.input_names, arrays, strict=True)))
         shapes = {name: value.shape for name, value in outputs.items()}

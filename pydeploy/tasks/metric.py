@@ -87,6 +87,8 @@ class MetricTable:
     A value is None where it is undefined, such as the IoU of a class that is nowhere; NaN and infinity count as undefined.
     """
 
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # reports are read strictly
+
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     values: tuple[tuple[float | None, ...], ...]

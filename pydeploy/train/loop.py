@@ -9,9 +9,9 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from itertools import islice
 from operator import add
@@ -23,30 +23,31 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, convert_to_fp32
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from pydeploy.errors import ConfigError, DataError
-from pydeploy.graph import Graph
 from pydeploy.plan import Scores
-from pydeploy.prune.forward import run_evaluating
-from pydeploy.prune.sparsity.channel_costs import Timings
 from pydeploy.prune.sparsity.penalties import Sparsity, rescale
 from pydeploy.prune.sparsity.settings import SparsitySettings
-from pydeploy.prune.structure.trace import trace
 from pydeploy.tasks.contract import Batch, Task, Tensors
-from pydeploy.tasks.evaluate import example, loss_parts, named
-from pydeploy.train import checkpoint
+from pydeploy.tasks.evaluate import loss_parts, named
+from pydeploy.train import checkpoint, selection
+from pydeploy.train.averaging import WeightAverage
 from pydeploy.train.distill.logits import LOSSES, Teacher
 from pydeploy.train.distill.settings import DistillSettings
 from pydeploy.train.memory import keep_freed_memory
+from pydeploy.train.optimizer import optimizer_of
 from pydeploy.train.precision import bf16_wanted
 from pydeploy.train.settings import FitSettings, lr_at
 from pydeploy.train.slimmable import Slimmable
+from pydeploy.train.terms import Table, Term, term_of
+from pydeploy.train.tracking import Tracking, track_named
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 """Called after every step with (steps done, steps in all, what is told of the step by name: loss, its parts, lr)."""
-Table = Callable[[Graph], Timings]
-"""What a latency table predicts for a graph, such as ``Table.open(path).predictions``."""
+
+
+LATER = ("milestones", "gamma", "accumulate", "ema", "keep", "patience")
+"""Settings of a training that earlier versions' checkpoints do not name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,8 @@ class EpochRecord:
     """Means of the loss's parts, where it has several."""
     expected_cost: float | None = None
     """With dmcp: expected multiply-accumulates or latency, as a share of dense."""
+    metric: float | None = None
+    """Of the network after this epoch on the validation split, where epochs are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,49 +100,71 @@ def fit(
     table: Table | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    track: str | None = None,
 ) -> FitResult:
     """A trained copy of `model`; `model` itself is left alone.
 
     Stochastic gradient descent with Nesterov momentum. After every epoch the state goes to
     ``out/checkpoint.safetensors``; with `resume` training continues from there and ends with the same weights as an
     undisturbed run. With `distill` the student also learns from `teacher`; with `sparsity` channels become small, or widths are
-    learned; `table` says what these cost where that is latency. Everything random follows from `seed`.
+    learned; `table` says what these cost where that is latency. Everything random follows from `seed`. Where epochs are compared,
+    the best one's weights lie in ``out/best.safetensors``. `track` names what accelerate writes curves with (``tensorboard``).
 
     Raises `DataError` for NaN in weights, batches or loss (naming epoch and step), `ConfigError` for settings that do
     not fit the task, `Mismatch` when the checkpoint is from another run.
     """
     keep_freed_memory()
     # Without an accelerator device it must be told so, or it ignores torchrun and trains every process alone.
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), log_with=track_named(track), project_dir=out)
     _require_finite(model, "before training")
     if (distill is None) != (teacher is None):
         raise ConfigError("distillation needs both a teacher and 'distill' settings; only one of them was given")
-    student = copy.deepcopy(model)
-    if sparsity is not None and sparsity.kind == "dmcp":
-        term: _Term = _slimmable(student, task, sparsity, table)
-    else:
-        term = _sparsity(student, task, sparsity, table)
+    term = term_of(student := copy.deepcopy(model), task, sparsity, table)
     run = _Run(accelerator, task, settings, seed, teacher, distill, student, term)
-    path = Path(out) / "checkpoint.safetensors"
-    numbers = {**settings.model_dump(include=set(FitSettings.model_fields)), "seed": seed,
-               "distill": distill.model_dump() if distill else None}  # fmt: skip
-    identity = {"task": type(task).__name__.lower(), "settings": numbers, "start": checkpoint.weights_digest(model),
-                "teacher": checkpoint.weights_digest(teacher.model) if teacher else "", "bf16": run.bf16,
-                "processes": accelerator.num_processes,
-                **({"sparsity": sparsity.model_dump(mode="json")} if sparsity else {})}  # fmt: skip
+    path, best = Path(out) / "checkpoint.safetensors", Path(out) / selection.BEST
+    identity = _identity(run, model, distill, sparsity)
     history: list[EpochRecord] = []
     if resume and path.exists():
         history = [EpochRecord(**row) for row in checkpoint.restore(path, run.learned, run.optimizer, identity)]
     resumed = len(history)
-    for epoch in range(resumed, settings.epochs):
-        with _repeatable():
-            history.append(run.epoch(epoch, progress))
-        _require_finite(run.student, f"after epoch {epoch}")
-        if accelerator.is_main_process:
-            checkpoint.save(path, run.learned, run.optimizer, identity, [asdict(record) for record in history])
-        accelerator.wait_for_everyone()
+    with Tracking(accelerator, track, Path(out), resumed * run.steps) as tracking:
+        for epoch in range(resumed, settings.epochs):
+            if selection.hopeless([record.metric for record in history], task.metric, settings.patience):
+                break
+            with _repeatable():
+                history.append(run.epoch(epoch, tracking.step(progress)))
+            _require_finite(run.student, f"after epoch {epoch}")
+            if settings.judges:
+                history[-1] = replace(history[-1], metric=run.judged())
+                if (
+                    accelerator.is_main_process
+                    and selection.best_epoch([r.metric for r in history], task.metric) == epoch
+                ):
+                    selection.save_best(best, run.given.state_dict())
+            if accelerator.is_main_process:
+                checkpoint.save(path, run.learned, run.optimizer, identity, [asdict(record) for record in history])
+            tracking.epoch(history[-1])
+            accelerator.wait_for_everyone()
     scores, widths = (run.slim.scores(), run.slim.chains.expected()) if run.slim is not None else (None, None)
-    return FitResult(run.finished(), tuple(history), resumed, run.bf16, scores, widths)
+    trained = run.finished(best if settings.keep == "best" else None)
+    return FitResult(trained, tuple(history), resumed, run.bf16, scores, widths)
+
+
+def _identity(
+    run: _Run, model: nn.Module, distill: DistillSettings | None, sparsity: SparsitySettings | None
+) -> dict[str, Any]:
+    """What tells one training from another. Settings that came later count where they are not as they were before."""
+    later = {
+        key
+        for key in LATER
+        if getattr(run.settings, key) == FitSettings.model_fields[key].get_default(call_default_factory=True)
+    }
+    numbers = {**run.settings.model_dump(include=set(FitSettings.model_fields) - later), "seed": run.seed,
+               "distill": distill.model_dump() if distill else None}  # fmt: skip
+    return {"task": type(run.task).__name__.lower(), "settings": numbers, "start": checkpoint.weights_digest(model),
+            "teacher": checkpoint.weights_digest(run.teacher.model) if run.teacher else "", "bf16": run.bf16,
+            "processes": run.accelerator.num_processes,
+            **({"sparsity": sparsity.model_dump(mode="json")} if sparsity else {})}  # fmt: skip
 
 
 @contextmanager
@@ -158,7 +183,7 @@ class _Run:
 
     def __init__(
         self, accelerator: Accelerator, task: Task, settings: FitSettings, seed: int, teacher: Teacher | None,
-        distill: DistillSettings | None, student: nn.Module, term: _Term,
+        distill: DistillSettings | None, student: nn.Module, term: Term,
     ) -> None:  # fmt: skip
         self.accelerator, self.task, self.settings, self.seed = accelerator, task, settings, seed
         self.teacher, self.distill = teacher, distill
@@ -176,14 +201,31 @@ class _Run:
         self.student = student.to(accelerator.device).to(memory_format=torch.channels_last).train()
         if teacher is not None:
             teacher.model.to(accelerator.device).to(memory_format=torch.channels_last)
-        self.optimizer = _optimizer(self.student, settings, self.sparsity.without_momentum if self.sparsity else [])
-        self.learned: nn.Module = self.student
-        """What a checkpoint holds."""
+        self.optimizer = optimizer_of(self.student, settings, self.sparsity.without_momentum if self.sparsity else [])
+        parts: dict[str, nn.Module] = {}
+        self.average = WeightAverage(self.student, settings.ema) if settings.ema else None
+        if self.average is not None:
+            parts["average"] = self.average
         if self.slim is not None:
-            alphas = self.slim.chains.to(accelerator.device)
-            self.learned = nn.ModuleDict({"network": self.student, "chains": alphas})
+            parts["chains"] = alphas = self.slim.chains.to(accelerator.device)
             self.optimizer.add_param_group({"params": [*alphas.parameters()], "weight_decay": 0.0, "alphas": True})
+        self.learned = nn.ModuleDict({"network": self.student, **parts}) if parts else self.student
+        """What a checkpoint holds."""
         self.network = accelerator.prepare_model(self.student)
+
+    @property
+    def given(self) -> nn.Module:
+        """The network that training returns, as it is now."""
+        return self.student if self.average is None else self.average.mean
+
+    def judged(self) -> float:
+        """The metric on the validation split; the same number in all processes."""
+        found = (
+            selection.judge(self.given, self.task, self.settings.batch_size)
+            if self.accelerator.is_main_process
+            else 0.0
+        )
+        return float(broadcast(torch.tensor([found], dtype=torch.float64, device=self.accelerator.device)))
 
     def epoch(self, epoch: int, progress: Progress | None) -> EpochRecord:
         """Train for one epoch. Everything random follows from (seed, epoch), so an epoch can be repeated exactly."""
@@ -207,17 +249,12 @@ class _Run:
             if not math.isfinite(value := told["loss"]):
                 raise DataError(f"the loss became {value} in epoch {epoch}, step {step} (lr {rate:.4g}); lower lr, "
                                 "raise warmup_epochs, or set clip_norm")  # fmt: skip
-            accelerator.backward(loss)
+            first = step - step % settings.accumulate
+            accelerator.backward(loss / min(settings.accumulate, self.steps - first))
             if self.slim is not None:
                 self.slimmed(self.slim, there, outputs, done, progressed)
-            if settings.clip_norm:
-                accelerator.clip_grad_norm_(self.student.parameters(), settings.clip_norm)
-            if self.sparsity is not None:
-                self.sparsity.after_backward(progressed)
-            self.optimizer.step()
-            if self.sparsity is not None:
-                self.sparsity.after_step(progressed, rate)
-            self.optimizer.zero_grad()
+            if step + 1 in (first + settings.accumulate, self.steps):
+                self.stepped(progressed, rate)
             totals = {name: totals.get(name, 0.0) + part for name, part in told.items()}
             if progress is not None:
                 progress(done + 1, settings.epochs * self.steps, {**told, "lr": rate})
@@ -228,6 +265,19 @@ class _Run:
         parts_of = {name: mean for name, mean in means.items() if name != "loss"} or None
         cost = float(self.slim.cost().detach()) if self.slim is not None else None
         return EpochRecord(epoch, means["loss"], rate, time.perf_counter() - began, small, parts_of, cost)
+
+    def stepped(self, progressed: float, rate: float) -> None:
+        """One step of the optimizer with the gradients that were gathered."""
+        if self.settings.clip_norm:
+            self.accelerator.clip_grad_norm_(self.student.parameters(), self.settings.clip_norm)
+        if self.sparsity is not None:
+            self.sparsity.after_backward(progressed)
+        self.optimizer.step()
+        if self.sparsity is not None:
+            self.sparsity.after_step(progressed, rate)
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(self.student)
 
     def slimmed(self, slim: Slimmable, batch: Batch, outputs: Tensors, done: int, progress: float) -> None:
         """Add what narrower networks learn on this batch and, in the second half, what the alphas do."""
@@ -260,69 +310,22 @@ class _Run:
         distill = self.distill
         if distill is None or self.teacher is None:
             return parts
-        guide = self.teacher(batch, self.forward)
+        guide = {
+            name: value for name, value in self.teacher(batch, self.forward).items() if name in self.task.output_names
+        }
         mixed = {name: (1 - distill.alpha) * part for name, part in parts.items()}
         exported = {name: outputs[name] for name in self.task.output_names}
         return {**mixed, "distill": distill.alpha * LOSSES[distill.loss](self.task, exported, guide, distill)}
 
-    def finished(self) -> nn.Module:
-        """The trained network as a plain module on the CPU."""
+    def finished(self, best: Path | None) -> nn.Module:
+        """The trained network as a plain module on the CPU; with `best`, of the best epoch."""
+        state = selection.load_best(best) if best is not None else self.given.state_dict()
+        if best is not None or self.average is not None:
+            self.student.load_state_dict(state)
         if self.sparsity is not None and self.sparsity.settings.rescale != 1:
             rescale(self.sparsity.groups, 1 / self.sparsity.settings.rescale)
         network: nn.Module = self.accelerator.unwrap_model(self.network, keep_fp32_wrapper=False)
         return network.to("cpu").to(memory_format=torch.contiguous_format).eval()
-
-
-_Term = Sparsity | Slimmable | None
-
-
-def _slimmable(student: nn.Module, task: Task, settings: SparsitySettings, table: Table | None) -> Slimmable:
-    graph = trace(student, example(task))
-    return Slimmable(student, graph, task, settings, table(graph) if table is not None else None)
-
-
-def _sparsity(
-    student: nn.Module, task: Task, settings: SparsitySettings | None, table: Table | None
-) -> Sparsity | None:
-    """The term on `student`, which is rescaled where the settings say so and what it computes stays the same."""
-    if settings is None:
-        return None
-    inputs = example(task)
-    graph = trace(student, inputs)
-    term = Sparsity(student, graph, settings, table(graph) if table is not None else None)
-    if settings.rescale != 1:
-        before = named(task, run_evaluating(student, inputs))
-        rescale(term.groups, settings.rescale)
-        after = named(task, run_evaluating(student, inputs))
-        if not all(torch.allclose(before[name], after[name], rtol=1e-3, atol=1e-4) for name in before):
-            raise ConfigError("sparsity.rescale changes what this network computes: that takes activations that follow a "
-                              "factor, as ReLU does, behind every batch norm; set it to 1")  # fmt: skip
-    return term
-
-
-def _optimizer(
-    model: nn.Module, settings: FitSettings, without_momentum: Sequence[nn.Parameter]
-) -> torch.optim.Optimizer:
-    """SGD whose weight decay leaves biases and normalization alone: shrinking those only costs accuracy."""
-    plain = {id(parameter) for parameter in without_momentum}
-    vectors = _vectors(model)
-    trained = [p for p in model.parameters() if p.requires_grad and id(p) not in plain]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if p not in vectors], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p in vectors], "weight_decay": 0.0},
-    ]
-    if without_momentum:
-        groups.append({"params": list(without_momentum), "weight_decay": 0.0, "momentum": 0.0, "nesterov": False})
-    # One kernel for all steps of the update: on a CPU the plain form costs as much as several layers.
-    return torch.optim.SGD(
-        groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=True
-    )
-
-
-def _vectors(model: nn.Module) -> set[nn.Parameter]:
-    """Biases, and scales and shifts of norms: one number a channel, perhaps with axes of length 1 around; no layer's weights."""
-    weights = {p for m in model.modules() if isinstance(m, nn.Linear | _ConvNd) for p in (m.weight,)}
-    return {p for p in model.parameters() if p.ndim <= 1 or (p not in weights and p.numel() == max(p.shape))}
 
 
 def _channels_last(value: Tensor) -> Tensor:

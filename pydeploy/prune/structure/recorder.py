@@ -74,8 +74,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         except BaseException:
             del self.tape.calls[begin:]
             raise
-        self.tape.runs.append(Run(example, begin, len(self.tape.calls), fresh, training))
+        # Before the run ends: what is read later counts as kept from one run to the next.
         self.tape.outputs += [self.value(leaf) for leaf in leaves(output)]
+        given = output if example.deployed is None else example.deployed(output)
+        self.tape.deployed |= {self.value(leaf) for leaf in leaves(given)}
+        self.tape.runs.append(Run(example, begin, len(self.tape.calls), fresh, training))
         return self.tape.runs[-1]
 
     def made(self, tensor: Tensor) -> bool:

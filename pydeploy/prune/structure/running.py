@@ -30,6 +30,8 @@ class Example:
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    deployed: Callable[[Any], Any] | None = None
+    """What engines give of the model's output; None: all of it."""
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -49,7 +51,7 @@ class Example:
         args, kwargs = tree_map(
             lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, (self.args, dict(self.kwargs))
         )
-        return Example(args, kwargs)
+        return Example(args, kwargs, self.deployed)
 
     def meta(self) -> Example:
         """Shapes without values."""

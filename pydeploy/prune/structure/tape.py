@@ -99,6 +99,8 @@ class Tape:
     calls: list[Call] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
+    deployed: set[Value] = field(default_factory=set)
+    """Those of `outputs` that engines give."""
     outside: list[tuple[Value, str]] = field(default_factory=list)
     """Values that stay outside of the model from one run to the next, and where."""
     real: bool = False

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,21 +40,23 @@ from pydeploy.prune.surgery.surroundings import Surroundings
 
 
 def trace(model: nn.Module, example: Any = (), *, example_kwargs: Mapping[str, Any] | None = None,
-          exclude: Sequence[str] = (), min_width: int = 1, align: int | Mapping[str, int] = 1) -> Graph:  # fmt: skip
+          exclude: Sequence[str] = (), min_width: int = 1, align: int | Mapping[str, int] = 1,
+          deployed: Callable[[Any], Any] | None = None) -> Graph:  # fmt: skip
     """Groups of channels that can be removed, and the layers that cost time, of `model` run on `example`.
 
     `example` is a tensor or a tuple of the forward's arguments, `example_kwargs` its keyword arguments; batch 1 is enough.
     `exclude` are name patterns of layers whose output channels stay; `min_width` and `align` (one number, or one by pattern
-    of group names) go into the groups for the solvers. Copies of the model run in eval mode without gradients, in training mode
-    too where the forward looks at it; the model and what its hooks and functions see are left as they were. What cannot be cut
-    is in ``graph.frozen``, with operator, location and reason.
+    of group names) go into the groups for the solvers. `deployed` picks from the forward's result what engines give: layers
+    of the rest, such as auxiliary heads, are cut along and take no time (``graph.idle``). Copies of the model run in eval mode
+    without gradients, in training mode too where the forward looks at it; the model and what its hooks and functions see are
+    left as they were. What cannot be cut is in ``graph.frozen``, with operator, location and reason.
 
     Raises `TraceError` when the forward fails, changes parameters or takes another path each time, when a copy of the model
     uses the model itself (through a global name), or when the model is scripted, wrapped for distributed training, or holds
     meta, sparse or quantized tensors.
     """
     rules = _checked(exclude, min_width, align)
-    run = _arguments(example, example_kwargs)
+    run = replace(_arguments(example, example_kwargs), deployed=deployed)
     with torch.inference_mode(mode=False), torch.no_grad():
         around = Surroundings(model)
         try:

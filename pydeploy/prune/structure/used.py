@@ -13,7 +13,7 @@ from pydeploy.prune.structure.tape import Tape, Value
 def used(tape: Tape) -> set[int]:
     """`id` of every call that is run: its result reaches an output, and comes from more than parameters and constants."""
     constant = _constant(tape)
-    live = {_memory(value) for value in (*tape.outputs, *(value for value, _ in tape.outside))}
+    live = {_memory(value) for value in (*tape.deployed, *(value for value, _ in tape.outside))}
     found: set[int] = set()
     for call in reversed(tape.calls):
         # A call without tensors gives a number, which may decide the path.

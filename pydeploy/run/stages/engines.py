@@ -44,11 +44,11 @@ def build_engine(job: Job, model: nn.Module, here: Path, *, accurate: bool = Fal
     their ranges come from random inputs: latency does not depend on them.
     """
     from pydeploy.export import export
-    from pydeploy.tasks.evaluate import example
+    from pydeploy.tasks.evaluate import deployed, example
 
     int8 = job.backend.precision == "int8"
     onnx = export(model, example(job.task), Files(here).float_onnx if int8 else Files(here).onnx, batch=job.backend.batch,
-                  input_names=job.task.input_names, output_names=job.task.output_names)  # fmt: skip
+                  input_names=job.task.input_names, output_names=job.task.output_names, deployed=deployed(job.task))  # fmt: skip
     return build_int8(job, onnx, here, accurate=accurate) if int8 else build(job, job.backend, onnx, Files(here).engine)
 
 
@@ -124,10 +124,10 @@ def insert_pairs(job: Job, onnx: Path, ranges: Ranges, here: Path, exclude: Sequ
 def finished_engine(job: Job, model: nn.Module, here: Path) -> None:
     """``model.onnx``, ``model.engine`` and ``facts.json``: latency, metrics of the engine, size of `model`."""
     from pydeploy.prune.structure.trace import trace
-    from pydeploy.tasks.evaluate import example
+    from pydeploy.tasks.evaluate import deployed, example
 
     engine = build_engine(job, model, here, accurate=True)
-    graph = trace(model, example(job.task))
+    graph = trace(model, example(job.task), deployed=deployed(job.task))
     write_facts(job, job.backend, engine, here, params=graph.learnable, macs=graph.macs())
 
 

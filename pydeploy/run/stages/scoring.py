@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 def trace(job: Job, at: Artefacts, here: Path) -> None:
     """``graph.json``: groups and layers of the dense model."""
     from pydeploy.prune.structure.trace import trace as find
-    from pydeploy.tasks.evaluate import example
+    from pydeploy.tasks.evaluate import deployed, example
 
-    find(model_of(job, at.dense_weights), example(job.task)).save(Files(here).graph)
+    find(model_of(job, at.dense_weights), example(job.task), deployed=deployed(job.task)).save(Files(here).graph)
 
 
 def score(job: Job, at: Artefacts, here: Path) -> None:
