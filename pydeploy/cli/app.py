@@ -11,12 +11,14 @@ from pydeploy.cli import (
     config_verbs,
     criteria_verbs,
     engine_verbs,
+    evaluate_verbs,
     model_verbs,
     precision_verbs,
     predict_verbs,
     profile_verbs,
     quant_verbs,
     run_verbs,
+    summary_verbs,
     table_file_verbs,
     tensorrt_verbs,
     weight_verbs,
@@ -61,6 +63,7 @@ for _verb in (
     run_verbs.finetune,
     run_verbs.recalibrate,
     model_verbs.export,
+    summary_verbs.summary,
     engine_verbs.calibrate,
     quant_verbs.quantize,
     quant_verbs.half,
@@ -73,6 +76,7 @@ for _verb in (
     config_verbs.configs,
 ):
     app.command(_verb.__name__)(_verb)
+app.command("eval")(evaluate_verbs.evaluate)
 app.command("trtexec-command")(tensorrt_verbs.trtexec_command)
 app.command("export-weights")(weight_verbs.export_weights)
 app.command("choose-precision")(precision_verbs.choose_precision)

@@ -57,22 +57,26 @@ def _rich_bar(title: str) -> Iterator[Tick]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[told]}"),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        task = progress.add_task(title, total=None, told="")
+        yield lambda done, total, told="": progress.update(task, completed=done, total=total, told=told)
 
 
 class _Lines:
     """Progress for logs: now and then a line, and none for what is quick."""
 
     def __init__(self, terminal: Terminal, title: str) -> None:
-        self.terminal, self.title, self.last = terminal, title, time.monotonic()
+        self.terminal, self.title, self.began = terminal, title, time.monotonic()
+        self.last = self.began
 
-    def __call__(self, done: int, total: int) -> None:
-        if time.monotonic() - self.last >= 30:
-            self.last = time.monotonic()
-            self.terminal.say(f"{self.title}: {done} of {total}")
+    def __call__(self, done: int, total: int, told: str = "") -> None:
+        now = time.monotonic()
+        if now - self.last >= 30:
+            self.last = now
+            left = f", {(now - self.began) / done * (total - done) / 60:.0f} min left" if done else ""
+            self.terminal.say(f"{self.title}: {done} of {total}{left}{', ' if told else ''}{told}")
 
 
 def show_json(data: Any) -> None:

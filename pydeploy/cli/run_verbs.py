@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pydeploy.run.pipeline import Stage
 
 from pydeploy.cli.arguments import Json
+from pydeploy.cli.evaluate_verbs import evaluate
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file, e.g. one under configs/.")]
 Override = Annotated[Optional[list[str]], typer.Option("--set", help="section.key=value; repeat for several.")]
@@ -163,9 +164,11 @@ def train(
     config: ConfigFile,
     out: Annotated[Path, typer.Option(help="Folder for model.safetensors and the checkpoint.")],
     set_: Override = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the last epoch of an interrupted training in --out.")] = True,
+    eval_only: Annotated[bool, typer.Option("--eval-only", help="Only judge the model that lies in --out.")] = False,
     json: Json = False,
 ) -> None:
-    """Train the dense model of a config; an interrupted training goes on from its last epoch.
+    """Train the dense model of a config; an interrupted training goes on from its last epoch. Several devices: torchrun -m pydeploy train.
 
     Example: pydeploy train configs/fashion_mnist_resnet20_cpu.yaml --out runs/dense
     """
@@ -175,9 +178,12 @@ def train(
     from pydeploy.run.job import open_job
     from pydeploy.run.stages.training import train as make
 
+    if eval_only:
+        evaluate(config, Files(out).weights, set_=set_, json=json)
+        return
     job = open_job(load(config, set_ or []), Terminal())
     out.mkdir(parents=True, exist_ok=True)
-    make(job, Artefacts(out), out)
+    make(job, Artefacts(out), out, resume=resume)
     tell(json, {"model": str(Files(out).weights)}, f"{Files(out).weights}\n")
 
 

@@ -212,6 +212,8 @@ class Config(Settings):
 
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0
     """Of everything that is drawn at random."""
+    track: str | None = None
+    """What accelerate writes curves of training with, such as `tensorboard`, into the training's folder. No result depends on it."""
     task: TaskSection = TaskSection()
     model: ModelSection
     train: TrainSettings = TrainSettings()

@@ -22,8 +22,12 @@ from pydeploy.errors import ConfigError, DataError
 from pydeploy.files import read_json, sha256, write_json
 from pydeploy.run.artefacts import Files, begun, finished
 
-Tick = Callable[[int, int], None]
-"""``tick(done, total)``: moves a progress bar."""
+
+class Tick(Protocol):
+    """Moves a progress bar."""
+
+    def __call__(self, done: int, total: int, told: str = "") -> None:
+        """`told` is what there is to say of the last step."""
 
 
 class Console(Protocol):

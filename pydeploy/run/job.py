@@ -98,6 +98,10 @@ def open_job(config: Config, console: Console) -> Job:
     """The task and the backend of `config`; whatever it names is looked up here, before any work starts."""
     from pydeploy.tasks.samples import samples_digest
 
+    if config.track is not None:
+        from pydeploy.train.tracking import track_named
+
+        track_named(config.track)
     target = config.target
     backend = open_backend(target.backend, precision=target.precision, batch=target.batch, threads=target.threads,
                            options=target.options)  # fmt: skip

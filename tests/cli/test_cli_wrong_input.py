@@ -72,6 +72,8 @@ CASES = [(verb, one) for verb, function in VERBS.items() for one in parameters(f
 VALID: Mapping[str, Mapping[str, Any]] = {
     "run": {"config": "config.yaml", "out": "@run"}, "check": {"config": "config.yaml"},
     "train": {"config": "config.yaml", "out": "@train"},
+    "eval": {"config": "config.yaml", "model": "small.safetensors", "limit": 4},
+    "summary": {"model": NET, "input": INPUT, "option": OPTION},
     "trace": {"model": NET, "input": INPUT, "option": OPTION, "out": "@graph.json"},
     "prune": {"model": NET, "input": INPUT, "option": OPTION, "ratio": 0.5, "out": "@small.safetensors"},
     "recalibrate": {"config": "config.yaml", "model": "small.safetensors", "out": "@recalibrated.safetensors"}, "criteria": {},
@@ -305,7 +307,7 @@ def complaint(done: Done) -> str:
     [
         verb
         for verb in VALID
-        if verb not in ("run", "gpu-check", "finetune", "oracle", "recalibrate", "train", "choose-precision")
+        if verb not in ("run", "gpu-check", "finetune", "oracle", "recalibrate", "train", "eval", "choose-precision")
     ],
 )
 def test_the_arguments_that_are_varied_are_right(verb: str, good: Path, tmp_path: Path) -> None:

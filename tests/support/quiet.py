@@ -14,4 +14,4 @@ class Quiet:
 
     @contextmanager
     def bar(self, title: str):
-        yield lambda done, total: None
+        yield lambda done, total, told="": None

@@ -207,6 +207,10 @@ def _warnings(job: Job, measured: bool) -> tuple[str, ...]:
     seeds = "how much another one changes was not measured"
     if metric.seed_spread is not None:
         seeds = f"another one changes about {metric.amount(metric.seed_spread)}"
+    sections = (("train", job.config.train), ("finetune", job.config.finetune))
+    if chose := [name for name, section in sections if section.judges and job.task.validation_split == "test"]:
+        found.append(f"the best epoch was chosen on the test set ({', '.join(chose)}), as the task has no validation split: values "
+                     "are a little too good")  # fmt: skip
     found.append(f"values of the {metric.name} rest on one training seed ({job.seed}); {seeds}")
     return tuple(found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from pydeploy.train.settings import FitSettings
 
 
-def train(job: Job, at: Artefacts, here: Path) -> None:  # noqa: ARG001  # one signature for all stages
+def train(job: Job, at: Artefacts, here: Path, *, resume: bool = True) -> None:  # noqa: ARG001  # one signature for all stages
     """``model.safetensors``: the dense model, trained, or as ``train.weights`` or ``model.weights`` have it."""
     from pydeploy.prune.surgery.save import save
 
@@ -37,7 +38,7 @@ def train(job: Job, at: Artefacts, here: Path) -> None:  # noqa: ARG001  # one s
     if not job.config.trains:
         save(Files(here).weights, start_model(job))
         return
-    fit(job, start_model(job), settings, here, sparsity=settings.sparsity, title="train the dense model")
+    fit(job, start_model(job), settings, here, sparsity=settings.sparsity, title="train the dense model", resume=resume)
 
 
 def finetune_plan(job: Job, at: Artefacts, here: Path) -> None:
@@ -47,9 +48,9 @@ def finetune_plan(job: Job, at: Artefacts, here: Path) -> None:
 
 def fit(
     job: Job, model: nn.Module, settings: FitSettings, here: Path, *, teacher: Teacher | None = None,
-    distill: DistillSettings | None = None, sparsity: SparsitySettings | None = None, title: str,
+    distill: DistillSettings | None = None, sparsity: SparsitySettings | None = None, title: str, resume: bool = True,
 ) -> None:  # fmt: skip
-    """Train `model`; resumes from `here` and leaves ``model.safetensors`` there."""
+    """Train `model`; resumes from `here` unless told otherwise, and leaves ``model.safetensors`` there."""
     from pydeploy.prune.surgery.masks import unmasked
     from pydeploy.prune.surgery.save import save
     from pydeploy.train.loop import fit as train
@@ -57,8 +58,10 @@ def fit(
     table = Table.open(sparsity.table).predictions if sparsity is not None and sparsity.table is not None else None
     with job.console.bar(title) as tick:
         result = train(model, job.task, settings, out=here, seed=job.seed, teacher=teacher if distill else None,
-                       distill=distill, sparsity=sparsity, table=table, resume=True,
-                       progress=lambda done, total, _told: tick(done, total))  # fmt: skip
+                       distill=distill, sparsity=sparsity, table=table, resume=resume, track=job.config.track,
+                       progress=lambda done, total, numbers: tick(done, total, _in_words(numbers)))  # fmt: skip
+    if not _first_process():
+        return
     save(Files(here).weights, unmasked(result.model))
     write_json(Files(here).history, [asdict(record) for record in result.history])
     if result.scores is not None:
@@ -66,6 +69,19 @@ def fit(
     if result.widths is not None:
         told = ", ".join(f"{name} {width}" for name, width in result.widths.items())
         job.console.say(f"expected widths: {told}")
+
+
+def _in_words(numbers: Mapping[str, float]) -> str:
+    """``loss 1.234 (classes 1.1, dice 0.134), lr 0.05``."""
+    parts = ", ".join(f"{name} {value:.3g}" for name, value in numbers.items() if name not in ("loss", "lr"))
+    return f"loss {numbers['loss']:.4g}{f' ({parts})' if parts else ''}, lr {numbers['lr']:.3g}"
+
+
+def _first_process() -> bool:
+    """Whether this process writes what a training under ``torchrun`` leaves."""
+    from accelerate import PartialState
+
+    return bool(PartialState().is_main_process)
 
 
 def finetune(job: Job, at: Artefacts, small: nn.Module, here: Path, *, title: str) -> None:
