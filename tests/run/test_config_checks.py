@@ -30,6 +30,7 @@ WHOLE: dict[str, Any] = {
     "model": {"name": "resnet8", "options": {"width": 8}},
     "train": {"epochs": 2, "batch_size": 32, "lr": 0.1, "momentum": 0.8, "weight_decay": 1e-4, "warmup_epochs": 0.5,
               "schedule": "cosine", "clip_norm": 1.0, "amp": "off",
+              "milestones": [0.5], "gamma": 0.2, "accumulate": 2, "ema": 0.5, "keep": "best", "patience": 3,
               "sparsity": {"kind": "slimming", "rate": 1e-3, "schedule": "linear", "layers": "normal", "cost": "memory", "rescale": 0.5,
                            "target": 0.4}},
     "target": {"backend": "null", "precision": "fp32", "batch": 1, "threads": 1},
@@ -38,6 +39,7 @@ WHOLE: dict[str, Any] = {
               "headroom": 0.02, "rounds": 2, "min_width": 2},
     "finetune": {"epochs": 1, "batch_size": 32, "lr": 0.05, "momentum": 0.8, "weight_decay": 1e-4, "warmup_epochs": 0.5,
                  "schedule": "cosine", "clip_norm": 1.0, "amp": "off",
+                 "milestones": [0.5], "gamma": 0.2, "accumulate": 2, "ema": 0.5, "keep": "best", "patience": 3,
                  "distill": {"loss": "logits", "alpha": 0.5, "temperature": 2.0}},
     "quantize": {"observer": "minmax", "calibration": str(ROOT / "calib" / "smoke.yaml"), "exclude": ["fc"]},
     "compare": {"budgets": [0.8], "uniform": [0.8], "global_threshold": [0.8], "halp": [0.8], "torch_pruning": [0.5],
@@ -71,7 +73,7 @@ def test_the_whole_config_names_every_key() -> None:
     """What the tests here walk is the schema; 'weights', 'table', 'options' and 'budget_us' are set where they are tested."""
     parse(WHOLE, "test")
     given = {key for key, _ in keys() if _at(WHOLE, key) is not None}
-    missing = {"model.weights", "model.strict", "train.weights", "train.sparsity.table", "quantize.table", "target.options",
+    missing = {"track", "model.weights", "model.strict", "train.weights", "train.sparsity.table", "quantize.table", "target.options",
                "prune.budget_us"}  # fmt: skip
     assert {key for key, _ in keys()} - given == missing
 
@@ -129,6 +131,9 @@ NAMES = {
     "model.options.widht": (8, "no setting 'widht' .did you mean 'width'"),
     "model.options.width": ("wide", "'width' of model 'resnet8' must be a positive integer, got 'wide'"),
     "train.schedule": ("cosin", "'train.schedule': unknown schedule 'cosin' .did you mean 'cosine'"),
+    "track": ("tensorbord", "unknown tracker 'tensorbord' .did you mean 'tensorboard'"),
+    "train.keep": ("bets", "'train.keep'.*'last' or 'best'.*did you mean 'best'"),
+    "finetune.keep": ("first", "'finetune.keep'.*'last' or 'best'"),
     "train.amp": ("bf61", "'train.amp'.*'auto', 'bf16' or 'off'"),
     "train.sparsity.kind": ("sliming", "'train.sparsity.kind'.*did you mean 'slimming'"),
     "train.sparsity.schedule": ("linea", "did you mean 'linear'"),

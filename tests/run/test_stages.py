@@ -83,7 +83,8 @@ def changed(data: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 
 FIT = {"epochs": 3, "batch_size": 16, "lr": 0.3, "momentum": 0.7, "weight_decay": 2e-4, "warmup_epochs": 0.25,
-       "schedule": "linear", "clip_norm": 2.0, "amp": "bf16"}  # fmt: skip
+       "schedule": "linear", "clip_norm": 2.0, "amp": "bf16",
+       "milestones": [0.4], "gamma": 0.3, "accumulate": 3, "ema": 0.6, "keep": "last", "patience": 4}  # fmt: skip
 OTHER: dict[str, Any] = {
     "seed": 2,
     "task.options": {**WHOLE["task"]["options"], "label_smoothing": 0.2},
@@ -125,7 +126,7 @@ OTHER: dict[str, Any] = {
     "compare.torch_pruning": [0.4],
 }
 """Another value for every setting that has one; the rest have a test of their own below."""
-ELSEWHERE = {"task.name", "task.data", "model.weights", "train.weights", "target.backend", "target.options", "prune.budget_us",
+ELSEWHERE = {"track", "task.name", "task.data", "model.weights", "train.weights", "target.backend", "target.options", "prune.budget_us",
              "finetune.distill.loss", "quantize.calibration", "quantize.table"}  # fmt: skip
 
 
