@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 OUT ?= runs
 SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.hpp)
 
-.PHONY: help setup docs demo demo-openvino data test lint types unit package floors sanitize sanitize-memory sanitize-threads trt-contract trt-files gpu-check gpu-check-rtx bench figures format clean
+.PHONY: help setup docs demo demo-openvino demo-segmentation data test lint types unit package floors sanitize sanitize-memory sanitize-threads trt-contract trt-files gpu-check gpu-check-rtx bench figures format clean
 
 help:
 	@echo "make setup          prepare $(VENV) with everything below (a few minutes, mostly PyTorch)"
 	@echo "make demo           train, prune to half the latency, fine-tune, quantize, report (15 to 28 minutes)"
 	@echo "make demo-openvino  the same for OpenVINO, with the dense model of 'make demo'"
+	@echo "make demo-segmentation  masks of garments on a drawn canvas (10 to 15 minutes)"
 	@echo "make test           lint, types, all tests, a wheel in a clean environment (10 to 20 minutes)"
 	@echo "make bench          benchmarks with their baselines (keep the machine quiet)"
 	@echo "make floors         the tests that need no PyTorch, with the lowest versions that pyproject.toml states (2 minutes)"
@@ -44,6 +45,10 @@ demo: setup data
 demo-openvino: setup data
 	@echo "demo-openvino: about 6 minutes after 'make demo' (about 15 without it)"
 	@$(BIN)/pydeploy run configs/fashion_mnist_resnet20_openvino.yaml --out $(OUT)/openvino --resume $(if $(wildcard $(OUT)/demo),--reuse $(OUT)/demo)
+
+demo-segmentation: setup data
+	@echo "demo-segmentation: 10 to 15 minutes on two cores"
+	@$(BIN)/pydeploy run configs/segmentation_canvas.yaml --out $(OUT)/segmentation --resume
 
 test: setup
 	@date +%s > $(VENV)/.started
