@@ -75,10 +75,16 @@ class ModelSection(Settings):
     strict: bool = True
     """Whether every tensor must be in the file and fit; if not, what fits is taken."""
 
+    @property
+    def cfg(self) -> Path | None:
+        """The file that `ssd_cfg` reads; None for other models."""
+        found = self.options.get("cfg") if self.name.removeprefix("pydeploy:") == "ssd_cfg" else None
+        return Path(found) if isinstance(found, str) else None
+
     @model_validator(mode="after")
     def _placed(self, info: ValidationInfo) -> ModelSection:
-        if self.name.removeprefix("pydeploy:") == "ssd_cfg" and "cfg" in self.options:
-            self.options["cfg"] = _beside(self.options["cfg"], folder_of(info))
+        if self.cfg is not None:
+            self.options["cfg"] = _beside(str(self.cfg), folder_of(info))
         return self
 
 
@@ -240,6 +246,19 @@ class Config(Settings):
     def _int8_needs_samples(self) -> Config:
         if self.target.precision == "int8" and self.quantize is None:
             raise ValueError("target.precision is int8, which needs a section 'quantize' with calibration samples")
+        return self
+
+    @model_validator(mode="after")
+    def _cfg_says_what_is_quantized(self) -> Config:
+        """Layers that the cfg of a detector keeps out of INT8 are excluded by name, like those of the config."""
+        if self.quantize is not None and self.model.cfg is not None:
+            from pydeploy.models.detection.cfg import read
+
+            try:
+                own = read(self.model.cfg).float_layers
+            except DeployError as error:
+                raise ValueError(str(error)) from None
+            self.quantize.exclude[:] = dict.fromkeys([*self.quantize.exclude, *own])
         return self
 
 

@@ -76,9 +76,8 @@ class Job:
             stamp = open_names(config)["prune.criterion"].stamp(fallback)
             values["prune.options"] = {**config.prune.options, "fallback": stamp}
         values["model.trained"] = not config.trains
-        own = config.model.name.removeprefix("pydeploy:")
-        if own == "ssd_cfg" and isinstance(cfg := config.model.options.get("cfg"), str):
-            values["model.options"] = {**config.model.options, "cfg": {"sha256": sha256(Path(cfg))}}
+        if config.model.cfg is not None:
+            values["model.options"] = {**config.model.options, "cfg": {"sha256": sha256(config.model.cfg)}}
         values["task.data"] = {"name": self.task.data, "sha256": self.task.digest()}
         sparsity = config.train.sparsity
         for key, path in {"train.weights": config.train.weights, "model.weights": config.model.weights,

@@ -150,10 +150,10 @@ def test_mobilenetv2_is_torchvisions() -> None:
 @pytest.mark.parametrize("name", FILES, ids=lambda path: path.stem)
 def test_quantization_names_the_layers_that_stay_in_float(name: Path) -> None:
     cfg = cfgs.read(name)
-    assert cfg.in_float == ()
+    assert cfg.float_layers == ()
     text = cfg.text().replace("[convolutional]", "[convolutional]\nquantization=1", 1)
     layers = [n for n, block in enumerate(cfg.blocks) if block.kind in ("convolutional", "depthwise")]
-    assert cfgs.parse(text, "x").in_float == tuple(layers[1:])
+    assert cfgs.parse(text, "x").float_layers == tuple(f"backbone.layers.{n}.0" for n in layers[1:])
 
 
 GOOD = "[convolutional]\nfilters=4\nsize=3\npad=1\n[convolutional]\nfilters=4\nfeature=linear\n"

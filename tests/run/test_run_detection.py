@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from typer.testing import CliRunner
@@ -16,6 +18,11 @@ from pydeploy.backends.base import BACKENDS
 from pydeploy.cli.app import app
 from pydeploy.data.canvas import Canvas
 from pydeploy.data.deployment import FILE, Deployment
+from pydeploy.errors import ConfigError
+from pydeploy.export import export
+from pydeploy.models import build
+from pydeploy.quant.calibrate import calibrate
+from pydeploy.quant.qdq import quantize
 from pydeploy.report import Report
 from pydeploy.run.config import load, parse
 from pydeploy.run.job import open_job, open_task
@@ -65,6 +72,29 @@ def test_scenes_become_an_int8_engine_that_draws_boxes(tmp_path: Path, monkeypat
     drawn = np.asarray(Image.open(tmp_path / "seen" / "0_photo.png"))
     assert drawn.shape == (48, 64, 3)
     assert (drawn != np.asarray(Image.open(photo))).any()
+
+
+def test_a_cfg_says_which_layers_int8_leaves_alone(tmp_path: Path) -> None:
+    layers = ["quantization=0", "quantization=1", "quantization=1\nfeature=linear"]
+    (tmp_path / "net.cfg").write_text(
+        "".join(f"[convolutional]\nfilters=16\nsize=3\nstride=2\npad=1\n{one}\n" for one in layers)
+    )
+    data = {**copy.deepcopy(CONFIG), "model": {"name": "ssd_cfg", "options": {"cfg": "net.cfg", "boxes": [2]}}}
+    data["quantize"]["exclude"] = ["boxes.0"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(data))
+    config = load(tmp_path / "config.yaml")
+    assert config.quantize is not None
+    assert config.quantize.exclude == ["boxes.0", "backbone.layers.0.0"]
+    assert parse(config.to_json(), "again").quantize == config.quantize
+    model = build("ssd_cfg", **config.model.options).eval()
+    path = export(model, torch.zeros(1, 3, 32, 32), tmp_path / "net.onnx")
+    feeds = [{"input": np.random.default_rng(0).normal(size=(1, 3, 32, 32)).astype(np.float32)}]
+    ranges = calibrate(path, feeds, observer="minmax", style="onnxruntime", threads=1, few=0)
+    done = quantize(path, ranges, tmp_path / "int8.onnx", style="onnxruntime", exclude=config.quantize.exclude)
+    assert {name for name, why in done.skipped.items() if why == "excluded by name"} == set(config.quantize.exclude)
+    (tmp_path / "net.cfg").write_text("[route]")
+    with pytest.raises(ConfigError, match="line 1: unknown section"):
+        load(tmp_path / "config.yaml")
 
 
 SHIPPED = {

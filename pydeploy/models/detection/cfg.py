@@ -87,11 +87,11 @@ class Cfg:
         return next((n + 1 for n, block in enumerate(self.blocks) if block.number("backbone")), 0)
 
     @property
-    def in_float(self) -> tuple[int, ...]:
-        """Numbers of the layers with weights that INT8 leaves alone: none where no block asks for ``quantization``."""
+    def float_layers(self) -> tuple[str, ...]:
+        """Layers with weights, as an `SSD` names them, that INT8 leaves alone: none where no block asks for ``quantization``."""
         wanted = {n for n, block in enumerate(self.blocks) if block.number("quantization")}
         layers = [n for n, block in enumerate(self.blocks) if block.kind in ("convolutional", "depthwise")]
-        return tuple(n for n in layers if wanted and n not in wanted)
+        return tuple(f"backbone.layers.{n}.0" for n in layers if wanted and n not in wanted)
 
     def widened(self, filters: Mapping[int, int]) -> Cfg:
         """With other numbers of filters, by the number of the block."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,12 @@ class SSD(nn.Module):
                  if isinstance(layer, nn.Sequential) and isinstance(layer[0], nn.Conv2d)}  # fmt: skip
         blocks = self.backbone.cfg.blocks
         return self.backbone.cfg.widened({n: width for n, width in found.items() if "filters" in blocks[n].given})
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `ssd_cfg` builds this network with, beside its cfg."""
+        boxes = [_last(head).out_channels // 4 for head in self.boxes]
+        return {"boxes": boxes, "head": "lite" if isinstance(self.boxes[0], nn.Sequential) else "full"}
 
     def save_cfg(self, path: Path) -> None:
         """Write `cfg` as a file."""
