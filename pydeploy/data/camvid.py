@@ -43,7 +43,7 @@ def camvid(
     """CamVid in the folder `root`, in samples of `size` (height and width).
 
     With 11 `classes` unlabelled pixels are ignored; with 12 they are a class of their own. `training` is ``train`` or
-    ``trainval``; evaluation is on ``test``.
+    ``trainval``; evaluation is on ``test``. ``val``, where it is there and not trained on, compares epochs.
     """
     if classes not in (11, 12):
         raise ConfigError(f"CamVid has 11 classes, or 12 with 'void'; got {classes}")
@@ -59,5 +59,13 @@ def camvid(
         pairs = [pair for part in parts for pair in paired(top / part, top / f"{part}annot")]
         return masked_files(pairs, values, 3, max_skipped, top / parts[0])
 
-    way = sample(size)
-    return MaskedSet("camvid", CLASSES[:classes], split(*TRAINING[training]), split("test"), way, COLOURS[:classes])
+    held_out = split("val") if training == "train" and (top / "val").is_dir() else None
+    return MaskedSet(
+        "camvid",
+        CLASSES[:classes],
+        split(*TRAINING[training]),
+        split("test"),
+        sample(size),
+        COLOURS[:classes],
+        held_out,
+    )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pydeploy.data.canvas import Canvas
 from pydeploy.data.mask_files import UNKNOWN
-from pydeploy.data.picture_set import GREY_MEAN, GREY_STD, SPLITS
+from pydeploy.data.picture_set import GREY_MEAN, GREY_STD
 from pydeploy.data.preprocessing import IMAGENET, Preprocessing
 from pydeploy.errors import ConfigError, DataError, nearest
 
@@ -38,7 +38,7 @@ class Masked(Protocol):
 
 @dataclass(frozen=True)
 class MaskedSet:
-    """Two splits, names and colours of the classes, and what turns a picture into a sample."""
+    """Splits, names and colours of the classes, and what turns a picture into a sample."""
 
     name: str
     class_names: tuple[str, ...]
@@ -46,6 +46,8 @@ class MaskedSet:
     test: Masked
     preprocessing: Preprocessing
     colours: tuple[Colour, ...]
+    validation: Masked | None = None
+    """What epochs are compared by, where the layout has such a part and nothing else uses it."""
 
     def __post_init__(self) -> None:
         if not LEAST <= self.classes < MOST or len({*self.class_names}) != self.classes:
@@ -66,15 +68,16 @@ class MaskedSet:
         return len(self.preprocessing.mean)
 
     def split(self, name: str) -> Masked:
-        """``train`` or ``test``."""
-        if name not in SPLITS:
-            raise ConfigError(f"unknown split '{name}'{nearest(name, SPLITS)}")
-        return self.train if name == "train" else self.test
+        """``train``, ``test`` or, where there is one, ``validation``."""
+        known = {"train": self.train, "test": self.test, **({"validation": self.validation} if self.validation else {})}
+        if name not in known:
+            raise ConfigError(f"unknown split '{name}'{nearest(name, known)}")
+        return known[name]
 
     def digest(self) -> str:
         """SHA-256 of classes, preprocessing and every `fingerprint`."""
         found = hashlib.sha256(repr((self.class_names, self.preprocessing)).encode())
-        for split in (self.train, self.test):
+        for split in (self.train, self.test, *([self.validation] if self.validation else [])):
             for index in range(len(split)):
                 found.update(hashlib.sha256(split.fingerprint(index)).digest())
         return found.hexdigest()

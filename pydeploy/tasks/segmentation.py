@@ -66,6 +66,10 @@ class Segmentation(PictureTask):
     def preprocessing(self) -> Preprocessing:  # type: ignore[override]
         return self.images.preprocessing
 
+    @property
+    def validation_split(self) -> str:  # type: ignore[override]
+        return "test" if self.images.validation is None else "validation"
+
     def digest(self) -> str:
         return self.images.digest()
 

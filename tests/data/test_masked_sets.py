@@ -31,6 +31,9 @@ def test_camvid_has_eleven_classes_or_twelve(tmp_path: Path) -> None:
         6,
     )
     assert eleven.class_names == CLASSES[:11]
+    assert len(eleven.split("validation")) == 2
+    with pytest.raises(ConfigError, match="unknown split 'validation'"):
+        camvid(str(tmp_path), SIZE, training="trainval").split("validation")
     _, mask = pair(0, [0, 1, 3, 8, 11])
     assert np.array_equal(twelve.train.read(0)[1], mask)
     assert np.array_equal(eleven.train.read(0)[1], np.where(mask == 11, IGNORED, mask))
