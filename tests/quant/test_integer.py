@@ -22,6 +22,7 @@ from pydeploy.models import build
 from pydeploy.onnxfile.execute import as_written
 from pydeploy.onnxfile.load import read_model
 from pydeploy.quant.calibrate import calibrate
+from pydeploy.quant.half import to_half
 from pydeploy.quant.integer.fixed_point import factor, times
 from pydeploy.quant.integer.interpreter import Interpreter
 from pydeploy.quant.qdq import quantize
@@ -97,6 +98,12 @@ def test_networks_of_the_zoo(name: str, style: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = randomize(build(name, width=16).eval())
     judge(int8(export(model, torch.randn(1, 3, 16, 16), tmp_path / "net.onnx"), style), 1)
+
+
+def test_a_typed_file(tmp_path: Path) -> None:
+    """What is not int8 is float16 there, scales included: the integers between the pairs stay the same."""
+    to_half(int8(zoo.build(tmp_path / "net.onnx", "residual", "relu"), "tensorrt"), tmp_path / "typed.onnx")
+    judge(tmp_path / "typed.onnx")
 
 
 def test_what_has_no_integer_form_is_one_error(tmp_path: Path) -> None:

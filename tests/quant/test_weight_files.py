@@ -19,6 +19,7 @@ from onnx import numpy_helper
 import quant_nets as nets
 from onnx_nets import residual
 from pydeploy.errors import ConfigError, DataError
+from pydeploy.onnxfile.execute import as_written
 from pydeploy.quant.calibrate import calibrate
 from pydeploy.quant.integer.interpreter import Interpreter
 from pydeploy.quant.qdq import quantize
@@ -170,6 +171,83 @@ def test_wrong_input(tmp_path: Path) -> None:
             read(tmp_path / "b")
     with pytest.raises(DataError, match="does not exist"):
         read(tmp_path / "nowhere")
+
+
+LAYERS: dict[str, list[object]] = {
+    "grouped": [nets.conv("layer", "r", "b", 16, 16, groups=4, seed=1)],
+    "depthwise": [nets.conv("layer", "r", "b", 16, 16, groups=16, seed=1)],
+    "transposed": [(nets.NODE("ConvTranspose", ["r", "w", "c"], ["b"], name="layer", strides=[2, 2], group=2),
+                    {"w": np.random.default_rng(1).normal(size=(16, 4, 2, 2)).astype(np.float32),
+                     "c": np.linspace(-1, 1, 8, dtype=np.float32)})],
+    "clipped": [nets.conv("layer", "r", "o", 16, 8, seed=1), nets.NODE("Clip", ["o", "low", "high"], ["b"], name="clip")],
+    "gemm": [nets.NODE("Flatten", ["r"], ["f"], name="flat"), nets.gemm("layer", "f", "b", 16 * 25, 12)],
+}  # fmt: skip
+
+
+LAYERS["gemm, alpha"] = LAYERS["gemm"]
+KINDS = [
+    (kind, style)
+    for kind in LAYERS
+    for style in ("onnxruntime", "tensorrt")
+    if (kind, style) != ("transposed", "onnxruntime")
+]
+
+
+def run_onnx(op: str, arrays: dict[str, np.ndarray], attributes: dict[str, object]) -> np.ndarray:
+    """One operator on ONNX Runtime in float32, which is exact for sums of integers below 2**24."""
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node(op, [*arrays], ["y"], **attributes)],
+        "one",
+        [onnx.helper.make_tensor_value_info(key, onnx.TensorProto.FLOAT, value.shape) for key, value in arrays.items()],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    found: np.ndarray = as_written(model, 1).run(None, arrays)[0]
+    assert np.abs(found).max() < 2**24
+    return found
+
+
+@pytest.mark.parametrize(("kind", "style"), KINDS)
+def test_every_kind_of_layer(kind: str, style: str, tmp_path: Path) -> None:
+    """From the exported tensors alone, by ONNX Runtime: the levels that the file has there, to one step."""
+    ends = {"low": np.float32(-0.3), "high": np.float32(0.4)} if kind == "clipped" else {}
+    width = 16 if kind in ("grouped", "depthwise") else 8
+    end = nets.gemm("end", "d", "y", 12, 4) if "gemm" in kind else nets.conv("end", "d", "y", width, 8)
+    parts = [nets.conv("one", "x", "a", 3, 16), (nets.NODE("Relu", ["a"], ["r"], name="relu"), ends), *LAYERS[kind],
+             nets.NODE("Relu", ["b"], ["d"], name="last"), end]  # fmt: skip
+    path = int8_file(tmp_path, parts, style, (1, 3, 5, 5))
+    if kind == "gemm, alpha":  # as another program may write it
+        model = onnx.load(path)
+        node = next(node for node in model.graph.node if node.name == "layer")
+        node.attribute.extend([onnx.helper.make_attribute("alpha", 0.5), onnx.helper.make_attribute("beta", 2.0)])
+        onnx.save(model, path)
+    weights, (feed,) = of_onnx(path), nets.random_feeds(path, 1, seed=3)
+    layer = next(one for one in weights.layers if one.name == "layer")
+    tensors = {
+        part: next(one.values for one in weights.tensors if one.name == name) for part, name in layer.tensors.items()
+    }
+    assert layer.input is not None
+    assert layer.output is not None
+    levels, nodes = Interpreter(path).levels(feed), list(onnx.load(path).graph.node)
+    makers = {name: node for node in nodes for name in node.output}
+    readers = {node.input[0]: node for node in nodes}
+    node = next(node for node in nodes if node.name == "layer")
+    read = levels[makers[node.input[0]].input[0]]
+    while node.op_type != "QuantizeLinear":
+        node = readers[node.output[0]]
+    arrays = {"x": (read.astype(np.int64) - layer.input.zero_point).astype(np.float32)}
+    arrays |= {part: tensors[part].astype(np.float32) for part in ("weight", "bias") if part in tensors}
+    sums = run_onnx(
+        layer.op, arrays, {key: value for key, value in layer.attributes.items() if key not in ("alpha", "beta")}
+    )
+    if kind == "gemm, alpha":
+        judged = as_written(onnx.load(path), 1).run(None, feed)[0]
+        np.testing.assert_allclose(Interpreter(path).run(feed)["y"], judged, atol=0.03 * np.abs(judged).max())
+    real = tensors["multiplier"] * 2.0 ** (tensors["exponent"] - 31.0)
+    steps = np.rint(sums.astype(np.float64) * real.reshape(1, -1, *[1] * (sums.ndim - 2)))
+    found = np.clip(steps + layer.output.zero_point, layer.low, layer.high)
+    assert np.abs(found - levels[node.output[0]]).max() <= 1
+    assert len(np.unique(found)) > 5
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")

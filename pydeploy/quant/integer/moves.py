@@ -111,8 +111,13 @@ def _between(x: Integers, axis: int, wanted: int, places: bytes) -> Integers:
     return Integers(values, x.scale / whole, x.bound * whole)
 
 
+def _same(inputs: Inputs, _attributes: Attributes, _count: int) -> Sequence[Value]:
+    """Also of Cast: between float types the integers stay."""
+    return [inputs[0]]
+
+
 MOVES: Mapping[str, Operator] = {
     "Concat": _concat, "Reshape": _reshape, "Flatten": _flatten, "Transpose": _transpose, "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze, "Slice": _slice, "Split": _split, "Resize": _resize,
-    "Identity": lambda inputs, _attributes, _count: [inputs[0]], "Dropout": lambda inputs, _attributes, _count: [inputs[0]],
+    "Identity": _same, "Dropout": _same, "Cast": _same,
 }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -107,12 +108,19 @@ def _conv_transpose(inputs: Inputs, attributes: Attributes, _count: int) -> Sequ
 def _gemm(inputs: Inputs, attributes: Attributes, _count: int) -> Sequence[Value]:
     rank = np.ndim(inputs[1].values if isinstance(inputs[1], Integers) else inputs[1])
     x, w = _weights(inputs[0], inputs[1], 0 if attributes.get("transB", 0) else rank - 1)
-    if (attributes.get("alpha", 1.0), attributes.get("beta", 1.0), attributes.get("transA", 0)) != (1.0, 1.0, 0):
-        raise DataError("alpha, beta and transA are not known here")
+    alpha, beta = attributes.get("alpha", 1.0), attributes.get("beta", 1.0)
+    if alpha <= 0 or attributes.get("transA", 0):
+        raise DataError("transA and an alpha that is not above 0 are not known here")
     weights, scale = (w.values.T, w.scale.reshape(1, -1)) if attributes.get("transB", 0) else (w.values, w.scale)
     bound = x.bound * int(np.abs(weights).sum(axis=-2).max())
     scale = x.scale * (w.scale if w.scale.size == 1 else scale.reshape(-1))
-    return [_with_bias(x.values @ weights, scale, bound, inputs[2] if len(inputs) > 2 else None, x.values.ndim - 1)]
+    bias = inputs[2] if len(inputs) > 2 else None
+    if bias is not None and beta != alpha:  # in steps of the sums before alpha
+        values = bias.values if isinstance(bias, Integers) else np.asarray(bias, np.float64)
+        added = values * (beta / alpha)
+        bias = Integers(np.rint(added).astype(np.int64), scale, 0) if isinstance(bias, Integers) else added
+    sums = _with_bias(x.values @ weights, scale, bound, bias, x.values.ndim - 1)
+    return [replace(sums, scale=sums.scale * alpha)]
 
 
 def _clip(

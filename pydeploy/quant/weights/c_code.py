@@ -92,12 +92,14 @@ def _numbers(layer: Layer, shape: Sequence[int]) -> dict[str, int]:
                   "low": layer.low, "high": layer.high}  # fmt: skip
     if layer.op == "Conv" and len(shape) == 4:
         pick = layer.attributes
-        top, left, bottom, right = pick.get("pads", [0] * 4)
         (up, across), (down, over) = pick.get("strides", [1, 1]), pick.get("dilations", [1, 1])
         groups = pick.get("group", 1)
         found |= {"outputs": shape[0], "inputs": shape[1] * groups, "groups": groups, "kernel_h": shape[2], "kernel_w": shape[3],
-                  "stride_h": up, "stride_w": across, "dilation_h": down, "dilation_w": over, "pad_top": top, "pad_left": left,
-                  "pad_bottom": bottom, "pad_right": right}  # fmt: skip
+                  "stride_h": up, "stride_w": across, "dilation_h": down, "dilation_w": over}  # fmt: skip
+        if not str(pick.get("auto_pad", "")).startswith("SAME"):  # there they depend on the size of the map
+            found |= dict(
+                zip(("pad_top", "pad_left", "pad_bottom", "pad_right"), pick.get("pads", [0] * 4), strict=True)
+            )
     elif layer.op in ("Gemm", "MatMul") and len(shape) == 2:
         outputs = 0 if layer.attributes.get("transB", 0) else 1
         found |= {"outputs": shape[outputs], "inputs": shape[1 - outputs], "inputs_first": outputs}

@@ -17,7 +17,18 @@ from pydeploy.onnxfile.prepare import import_graph, prepare
 from pydeploy.quant.integer.fixed_point import factor
 from pydeploy.quant.weights.records import Grid, Layer, Tensor, Weights
 
-_KEPT = ("strides", "pads", "dilations", "kernel_shape", "group", "output_padding", "transB", "auto_pad")
+_KEPT = (
+    "strides",
+    "pads",
+    "dilations",
+    "kernel_shape",
+    "group",
+    "output_padding",
+    "transB",
+    "auto_pad",
+    "alpha",
+    "beta",
+)
 _LARGEST = 2**31 - 1
 
 
@@ -65,6 +76,10 @@ class _Collected:
     def float_tensor(self, tensor: gs.Constant) -> str:
         return self.add(Tensor(tensor.name, np.asarray(tensor.values, np.float32)))
 
+    def stored_levels(self, restorer: gs.Node, axis: int) -> str:
+        levels, scales, zeros = _levels(restorer, axis)
+        return self.add(Tensor(_origin(restorer), levels, _tuple(scales), tuple(map(int, zeros)), axis))
+
     def layer(self, node: gs.Node) -> None:
         name = new_name(label(node), self._names)
         attributes = {key: value for key, value in node.attrs.items() if key in _KEPT}
@@ -72,8 +87,12 @@ class _Collected:
         if restorers[0] is not None and restorers[1] is not None:
             self._integer_layer(node, name, attributes, restorers[0], restorers[1])
             return
-        parts = {part: self.float_tensor(_float(tensor)) for part, tensor in zip(("weight", "bias"), node.inputs[1:], strict=False)
-                 if tensor.name and isinstance(_float(tensor), gs.Constant)}  # fmt: skip
+        parts = {}
+        if restorers[1] is not None:  # integers that a float layer reads, restored
+            parts["weight"] = self.stored_levels(restorers[1], channel_axis(node))
+        for part, tensor in zip(("weight", "bias"), node.inputs[1:], strict=False):
+            if isinstance(_float(tensor), gs.Constant) and part not in parts:
+                parts[part] = self.float_tensor(_float(tensor))
         if parts:
             self.layers.append(Layer(name, node.op, parts, attributes))
 
@@ -81,15 +100,19 @@ class _Collected:
         self, node: gs.Node, name: str, attributes: dict[str, Any], given: gs.Node, stored: gs.Node
     ) -> None:
         axis = channel_axis(node)
-        levels, scales, zeros = _levels(stored, axis)
+        levels, scales, _ = _levels(stored, axis)
         incoming = _grid(given)
         sums = incoming.scale * scales  # of int32 sums, one a channel or one for all
-        parts = {"weight": self.add(Tensor(_origin(stored), levels, _tuple(scales), tuple(map(int, zeros)), axis))}
+        parts = {"weight": self.stored_levels(stored, axis)}
+        alpha = attributes.get("alpha", 1.0)  # Gemm: alpha * sums + beta * bias
+        if alpha <= 0:
+            raise DataError(f"'{name}' has alpha {alpha:g}; integers take one above 0")
         channels = levels.shape[axis] * (attributes.get("group", 1) if node.op == "ConvTranspose" else 1)
         each = np.tile(sums, channels // sums.size)
         if len(node.inputs) > 2 and node.inputs[2].name:
             restorer, bias = _restorer(node.inputs[2]), _float(node.inputs[2])
-            integers = restorer.inputs[0].values if restorer is not None else np.rint(bias.values / each)
+            given_steps = restorer.inputs[0].values if restorer is not None else bias.values / each
+            integers = np.rint(given_steps * (attributes.get("beta", 1.0) / alpha))
             kept = np.clip(integers, -_LARGEST, _LARGEST).astype(np.int32)
             own = _origin(restorer).removesuffix("_int32") if restorer is not None else bias.name
             parts["bias"] = self.add(Tensor(own, kept, _tuple(sums), (0,) * sums.size))
@@ -98,7 +121,7 @@ class _Collected:
             self.layers.append(Layer(name, node.op, parts, attributes, incoming))
             return
         outgoing = _grid(quantizer)
-        mantissa, exponent = factor(each / outgoing.scale)
+        mantissa, exponent = factor(alpha * each / outgoing.scale)
         parts["multiplier"] = self.add(Tensor(f"{name}.multiplier", mantissa.astype(np.int32)))
         parts["exponent"] = self.add(Tensor(f"{name}.exponent", exponent.astype(np.int32)))
         ends = np.iinfo(outgoing.dtype)
