@@ -40,8 +40,8 @@ EMULATED = ("qemu-x86_64", "-cpu", "max")
 BELOW_VNNI, VNNI = "avx2 avx512f", "avx2 avx512f avx512_vnni"
 """Processors to quantize for: weights of 7 bits, and of 8."""
 TRAIN, CALIBRATION, BATCH, SEED = 20_000, 256, 64, 0
-OTHERS = ("mse", "percentile")
-"""Observers beside `entropy`."""
+OTHERS = ("entropy", "percentile", "moving_average")
+"""Observers beside `mse`."""
 BEGIN, END = "<!-- int8_accuracy: begin -->", "<!-- int8_accuracy: end -->"
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -234,7 +234,7 @@ def page(tables: Sequence[str], command: str) -> list[str]:
     device = cpu()
     about = (
         "Right answers and answers as float32's, of n test images; relative error of the logits. "
-        "Observer `entropy` where none is named. ResNet-8 of the "
+        "Observer `mse` where none is named. ResNet-8 of the "
         f"zoo was trained for one epoch on {TRAIN} images of Fashion-MNIST (seed {SEED}); other networks come with trained weights. "
         "OpenVINO "
         "is held back by `ONEDNN_MAX_CPU_ISA`; 'all' is all that this processor has. ONNX Runtime does not read that variable: "

@@ -22,7 +22,7 @@ def calibrate(
     model: Annotated[Path, typer.Argument(help="ONNX file (float).")],
     data: Annotated[Path, typer.Option(help="Calibration manifest.")],
     out: Annotated[Path, typer.Option(help="Ranges file (JSON); the counts go to <out>.counts.json.")],
-    observer: Annotated[str, typer.Option(help="entropy, percentile, mse, minmax or moving_average.")] = "entropy",
+    observer: Annotated[str, typer.Option(help="mse, entropy, percentile, moving_average or minmax.")] = "mse",
     style: Annotated[Optional[str], typer.Option(help="onnxruntime, openvino or tensorrt; all without.")] = None,
     config: Annotated[Optional[Path], typer.Option(help="Config whose task gives the samples.")] = None,
     threads: Threads = 0,

@@ -27,7 +27,7 @@ def choose_precision(
     ] = 2.0,
     batch: Annotated[int, typer.Option(min=1, max=1_000_000, help="Batch size that the engines are built for.")] = 1,
     threads: Annotated[int, typer.Option(min=0, max=1024, help="Threads; 0 = all cores this process may use.")] = 0,
-    observer: Annotated[str, typer.Option(help="entropy, percentile, mse, minmax or moving_average.")] = "entropy",
+    observer: Annotated[str, typer.Option(help="mse, entropy, percentile, moving_average or minmax.")] = "mse",
     exclude: Annotated[
         Optional[list[str]], typer.Option(help="Layers that stay in float (pattern with *); repeat.")
     ] = None,

@@ -171,7 +171,7 @@ def _finite(name: str, output: str, values: NDArray[Any]) -> None:
 
 def choose_precision(
     path: Path, manifest: Manifest, samples: Samples, target: str, out: Path, *, limit: float, batch: int = 1, threads: int = 0,
-    observer: str = "entropy", exclude: Sequence[str] = (), say: Say = log.info,
+    observer: str = "mse", exclude: Sequence[str] = (), say: Say = log.info,
 ) -> Verdict:  # fmt: skip
     """Build, judge and measure every precision of `target` (its own precision does not matter) in the folder `out`.
 

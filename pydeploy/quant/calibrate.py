@@ -37,7 +37,7 @@ def calibrate(
     onnx_path: Path,
     batches: Iterable[Feeds],
     *,
-    observer: str = "entropy",
+    observer: str = "mse",
     style: str | None = None,
     tensors: Sequence[str] | None = None,
     every: bool = False,

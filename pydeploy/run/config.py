@@ -177,8 +177,8 @@ class PruneSection(Settings):
 class QuantizeSection(Settings):
     """INT8 of the fine-tuned model, calibrated on the manifest's images."""
 
-    observer: Observer = "entropy"
-    """From values to an interval: `minmax`, `percentile`, `mse`, `entropy`, `moving_average`, or your own as `FILE.py:FUNCTION`."""
+    observer: Observer = "mse"
+    """From values to an interval: `mse`, `entropy`, `percentile`, `moving_average`, `minmax`, or your own as `FILE.py:FUNCTION`."""
     calibration: Place = Path("fashion_mnist")
     """Manifest of the calibration samples: a file, or a name that `pydeploy configs` lists."""
     exclude: list[str] = Field(default_factory=list)

@@ -231,7 +231,7 @@ def test_calibrate(work: Path, tmp_path: Path) -> None:
     command = ("calibrate", model, "--data", data, "--out", out, "--threads", 1)
     done = pydeploy(*command)
     assert done.returncode == 0, done.stderr
-    assert "32 samples, observer entropy" in done.stdout
+    assert "32 samples, observer mse" in done.stdout
     done = pydeploy(*command, "--observer", "minmax", "--cache", cache, "--tensorrt", "10.3.0")
     assert done.returncode == 0, done.stderr
     assert cache.read_text().startswith("TRT-100300-EntropyCalibration2\n")
