@@ -5,6 +5,8 @@ It rides on pytest-benchmark, whose options save, compare and fail. What they co
 * every engine is timed in turns with a reference engine; one sample is a round's ratio, as a time at the reference's speed;
 * the reference's time is saved in ``extra_info``. Where a run is compared with a saved one, the saved times are scaled by
   how much slower or faster the reference is now;
+* with ``--benchmark-compare-fail``, rounds go on until both ratios' intervals tell on which side of the limit they are. An
+  engine fails only if it is slower beyond both intervals; where they hold the limit, the test is skipped: it cannot tell;
 * a saved run of another device, runtime version, precision, batch, number of threads or reference is refused by name.
 
 Loaded by every pytest where pydeploy is installed, so whatever is heavy is imported by the fixture only.
@@ -106,19 +108,22 @@ def _measure(request: pytest.FixtureRequest, benchmark: Any, path: Path, referen
     else:
         yardstick = Engine.load(Path(reference))
         other = reopen(yardstick.target)
-    saved = list(_compared(request))
-    for stored, where in saved:
-        _require(stored, where, backend.target(), yardstick)
+    saved = [(stored, _require(stored, where, backend.target(), yardstick)) for stored, where in _compared(request)]
     if benchmark.disabled:
         return measure_beside((backend, engine), (other, yardstick), rounds=1, patience_s=0).ratio
-    found = measure_beside((backend, engine), (other, yardstick))
+    limit = _limit(request.config) if saved else None
+
+    def told(now: Ratio) -> bool:
+        return limit is not None and all(now.over(then).tells(limit) for _, then in saved)
+
+    found = measure_beside((backend, engine), (other, yardstick), enough=None if limit is None else told)
     benchmark.extra_info[KEY] = {
         "engine": path.name,
         "target": backend.target().to_json(),
         "reference": {"name": yardstick.path.name, "onnx_sha256": yardstick.onnx_sha256, "us": found.reference_us},
         "ratio": found.ratio.to_json(),
     }
-    if not found.known:
+    if limit is None and not found.known:
         log.warning("%s: other load hides how fast it is: %s times the reference", path, found.ratio)
     rounds_us = iter(found.rounds_us)
 
@@ -126,10 +131,29 @@ def _measure(request: pytest.FixtureRequest, benchmark: Any, path: Path, referen
         _clock.now_s += next(rounds_us) * 1e-6
 
     benchmark.pedantic(one_round, rounds=len(found.rounds_us), iterations=1)
-    for stored, _ in saved:
-        then_us = stored["extra_info"][KEY]["reference"]["us"]
-        scale(stored["stats"], found.reference_us / then_us)
+    for stored, then in saved:
+        change = found.ratio.over(then)
+        # What pytest-benchmark compares: the saved times at today's speed and, against a limit, as long as they may have been.
+        doubt = 1.0 if limit is None or change.low is None else change.value / change.low
+        scale(stored["stats"], found.reference_us / stored["extra_info"][KEY]["reference"]["us"] * doubt)
+        if limit is not None and not change.tells(limit):
+            pytest.skip(_cannot_tell(path, change, then, limit))
     return found.ratio
+
+
+def _cannot_tell(path: Path, change: Ratio, then: Ratio, limit: float) -> str:
+    """What was found, and what to do."""
+    remedy = "free the machine and run it again, allow more, or compare with the other engine itself (reference=...)"
+    if not then.known(limit):
+        remedy = f"the saved run was too disturbed ({then}): save it again on a quiet machine"
+    return f"cannot tell whether {path} became {limit - 1:.0%} slower: {change} times the saved run; {remedy}"
+
+
+def _limit(config: pytest.Config) -> float | None:
+    """The smallest ratio of medians that ``--benchmark-compare-fail`` refuses; None without one in percent."""
+    checks = config.getoption("benchmark_compare_fail", None) or ()
+    percents = [check.threshold for check in checks if check.field == "median" and "Percentage" in type(check).__name__]
+    return 1 + min(percents) / 100 if percents else None
 
 
 def _yardstick(config: pytest.Config, backend: Backend) -> Engine:
@@ -154,9 +178,10 @@ def _compared(request: pytest.FixtureRequest) -> Iterator[tuple[dict[str, Any], 
                 yield stored, f"the saved run of {run.get('datetime', 'an unknown time')}"
 
 
-def _require(stored: Mapping[str, Any], where: str, target: Target, reference: Engine) -> None:
-    """Raise `Mismatch` unless a saved result can be compared with one of `target` beside `reference`."""
-    from pydeploy.errors import Mismatch
+def _require(stored: Mapping[str, Any], where: str, target: Target, reference: Engine) -> Ratio:
+    """The ratio of a saved result; raises `Mismatch` unless it can be compared with one of `target` beside `reference`."""
+    from pydeploy.errors import DataError, Mismatch
+    from pydeploy.timing.ratio import Ratio
     from pydeploy.timing.records import Target
 
     again = "save a new one with --benchmark-autosave"
@@ -164,11 +189,13 @@ def _require(stored: Mapping[str, Any], where: str, target: Target, reference: E
         facts = stored["extra_info"][KEY]
         then, used = Target.from_json(facts["target"]), facts["reference"]
         name, made_from, _ = used["name"], used["onnx_sha256"], float(used["us"])
-    except (KeyError, TypeError, ValueError):
+        ratio = Ratio.from_json(facts["ratio"])
+    except (KeyError, TypeError, ValueError, DataError):
         raise Mismatch(f"{where} holds no engine's latency for this test; {again}") from None
     then.require(target, where)
     if made_from != reference.onnx_sha256:
         raise Mismatch(f"{where} was timed beside another reference ({name}, now {reference.path.name}); {again}")
+    return ratio
 
 
 def scale(stats: dict[str, Any], factor: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -67,23 +67,29 @@ def measure_beside(
     *,
     rounds: int = ROUNDS,
     patience_s: float = PATIENCE_S,
+    enough: Callable[[Ratio], bool] | None = None,
 ) -> Beside:
     """Time both engines in turns until their ratio is known to `PRECISION`, or the patience ends.
 
-    The rounds end by the width of the ratio's interval, never by its value, so stopping does not move it.
+    The rounds end by the width of the ratio's interval, never by its value, so stopping does not move it; but `enough`, where
+    it is given, decides instead, such as that a limit lies outside of the interval. Every `rounds` rounds the engines are
+    loaded anew, so that what one loading happens to be like (where its memory lies) is among what the interval covers.
     """
     (backend, engine), (other, second) = ours, reference
     measured = backend.target().measured
     watch, until = Watch() if measured else unwatched(), time.monotonic() + patience_s
     turn_us = TURN_US if measured else 0.0
-    with backend.open(engine) as a, other.open(second) as b:
-        timers = {"ours": partial(a.time, random_feeds(a.inputs)), "reference": partial(b.time, random_feeds(b.inputs))}
-        taken: list[dict[str, Samples]] = []
-        while True:
+    taken: list[dict[str, Samples]] = []
+    while True:
+        with backend.open(engine) as a, other.open(second) as b:
+            timers = {
+                "ours": partial(a.time, random_feeds(a.inputs)),
+                "reference": partial(b.time, random_feeds(b.inputs)),
+            }
             taken.append(interleave(timers, rounds=rounds, runs=RUNS, turn_us=turn_us, retries=0, watch=watch))
-            found = Beside(*(_joined([one[name] for one in taken]) for name in timers))
-            if found.known or time.monotonic() > until:
-                return found
+        found = Beside(*(_joined([one[name] for one in taken]) for name in timers))
+        if (found.known if enough is None else enough(found.ratio)) or time.monotonic() > until:
+            return found
 
 
 def _joined(samples: Sequence[Samples]) -> Timing:

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -42,6 +42,22 @@ class Ratio:
         """Whether the ratio is smaller than `limit` by more than it may be off."""
         return self.high is not None and self.high < limit
 
+    def over(self, earlier: Ratio) -> Ratio:
+        """How many times an `earlier` ratio this one is; the interval holds whatever both intervals allow."""
+        low, high = (
+            None if ours is None or theirs is None else ours / theirs
+            for ours, theirs in ((self.low, earlier.high), (self.high, earlier.low))
+        )
+        return Ratio(self.value / earlier.value, low, high, self.rounds, self.disturbed or earlier.disturbed)
+
+    def known(self, limit: float) -> bool:
+        """Whether the interval is narrow enough to tell this value from `limit` times it, with as much left for the other side."""
+        return self.low is not None and self.high is not None and (self.high / self.low) ** 2 < limit
+
+    def tells(self, limit: float) -> bool:
+        """Whether `limit` lies outside of the interval."""
+        return self.low is not None and self.high is not None and not self.low <= limit <= self.high
+
     def scaled(self, factor: float) -> Ratio:
         """The ratio and its interval multiplied by `factor`."""
         low, high = (None if end is None else end * factor for end in (self.low, self.high))
@@ -61,6 +77,15 @@ class Ratio:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Ratio:
+        """Raises `DataError` unless `data` is what `to_json` writes."""
+        try:
+            low, high = (None if data[key] is None else float(data[key]) for key in ("low", "high"))
+            return cls(float(data["value"]), low, high, int(data["rounds"]), bool(data["disturbed"]))
+        except (KeyError, TypeError, ValueError):
+            raise DataError("a ratio has 'value', 'low', 'high', 'rounds' and 'disturbed'; measure it again") from None
 
 
 def ratio(ours: Timing, theirs: Timing) -> Ratio:
