@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pydeploy.guests.names import Names
-from pydeploy.prune.criteria import attribution, batchnorm, correlation, gradient, magnitude, markov, random
+from pydeploy.prune.criteria import attribution, batchnorm, correlation, defects, gradient, magnitude, markov, random
 from pydeploy.prune.criteria.contract import Criterion
 
 _KNOWN = (
@@ -30,6 +30,9 @@ _KNOWN = (
         "dmcp_lite", markov.dmcp_lite, "global", "plain weights of more than one width", "after Guo et al., CVPR 2020"
     ),
     Criterion("l1_corr", correlation.l1_corr, judges="a layer seen at work", source="L1 less Pearson correlation"),
+    Criterion(
+        "defect_aware", defects.defect_aware, judges="a layer seen at work", source="gradient x activation on defects"
+    ),
 )
 
 
