@@ -108,6 +108,10 @@ class Inspection(PictureTask):
         return self.surfaces.preprocessing
 
     @property
+    def validation_split(self) -> str:  # type: ignore[override]
+        return "validation" if self.validation else "test"
+
+    @property
     def output_names(self) -> tuple[str, ...]:  # type: ignore[override]
         return ("decision", "mask") if self.mask else ("decision",)
 
