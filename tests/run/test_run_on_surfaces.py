@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +13,19 @@ import pytest
 import yaml
 from PIL import Image
 
+from defect_trees import elpv_tree, ksdd2_tree, tiles_tree
 from pydeploy.backends.base import BACKENDS, open_backend
 from pydeploy.cli import main
 from pydeploy.data.canvas_textures import Woven
 from pydeploy.data.deployment import FILE, Deployment
 from pydeploy.report import Report
 from pydeploy.run.config import load
-from pydeploy.run.pipeline import run
+from pydeploy.run.pipeline import check, run
 from quiet import Quiet
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
+ROOT = Path(__file__).parents[2]
 CONFIG = {
     "task": {"name": "inspection", "data": "canvas",
              "options": {"size": [64, 128], "train_size": 32, "test_size": 8, "defective": 0.5, "validation": 0.25, "workers": 0}},
@@ -91,3 +94,25 @@ def predict(top: Path) -> None:
         assert one["label"] == ("defective" if one["score"] >= one["threshold"] else "sound")
         assert np.prod(one["heat"]["size"]) == len(one["heat"]["values"]) == 8 * 16
     assert len([*(top / "out").glob("*.png")]) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "tree", "more"),
+    [("ksdd2_segdecnet", lambda root: ksdd2_tree(root, 24, 4), ["model.options.width=2"]),
+     ("magnetic_tiles_cpu", lambda root: tiles_tree(root, 16), ["model.options.width=2", "table.align=1"]),
+     ("elpv_cpu", lambda root: elpv_tree(root, 24), ["task.options.size=64"])],
+    ids=["ksdd2", "tiles", "elpv"],
+)  # fmt: skip
+def test_shipped_configs_fit_their_layouts(
+    tmp_path: Path, name: str, tree: Callable[[Path], Path], more: list[str]
+) -> None:
+    samples = (ROOT / "calib" / f"{name.split('_cpu')[0].split('_seg')[0]}.yaml").read_text()
+    (tmp_path / "samples.yaml").write_text(samples.replace("count: 256", "count: 16"))
+    places = [f"task.options.root={tree(tmp_path / 'data')}", f"quantize.calibration={tmp_path / 'samples.yaml'}"]
+    check(
+        load(
+            ROOT / "configs" / f"inspection_{name}.yaml",
+            [*places, 'target.backend="null"', "task.options.workers=0", *more],
+        ),
+        Quiet(),
+    )
