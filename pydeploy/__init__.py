@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pydeploy.latency.table.table import Table
     from pydeploy.plan import Plan
     from pydeploy.planning.baselines import uniform
+    from pydeploy.planning.engine_files import build_engine
     from pydeploy.planning.meet_budget import meet_budget
     from pydeploy.planning.select import select
     from pydeploy.planning.solve import pareto_front, solve
@@ -46,6 +47,7 @@ _HOMES = {
     "Table": "pydeploy.latency.table.table",
     "__version__": "pydeploy.version",
     "apply": "pydeploy.prune.surgery.apply",
+    "build_engine": "pydeploy.planning.engine_files",
     "calibrate": "pydeploy.quant.calibrate",
     "channel_means": "pydeploy.prune.surgery.absorb",
     "compose": "pydeploy.prune.surgery.kept_entries",
@@ -66,7 +68,7 @@ _HOMES = {
     "uniform": "pydeploy.planning.baselines",
 }
 
-__all__ = ["Graph", "Metric", "Plan", "Table", "__version__", "apply", "calibrate", "channel_means", "compose", "deploy",
+__all__ = ["Graph", "Metric", "Plan", "Table", "__version__", "apply", "build_engine", "calibrate", "channel_means", "compose", "deploy",
            "fold", "load",
            "measure", "meet_budget", "open_engine", "pareto_front", "quantize", "recalibrate", "save", "score", "select",
            "solve", "trace", "uniform"]  # fmt: skip

@@ -102,7 +102,7 @@ def _beside_full(small: nn.Module, example: Any, target: str, threads: int) -> s
 
     from pydeploy.backends.base import open_target
     from pydeploy.export import export
-    from pydeploy.planning.meet_budget import samples_in
+    from pydeploy.planning.engine_files import samples_in
     from pydeploy.profiling.engines import measure_engines
     from pydeploy.prune.surgery.copying import copied
     from pydeploy.timing.ratio import ratio

@@ -16,14 +16,14 @@ from pydeploy.files import read_json, write_json
 from pydeploy.graph import Graph
 from pydeploy.latency.probes.design import Grid, grid
 from pydeploy.latency.probes.measure import measure, minutes
-from pydeploy.latency.probes.quantized import needs_pairs, random_ranges
+from pydeploy.latency.probes.quantized import needs_pairs
 from pydeploy.latency.table.table import Table
 from pydeploy.plan import Plan, Scores
 from pydeploy.planning import closed_loop
 from pydeploy.planning.case import Case, LoopSettings
+from pydeploy.planning.engine_files import build_engine, samples_in
 from pydeploy.planning.rounds import HEADROOM, ROUNDS, Budget, RoundResult
 from pydeploy.planning.solve import check_scores
-from pydeploy.profiling import agreement
 from pydeploy.profiling.engines import measure_engines
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def meet_budget(
     known = _scores(model, graph, scores, data, loss)
     (here / "dense").mkdir(parents=True, exist_ok=True)
     graph.save(here / "graph.json")
-    dense = _build(model, example, backend, here / "dense")
+    dense = build_engine(model, example, backend, here / "dense")
     _require_below_dense(wanted, backend, dense)
     onnx = here / "dense" / ("float.onnx" if needs_pairs(backend) else "model.onnx")
     fill = partial(_fill, graph, onnx, backend, widths, say)
@@ -115,7 +115,7 @@ def meet_budget(
         fill(found)
 
     def build(plan: Plan, folder: Path) -> Engine:
-        return _build(apply(model, graph, plan), example, backend, folder)
+        return build_engine(apply(model, graph, plan), example, backend, folder)
 
     case = Case(graph, known, backend, dense, found.path, build, lambda: fill(found, plans=[]), say)
     _forget_other_work(here, case, wanted, settings)
@@ -130,19 +130,6 @@ def meet_budget(
 
 def _nothing(_text: str) -> None:
     pass
-
-
-def samples_in(example: Any) -> int:
-    """The number of samples in the forward's arguments."""
-    from torch import Tensor
-    from torch.utils._pytree import tree_leaves
-
-    tensors = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
-    if not tensors or not all(tensor.dim() for tensor in tensors):
-        raise ConfigError(
-            f"example is {type(example).__name__}; expected a tensor or a tuple of tensors, the samples along the first axis"
-        )
-    return int(tensors[0].shape[0])
 
 
 def cuttable(graph: Graph, points: int, align: int, min_width: int) -> Grid:
@@ -165,21 +152,6 @@ def _scores(model: nn.Module, graph: Graph, scores: Any, data: Iterable[Batch] |
         raise ConfigError(f"scores is {type(scores).__name__}; expected a criterion's name or what pd.score returns")
     check_scores(graph, scores)
     return scores
-
-
-def _build(model: nn.Module, example: Any, backend: Backend, here: Path) -> Engine:
-    """``model.onnx`` and ``model.engine``; int8 ranges come from random inputs, because latency does not depend on them."""
-    from pydeploy.export import export
-    from pydeploy.quant.qdq import quantize
-
-    if not needs_pairs(backend):
-        return agreement.build(
-            backend, export(model, example, here / "model.onnx", batch=backend.batch), here / "model.engine"
-        )
-    source = export(model, example, here / "float.onnx", batch=backend.batch)
-    ranges = random_ranges(source, backend.int8_style, backend.threads)
-    quantize(source, ranges, here / "model.onnx", style=backend.int8_style, target=backend.target())
-    return agreement.build(backend, here / "model.onnx", here / "model.engine")
 
 
 def _require_below_dense(budget: Budget, backend: Backend, dense: Engine) -> None:

@@ -63,6 +63,11 @@ class Files:
         return self.folder / "float.json"
 
     @property
+    def metrics(self) -> Path:
+        """What a program's own `evaluate` says of an engine."""
+        return self.folder / "metrics.json"
+
+    @property
     def facts(self) -> Path:
         """`EngineFacts`, or `TableFacts` beside a table."""
         return self.folder / "facts.json"
@@ -214,6 +219,10 @@ class Artefacts:
     def mixed(self) -> Path:
         """Folder of ``mixed.json`` and the engine with some layers in INT8; without engine where it would be no other."""
         return self.root / "09_mixed"
+
+    def judged(self, folder: Path) -> Path:
+        """Folder of what a program's own `evaluate` says of the engine in `folder`, `dense` or `pruned`."""
+        return self.root / f"{folder.name[:2]}_judged"
 
     def candidate(self, slug: str) -> Path:
         """Folder of one further point of the comparison, as `dense`."""

@@ -17,7 +17,8 @@ from pydeploy.errors import ConfigError
 from pydeploy.files import write_json
 from pydeploy.latency.table.table import Table
 from pydeploy.plan import Plan, Scores
-from pydeploy.planning.meet_budget import budget_named, cuttable, samples_in
+from pydeploy.planning.engine_files import samples_in
+from pydeploy.planning.meet_budget import budget_named, cuttable
 from pydeploy.planning.rounds import RoundResult, read_rounds
 from pydeploy.planning.solve import check_scores
 from pydeploy.report import Report
@@ -27,7 +28,7 @@ from pydeploy.run.config import Config, ModelSection, QuantizeSection, TaskSecti
 from pydeploy.run.folder import RunFolder, Tick
 from pydeploy.run.job import Job
 from pydeploy.run.stages import final
-from pydeploy.run.stages.engines import facts_of
+from pydeploy.run.stages.judging import metrics_of
 from pydeploy.tasks.metric import Metric
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def _judged(job: Job, at: Artefacts) -> Job:
     allowed = (
         1.0
         if job.guest is not None and job.guest.evaluate is None
-        else MAY_LOSE * abs(facts_of(at.dense).metrics[metric.name])
+        else MAY_LOSE * abs(metrics_of(job, at, at.dense)[metric.name])
     )
     compare = job.config.compare.model_copy(update={"limit": allowed})
     return replace(job, config=job.config.model_copy(update={"compare": compare}))

@@ -13,6 +13,7 @@ from pydeploy.data.manifest import Manifest, load_manifest
 from pydeploy.data.shipped import find
 from pydeploy.errors import ConfigError
 from pydeploy.files import sha256
+from pydeploy.guests.functions import digest
 from pydeploy.latency.table.by_precision import other_table, other_target
 from pydeploy.run.config import Config
 from pydeploy.run.folder import Console
@@ -65,9 +66,12 @@ class Job:
         values = {key: value for key, value in leaves(config).items() if not key.startswith("target.")}
         values |= {f"target.{key}": value for key, value in {**target, **target.pop("facts")}.items()}
         if self.guest is not None:
-            from pydeploy.train.checkpoint import weights_digest
-
-            return {**values, "model.name": {"sha256": weights_digest(self.guest.model)}, "model.trained": True}
+            return {
+                **values,
+                "model.name": {"sha256": digest(self.guest.model)},
+                "model.trained": True,
+                **self.guest.settings(),
+            }
         if code := code_digest(config.target.backend):
             values["target.code"] = {"sha256": code}
         for key, kind in open_names(config).items():

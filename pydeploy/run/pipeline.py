@@ -31,7 +31,7 @@ from pydeploy.run.folder import Console, RunFolder, Verdict, check_reuse
 from pydeploy.run.job import Job, open_job
 from pydeploy.run.overrides import keep
 from pydeploy.run.preflight import duration
-from pydeploy.run.stages import comparison, final, reduced_precision, scoring, search, table, training
+from pydeploy.run.stages import comparison, final, judging, reduced_precision, scoring, search, table, training
 from pydeploy.run.stages import engines as engine_stages
 
 Make = Callable[[Job, Artefacts, Path], None]
@@ -57,29 +57,53 @@ SEARCH = ("prune.headroom", "prune.rounds", "prune.min_width")
 def stages_of(job: Job) -> tuple[Stage, ...]:
     """The stages of a run, in order."""
     config, int8 = job.config, job.backend.precision == "int8"
-    engine = (*NETWORK, "target", *(CALIBRATION if int8 else ()))
+    guest = _guest_reads(job)
+    engine = (*NETWORK, "target", *((*CALIBRATION, *guest["calibration"]) if int8 else ()))
     narrow = ("quantize.exclude",) if int8 else ()
     start = ("seed", "model.weights", "model.strict", "model.trained")
     learned: tuple[str, ...] = ("train.weights",) if config.train.weights is not None else start
     learned += ("train",) if config.trains and config.train.weights is None else ()
     planned = ("02_graph", "03_scores", "04_dense", "05_table")
+    judged = [
+        Stage(f"{folder[:2]}_judged", guest["judged"], (folder,), make)
+        for folder, make in (("04_dense", judging.judge_dense), ("08_pruned", judging.judge_pruned))
+        if guest["judged"]
+    ]
     common = (
         Stage("01_train", (*NETWORK, *learned), (), training.train),
         Stage("02_graph", NETWORK, ("01_train",), scoring.trace),
-        Stage("03_scores", (*NETWORK, "seed", "prune.criterion", "prune.options", "prune.batches", "prune.batch_size"),
+        Stage("03_scores", (*NETWORK, "seed", "prune.criterion", "prune.options", "prune.batches", "prune.batch_size",
+                             *guest["scores"]),
               ("01_train", "02_graph"), scoring.score),
         Stage("04_dense", engine, ("01_train",), engine_stages.build_dense),
+        *judged[:1],
         Stage("05_table", ("target", "table", "prune.min_width", *narrow), ("02_graph", "04_dense"), table.measure_table),
         Stage("06_search", (*NETWORK, "target", "prune.budget", "prune.budget_us", *SEARCH, *narrow),
               ("01_train", *planned), search.search_plan),
-        Stage("07_finetune", (*NETWORK, "seed", "finetune"), ("01_train", "02_graph", "06_search"), training.finetune_plan),
+        Stage("07_finetune", (*NETWORK, "seed", "finetune", *guest["finetune"]), ("01_train", "02_graph", "06_search"),
+              training.finetune_plan),
         Stage("08_pruned", engine, ("07_finetune",), engine_stages.build_pruned),
+        *judged[1:],
     )  # fmt: skip
     further = (*_precisions(job), *_points(job, engine))
-    measured = tuple(stage.name for stage in (*common, *further) if stage.name.startswith(("04", "08", "09", "10")))
+    measured = tuple(
+        stage.name
+        for stage in (*common, *further)
+        if stage.name.startswith(("04", "08", "09", "10")) and not stage.name.endswith("_judged")
+    )
     lists = tuple(f"compare.{key}" for key in settings.keys(Config, ["compare"]) if key != "limit")
     profile = Stage("11_profile", ("target", *lists), ("02_graph", "05_table", *measured), final.measure_all)
     return (*common, *further, profile)
+
+
+def _guest_reads(job: Job) -> dict[str, tuple[str, ...]]:
+    """What stages read of a program's own functions and data, by what they do."""
+    if job.guest is None:
+        return {"scores": (), "finetune": (), "calibration": (), "judged": ()}
+    named = isinstance(job.guest.scores, str)
+    return {"scores": ("guest.loss", "guest.data") if named else ("guest.scores",), "finetune": ("guest.finetune",),
+            "calibration": ("guest.data",),
+            "judged": ("guest.evaluate",) if job.guest.evaluate is not None else ("guest.evaluate", "guest.data")}  # fmt: skip
 
 
 def _precisions(job: Job) -> Iterator[Stage]:

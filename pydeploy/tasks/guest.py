@@ -18,6 +18,7 @@ from pydeploy.backends.base import Backend, Engine, Session
 from pydeploy.errors import ConfigError, DataError, Mismatch
 from pydeploy.export.arguments import filled, outputs
 from pydeploy.graph import Graph
+from pydeploy.guests.functions import digest
 from pydeploy.onnxfile.execute import as_written
 from pydeploy.plan import Scores
 from pydeploy.prune.criteria.score import score
@@ -49,6 +50,12 @@ class Guest:
     scores: str | Scores = "l1"
     """A criterion, or the scores themselves."""
     metric: Metric = field(default_factory=lambda: Metric("score", unit=""))
+
+    def settings(self) -> dict[str, Any]:
+        """What stages read of it, each by a hash (`pydeploy.guests.functions`)."""
+        parts = {"evaluate": self.evaluate, "finetune": self.finetune, "loss": self.loss, "scores": self.scores,
+                 "data": [(batch.inputs, batch.target) for batch in self.batches]}  # fmt: skip
+        return {f"guest.{name}": {"sha256": digest(part)} for name, part in parts.items()}
 
     def network(self) -> nn.Module:
         """A copy of the network."""

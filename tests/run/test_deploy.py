@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,97 @@ def test_what_was_done_before_a_failure_is_kept(tmp_path: Path) -> None:
     assert pd.deploy(made(), example, finetune=trained, **given).met
     kept = {line.partition(":")[0] for line in lines if line.endswith("finished earlier, kept")}
     assert {"02_graph", "03_scores", "04_dense", "05_table", "06_search"} <= kept
+
+
+class Broken(Exception):
+    """What a user's function raises in the last step."""
+
+
+def stopped_at_the_end(given: dict[str, Any], out: Path) -> None:
+    """A deployment that ends in an error after everything but the judgement of the pruned engine."""
+    calls: list[int] = []
+    judge = given.get("evaluate", accuracy)
+
+    def evaluate(predict: Callable[..., Any]) -> float:
+        calls.append(1)
+        if len(calls) == 2:
+            raise Broken
+        return float(judge(predict))
+
+    with pytest.raises(Broken):
+        pd.deploy(made(), torch.randn(SHAPE), **{**given, "evaluate": evaluate}, out=out, **QUICK)
+
+
+def softer(outputs: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(outputs, target, label_smoothing=0.1)
+
+
+def recall(predict: Callable[..., Any]) -> float:
+    return 0.5 * accuracy(predict)
+
+
+def twice(module: nn.Module) -> nn.Module:
+    return trained(trained(module))
+
+
+GIVEN: dict[str, Any] = {
+    "budget": 0.7,
+    "scores": "taylor",
+    "loss": F.cross_entropy,
+    "evaluate": accuracy,
+    "finetune": trained,
+}
+EARLY = {"01_train", "02_graph", "03_scores", "04_dense", "05_table", "06_search", "07_finetune", "08_pruned"}
+CHANGED: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "nothing": ({}, set()),
+    "evaluate": ({"evaluate": recall}, set()),
+    "finetune": ({"finetune": twice}, {"07_finetune", "08_pruned"}),
+    "loss": ({"loss": softer}, {"03_scores", "06_search", "07_finetune", "08_pruned"}),
+    "data": ({"data": samples(scale=2.0)}, {"03_scores", "06_search", "07_finetune", "08_pruned"}),
+}
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("stopped") / "out"
+    stopped_at_the_end({**GIVEN, "data": samples()}, out)
+    return out
+
+
+@pytest.mark.parametrize("what", CHANGED)
+def test_exactly_what_reads_a_changed_function_is_done_again(stopped: Path, tmp_path: Path, what: str) -> None:
+    changes, again = CHANGED[what]
+    lines: list[str] = []
+    out = Path(shutil.copytree(stopped, tmp_path / "out"))
+    given = {**GIVEN, "data": samples(), **changes}
+    found = pd.deploy(made(), torch.randn(SHAPE), **given, out=out, say=lines.append, **QUICK)
+    kept = {line.partition(":")[0] for line in lines if line.endswith("finished earlier, kept")}
+    assert EARLY - kept == again
+    judge: Callable[..., Any] = given["evaluate"]
+    with torch.no_grad():
+        assert found.report.models.pruned.value == pytest.approx(judge(found.model), rel=1e-4)
+        assert found.report.models.dense.value == pytest.approx(judge(made()), rel=1e-4)
+
+
+def test_a_changed_forward_is_another_network(tmp_path: Path) -> None:
+    class Mine(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    out, lines = tmp_path / "out", list[str]()
+    stopped_at_the_end({"budget": 0.7}, out)
+    pd.deploy(made(Mine), torch.randn(SHAPE), budget=0.7, out=out, say=lines.append, **QUICK)
+    assert not [line for line in lines if line.endswith("finished earlier, kept")]
+
+
+def test_the_folder_to_ship_is_made_and_its_lines_run(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pydeploy.report.usage import usage
+
+    monkeypatch.chdir(deployed.folder)
+    lines = usage(deployed.report, Path("deploy"))
+    assert "np.zeros" in lines
+    exec(lines, {})
+    assert (deployed.folder / "deploy" / "model.engine").read_bytes() == deployed.engine.path.read_bytes()
 
 
 def read_to_its_end() -> Iterator[tuple[Tensor, Tensor]]:

@@ -43,7 +43,7 @@ def int8_transform(
 
     def transform(model: onnx.ModelProto) -> onnx.ModelProto:
         onnx.save(model, source)
-        quantize(source, replace(ranges, model=sha256(source)), result, style=style, exclude=exclude)
+        quantize(source, replace(ranges, model=sha256(source), means={}), result, style=style, exclude=exclude)
         return onnx.load(result)
 
     return transform

@@ -139,7 +139,7 @@ def _cut_engine(job: Job, graph: Graph, plan: Plan, source: onnx.ModelProto, her
     path = Files(trial).float_onnx if int8 else Files(trial).onnx
     onnx.save(resize(source, graph, plan.widths), str(path))
     if int8:
-        return engines.build_int8(job, path, trial, accurate=False)
+        return engines.build_int8(job, path, trial)
     return engines.build(job, job.backend, path, Files(trial).engine)
 
 

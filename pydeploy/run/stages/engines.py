@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from pydeploy.backends.base import Backend, Engine, Feeds, reopen
 from pydeploy.files import read_json, write_json
 from pydeploy.graph import Graph
+from pydeploy.planning import engine_files
 from pydeploy.profiling import agreement
 from pydeploy.profiling.engines import measure_engines
 from pydeploy.profiling.profile import profile
@@ -38,36 +40,40 @@ def build_pruned(job: Job, at: Artefacts, here: Path) -> None:
 
 
 def build_engine(job: Job, model: nn.Module, here: Path, *, accurate: bool = False) -> Engine:
-    """Export `model` to ``model.onnx`` and build ``model.engine`` for the job's target.
+    """Export `model` and build ``model.engine`` for the job's target (`pydeploy.planning.engine_files.build_engine`).
 
-    For an int8 target, ``float.onnx`` is exported and ``model.onnx`` has Q/DQ pairs. Unless the engine is to be `accurate`,
-    their ranges come from random inputs: latency does not depend on them.
+    Unless the engine is to be `accurate`, ranges of an int8 one come from random inputs.
     """
-    from pydeploy.export import export
     from pydeploy.tasks.evaluate import deployed, example
 
-    int8 = job.backend.precision == "int8"
-    onnx = export(model, example(job.task), Files(here).float_onnx if int8 else Files(here).onnx, batch=job.backend.batch,
-                  input_names=job.task.input_names, output_names=job.task.output_names, deployed=deployed(job.task))  # fmt: skip
-    return build_int8(job, onnx, here, accurate=accurate) if int8 else build(job, job.backend, onnx, Files(here).engine)
+    return engine_files.build_engine(
+        model, example(job.task), job.backend, here, calibration=partial(calibrated, job, here=here) if accurate else None,
+        exclude=excluded(job), input_names=job.task.input_names, output_names=job.task.output_names, samples=samples(job),
+        deployed=deployed(job.task),
+    )  # fmt: skip
 
 
-def build_int8(job: Job, onnx: Path, here: Path, *, accurate: bool) -> Engine:
-    """``model.onnx``, the int8 form of a float file, and ``model.engine`` for the job's int8 target."""
-    from pydeploy.latency.probes.quantized import random_ranges
+def build_int8(job: Job, onnx: Path, here: Path) -> Engine:
+    """The int8 engine of a float file, with ranges from random inputs: latency does not depend on them."""
+    return engine_files.build_int8(job.backend, onnx, here, exclude=excluded(job), samples=samples(job))
 
-    ranges = (
-        calibrated(job, onnx, here) if accurate else random_ranges(onnx, job.backend.int8_style, job.backend.threads)
-    )
-    insert_pairs(job, onnx, ranges, here)
-    return build(job, job.backend, Files(here).onnx, Files(here).engine)
+
+def excluded(job: Job) -> Sequence[str]:
+    """The layers that the config leaves in float."""
+    return job.config.quantize.exclude if job.config.quantize is not None else ()
 
 
 def build(job: Job, backend: Backend, onnx: Path, place: Path) -> Engine:
     """The engine of a file; int8 and half-precision ones are compared with it on calibration samples, else test ones."""
+    return agreement.build(backend, onnx, place, samples(job))
+
+
+def samples(job: Job) -> Sequence[Feeds]:
+    """The first few of `check_samples`, read once."""
     if "samples" not in job.shared:
         job.shared["samples"] = list(islice(check_samples(job), agreement.SAMPLES))
-    return agreement.build(backend, onnx, place, job.shared["samples"])
+    found: Sequence[Feeds] = job.shared["samples"]
+    return found
 
 
 def check_samples(job: Job) -> Iterator[Feeds]:
@@ -112,13 +118,7 @@ def calibrated(job: Job, onnx: Path, here: Path) -> Ranges:
 
 def insert_pairs(job: Job, onnx: Path, ranges: Ranges, here: Path, exclude: Sequence[str] | None = None) -> None:
     """``model.onnx`` with Q/DQ pairs and ``quantized.json``; `exclude` is what the config says unless given."""
-    from pydeploy.quant.qdq import quantize
-
-    if exclude is None:
-        exclude = job.config.quantize.exclude if job.config.quantize is not None else ()
-    backend = job.backend
-    done = quantize(onnx, ranges, Files(here).onnx, style=backend.int8_style, target=backend.target(), exclude=exclude)
-    write_json(Files(here).quantized, asdict(done))
+    engine_files.insert_pairs(job.backend, onnx, ranges, here, excluded(job) if exclude is None else exclude)
 
 
 def finished_engine(job: Job, model: nn.Module, here: Path) -> None:
@@ -150,7 +150,7 @@ def metrics(job: Job, backend: Backend, engine: Engine) -> tuple[dict[str, float
     from pydeploy.tasks.evaluate import judged
 
     if job.guest is not None:
-        return job.guest.metrics(backend, engine), {}
+        return {}, {}  # a stage of its own judges them, so that another `evaluate` builds nothing again
     with backend.open(engine) as session:
         return judged(job.task, session.run, batch_size=backend.batch)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,12 @@ from pydeploy.report import (
 )
 from pydeploy.run import facts as facts_
 from pydeploy.run.artefacts import Artefacts, Files
-from pydeploy.run.facts import EngineFacts, load
+from pydeploy.run.facts import load
 from pydeploy.run.job import Job
 from pydeploy.run.stages import comparison, reduced_precision
 from pydeploy.run.stages import engines as engine_stages
-from pydeploy.run.stages.engines import facts_of, float_metrics
+from pydeploy.run.stages.engines import facts_of
+from pydeploy.run.stages.judging import metrics_in_float, metrics_of
 from pydeploy.run.stages.search import level_us
 from pydeploy.run.stages.shipping import ship
 from pydeploy.timing.overhead import net
@@ -104,7 +106,7 @@ def write_report(job: Job, at: Artefacts, seconds: dict[str, float], command: st
 def _report(job: Job, at: Artefacts, seconds: dict[str, float], command: str) -> Report:
     config, target = job.config, job.backend.target()
     times = timings(at)
-    results = {name: _result(job, folder, times[name]) for name, folder in folders(job, at).items()}
+    results = {name: _result(job, at, folder, times[name]) for name, folder in folders(job, at).items()}
     models = Models(dense=results["dense"], pruned=results["pruned"], unquantized=results.get("unquantized"),
                     half=results.get("half"), quantized=results.get("quantized"), mixed=results.get("mixed"))  # fmt: skip
     lost = _lost_by_int8(job, at, models.dense)
@@ -131,20 +133,20 @@ def _report(job: Job, at: Artefacts, seconds: dict[str, float], command: str) ->
     )  # fmt: skip
 
 
-def _result(job: Job, folder: Path, timing: Timing) -> ModelResult:
-    facts = facts_of(folder)
-    return ModelResult(latency_us=Latency.of(timing), value=facts.metrics[job.task.metric.name], samples=_samples(job, facts),
+def _result(job: Job, at: Artefacts, folder: Path, timing: Timing) -> ModelResult:
+    facts, metrics = facts_of(folder), metrics_of(job, at, folder)
+    return ModelResult(latency_us=Latency.of(timing), value=metrics[job.task.metric.name], samples=_samples(job, metrics),
                        tables=facts.tables, params=facts.params, macs=facts.macs, bytes=facts.bytes, onnx_bytes=facts.onnx_bytes,
                        precision=facts.precision, target=facts.target)  # fmt: skip
 
 
-def _samples(job: Job, facts: EngineFacts) -> int:
+def _samples(job: Job, metrics: Mapping[str, float]) -> int:
     """How many samples an engine was judged on."""
     if job.guest is None:
         return job.task.size("test")
     from pydeploy.tasks.guest import SAMPLES
 
-    return max(1, int(facts.metrics[SAMPLES]))
+    return max(1, int(metrics[SAMPLES]))
 
 
 def _candidate(at: Artefacts, point: comparison.Wanted, result: ModelResult) -> Candidate:
@@ -156,7 +158,7 @@ def _candidate(at: Artefacts, point: comparison.Wanted, result: ModelResult) -> 
 def _lost_by_int8(job: Job, at: Artefacts, dense: ModelResult) -> float:
     """How much of the metric the dense engine loses to int8, where that is the target; the limit is counted from float."""
     metric = job.task.metric
-    return max(0.0, metric.lost(float_metrics(at.dense)[metric.name], dense.value))
+    return max(0.0, metric.lost(metrics_in_float(job, at, at.dense)[metric.name], dense.value))
 
 
 def _of_int8(job: Job, dense: ModelResult, lost: float) -> tuple[str, ...]:
