@@ -51,8 +51,8 @@ def build_engine(
     For an int8 target ``float.onnx`` is exported and ``model.onnx`` has Q/DQ pairs with the ranges that ``calibration(path)``
     finds for it; without one they come from random inputs, which is enough to measure latency. `exclude` are layers that stay
     in float, names or patterns. An int8 or half-precision engine is compared with its file on `samples`, feeds of its inputs
-    (default: random ones); `deployed` picks from the forward's result what the engine gives. Raises `ConfigError`, `TraceError`, `DataError`, `BackendUnavailable`, and `Mismatch` where the
-    runtime computes something else than the file.
+    (default: random ones); `deployed` picks from the forward's result what the engine gives. Raises `ConfigError`,
+    `TraceError`, `DataError`, `BackendUnavailable`, and `Mismatch` where the runtime computes something else than the file.
     """
     from pydeploy.export import export
 
