@@ -2,12 +2,13 @@
 
     python bench/slimming.py --work build/slimming --root FOLDER --page docs/figures/slimming.md
 
-FOLDER holds CIFAR-10's binary version. The same network is trained three times for as many epochs: plainly, with the slimming
-subgradient (Liu et al., ICCV 2017), and with ISTA's proximal step (Ye et al., ICLR 2018). Each is cut: 70 % of all channels by
-one threshold, or whatever is exactly zero; and each cut is evaluated as it is, with batch norms measured again, with the removed
-channels' constants absorbed, and fine-tuned. Every training resumes, every finished result stays in the work folder.
+FOLDER holds CIFAR-10's binary version. One network is trained plainly; from there three go on for as many epochs as each other:
+plainly (the dense reference), with the slimming subgradient (Liu et al., ICCV 2017), and with ISTA's proximal step (Ye et al., ICLR
+2018). Each is cut: a share of all channels by one threshold, or whatever is exactly zero; and each cut is evaluated as it is, with
+batch norms measured again, with the removed channels' constants absorbed, and fine-tuned. Every training resumes, every finished
+result stays in the work folder.
 
-    python bench/slimming.py --work /tmp/short --root FOLDER --width 8 --samples 10000 --epochs 4 --tune 1     # a few minutes
+    python bench/slimming.py --work /tmp/short --root FOLDER --width 8 --samples 4000 --first 3 --epochs 3 --tune 1     # a few minutes
 """
 
 from __future__ import annotations
@@ -58,13 +59,15 @@ def _options(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--root", required=True, help="folder with CIFAR-10's binary version")
     parser.add_argument("--page", type=Path)
     parser.add_argument("--width", type=int, default=16, help="of the first convolution; the published network has 64")
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--first", type=int, default=6, help="epochs that all three have in common")
+    parser.add_argument("--epochs", type=int, default=10, help="epochs of each of the three after that")
     parser.add_argument("--tune", type=int, default=3, help="epochs of fine-tuning")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--samples", type=int, default=0, help="training pictures; 0 = all")
     parser.add_argument("--share", type=float, default=0.7, help="of all channels that go")
     parser.add_argument("--slimming", type=float, default=1e-3, help="rate of the subgradient")
     parser.add_argument("--ista", type=float, default=6e-3, help="rate of the proximal step")
+    parser.add_argument("--cost", default="memory", help="what ISTA's rate grows with: none, memory or speed")
     return parser.parse_args(given)
 
 
@@ -76,15 +79,30 @@ def _way(task: Classification, way: str, options: argparse.Namespace) -> list[di
         rows: list[dict[str, Any]] = read_json(place)
         return rows
     rate = {"slimming": options.slimming, "ista": options.ista}.get(way, 0.0)
-    sparsity = SparsitySettings(kind=WAYS[way], rate=rate) if WAYS[way] else None  # type: ignore[arg-type]
-    torch.manual_seed(0)
-    start = build("vgg16_bn", width=options.width)
-    settings = FitSettings(epochs=options.epochs, batch_size=options.batch, lr=0.1, weight_decay=5e-4)
+    cost = options.cost if way == "ista" else "none"
+    sparsity = SparsitySettings(kind=WAYS[way], rate=rate, cost=cost) if WAYS[way] else None  # type: ignore[arg-type]
+    start = _spread(options.width)
+    settings = FitSettings(epochs=options.first, batch_size=options.batch, lr=0.1, weight_decay=5e-4)
+    start = _fit(task, start, settings, options.work / "first", "train")
+    settings = FitSettings(
+        epochs=options.epochs, batch_size=options.batch, lr=0.1, warmup_epochs=0.2, weight_decay=5e-4
+    )
     whole = _fit(task, start, settings, folder / "train", f"train {way}", sparsity)
     rows = [_row(task, way, "trained", 0.0, whole)]
     rows += _cuts(task, way, whole, folder, options)
     write_json(place, rows)
     return rows
+
+
+def _spread(width: int) -> nn.Module:
+    """The network with scales from 0.1 to 1, so that a penalty does not bring all of them to zero at once."""
+    torch.manual_seed(0)
+    model = build("vgg16_bn", width=width)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            order = torch.randperm(module.num_features)
+            module.weight.data.copy_(torch.linspace(0.1, 1.0, module.num_features)[order])
+    return model
 
 
 def _cuts(
@@ -119,12 +137,12 @@ def _fit(task: Classification, model: nn.Module, settings: FitSettings, out: Pat
     return result.model
 
 
-def _told(title: str) -> Callable[[int, int, float], None]:
+def _told(title: str) -> Callable[[int, int, Any], None]:
     began = time.monotonic()
 
-    def tell(done: int, total: int, loss: float) -> None:
+    def tell(done: int, total: int, told: Any) -> None:
         if done % 100 == 0:
-            print(f"{title}: {done}/{total}, loss {loss:.3f}, {time.monotonic() - began:.0f} s", flush=True)
+            print(f"{title}: {done}/{total}, loss {told['loss']:.3f}, {time.monotonic() - began:.0f} s", flush=True)
 
     return tell
 
@@ -146,9 +164,10 @@ def _page(rows: Sequence[dict[str, Any]], options: argparse.Namespace, task: Cla
     count = len(task.images.train_images)
     return f"""# Slimming VGG-16-BN
 
-VGG-16-BN with {options.width} channels in its first convolution (published: 64), {options.epochs} epochs on {count:,} training
-pictures of CIFAR-10, one seed; cuts by one threshold over all channels, {options.tune} epochs of fine-tuning. "absorbed": what
-the removed channels were on average goes into the layers that read them. Rates: slimming {options.slimming:g}, ista {options.ista:g}.
+VGG-16-BN with {options.width} channels in its first convolution (published: 64), {options.first} epochs in common and
+{options.epochs} more each on {count:,} training pictures of CIFAR-10, one seed, scales of batch norms from 0.1 to 1
+at the start; cuts by one threshold over all channels, {options.tune} epochs of fine-tuning. "absorbed": what the removed channels were on average goes into the layers
+that read them. Rates: slimming {options.slimming:g}, ista {options.ista:g} with cost {options.cost}.
 
 {_table(rows)}
 

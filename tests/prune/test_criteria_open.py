@@ -138,3 +138,21 @@ def test_every_criterion_says_what_it_is() -> None:
         assert criterion.function.__doc__, name
         assert criterion.source or name == "random"
         assert criterion.takes or name == "random"
+
+
+@pytest.mark.parametrize("name", [name for name, criterion in CRITERIA.known.items() if criterion.batches])
+def test_a_criterion_without_its_data_says_which(name: str, tmp_path: Path) -> None:
+    """In Python and on the command line, before anything is written."""
+    from typer.testing import CliRunner
+
+    from pydeploy.cli.app import app
+
+    model = zoo.build("residual")
+    needed = CRITERIA.find(name).batches
+    with pytest.raises(ConfigError, match=f"criterion '{name}' needs {needed}"):
+        score(model, trace(model, X), name)
+    out = tmp_path / "small.safetensors"
+    words = f"prune pydeploy:resnet8 --input 1x3x16x16 --ratio 0.5 --criterion {name} --out {out}"
+    done = CliRunner().invoke(app, words.split())
+    assert f"criterion '{name}' needs {needed}: pass --config" in str(done.exception)
+    assert not out.exists()

@@ -211,13 +211,16 @@ def test_a_killed_training_ends_as_if_undisturbed(kind: str, tmp_path: Path) -> 
         fit(fresh(), TASK, QUICK, out=tmp_path / "killed", sparsity=other, resume=True)
 
 
-def test_exact_zeros_are_cut_without_loss(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rescaled", [1.0, 0.5])
+def test_exact_zeros_are_cut_without_loss(rescaled: float, tmp_path: Path) -> None:
     """After proximal training, constants absorbed: the small network computes what the large one does, untuned."""
     start: Any = fresh()
     with torch.no_grad():  # scales of different sizes, as a trained network has
         start[1].weight.copy_(torch.linspace(0.1, 1.5, 16))
         start[4].weight.copy_(torch.linspace(0.1, 1.5, 16).flip(0))
-    found = fit(start, TASK, QUICK, out=tmp_path, sparsity=SparsitySettings(kind="ista", rate=0.6))
+    found = fit(
+        start, TASK, QUICK, out=tmp_path, sparsity=SparsitySettings(kind="ista", rate=0.6 * rescaled, rescale=rescaled)
+    )
     model, x = found.model, example(TASK)
     shares = [record.small_scales for record in found.history]
     assert 0.1 < shares[-1] < 1
