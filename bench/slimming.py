@@ -165,9 +165,10 @@ def _page(rows: Sequence[dict[str, Any]], options: argparse.Namespace, task: Cla
     return f"""# Slimming VGG-16-BN
 
 VGG-16-BN with {options.width} channels in its first convolution (published: 64), {options.first} epochs in common and
-{options.epochs} more each on {count:,} training pictures of CIFAR-10, one seed, scales of batch norms from 0.1 to 1
-at the start; cuts by one threshold over all channels, {options.tune} epochs of fine-tuning. "absorbed": what the removed channels were on average goes into the layers
-that read them. Rates: slimming {options.slimming:g}, ista {options.ista:g} with cost {options.cost}.
+{options.epochs} more each on {count:,} training pictures of CIFAR-10, one seed, scales of batch norms from 0.1
+to 1 at the start; cuts by one threshold over all channels, {options.tune} epochs of fine-tuning. "absorbed": what the
+removed channels were on average goes into the layers that read them. Rates: slimming {options.slimming:g}, ista
+{options.ista:g} with cost {options.cost}.
 
 {_table(rows)}
 
