@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +32,11 @@ MOST_PIXELS = 178_956_970
 """Pictures beyond this are refused before they are decoded: half a gigabyte in RGB, Pillow's own limit."""
 
 
-def decode(path: Path, channels: int = 3) -> NDArray[np.uint8]:
-    """The picture as ``(H, W, channels)`` uint8; `DataError` with the reason, without the path, where it cannot be read."""
+def decode(path: Path | BinaryIO, channels: int = 3) -> NDArray[np.uint8]:
+    """The picture in a file, or in its bytes, as ``(H, W, channels)`` uint8.
+
+    `DataError` with the reason, without the path, where it cannot be read.
+    """
     if channels not in MODES:
         raise ConfigError(f"pictures have 1 or 3 channels, not {channels}")
     with opened(path) as image:
@@ -42,13 +45,13 @@ def decode(path: Path, channels: int = 3) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
+def opened(path: Path | BinaryIO) -> Iterator[Image.Image]:
     """The picture, decoded and upright; `DataError` with the reason where it, or what is done with it inside, fails."""
     try:
         from PIL import Image
     except ImportError:
         raise BackendUnavailable("pictures need the package 'pillow': pip install pillow") from None
-    if not path.is_file():
+    if isinstance(path, Path) and not path.is_file():
         raise DataError("no file" if path.exists() else "missing")
     try:
         with Image.open(path, formats=_formats()) as image:

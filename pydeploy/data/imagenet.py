@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,10 @@ def imagenet(root: str, size: int = 224, cache: str | None = None) -> PictureSet
     """
     top = Path(root)
     if not (top / LABELS).is_file():
-        return folder(root, size, "val", cache=cache)
+        return replace(folder(root, size, "val", cache=cache), name="imagenet")
     way, names = sample_settings(size), classes(top / "train")
     test = _listed(top, len(names))
-    return PictureSet(f"folder {top.name}", names, labelled(top / "train", names, names, 3), test, way).cached(cache)
+    return PictureSet("imagenet", names, labelled(top / "train", names, names, 3), test, way).cached(cache)
 
 
 def _listed(top: Path, count: int) -> Split:

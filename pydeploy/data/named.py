@@ -12,6 +12,7 @@ from pydeploy.data.folders import folder
 from pydeploy.data.image_sets import ImageSet, digits, fashion_mnist, synthetic
 from pydeploy.data.imagenet import imagenet
 from pydeploy.data.npy_files import npy
+from pydeploy.data.packed_jpegs import packed_jpegs
 from pydeploy.data.picture_set import PictureSet
 from pydeploy.errors import ConfigError, nearest
 from pydeploy.guests.resolve import call
@@ -25,6 +26,7 @@ DATA: Mapping[str, Callable[..., ImageSet | PictureSet]] = {
     "folder": folder,
     "imagenet": imagenet,
     "npy": npy,
+    "packed_jpegs": packed_jpegs,
     "synthetic": synthetic,
 }
 """Every data set that a configuration may name; each function's parameters are its settings."""

@@ -17,6 +17,7 @@ from pydeploy.guests import resolve
 from pydeploy.guests.names import Names
 from pydeploy.models import MODELS as ZOO
 from pydeploy.models import build
+from pydeploy.models.stems import changed_stem
 
 PACKAGES = {"torchvision": "torchvision", "timm": "timm", "smp": "segmentation_models_pytorch"}
 """Libraries of models, by the word before the colon."""
@@ -79,7 +80,7 @@ def _asked(
     """What the data ask for, by the names that the factory has for it, as far as `options` do not say it."""
     home = spec.partition(":")[0]
     if home == "torchvision":  # trained weights bring their own number of classes
-        taken = {"num_classes"} if options.get("weights") is None else set()
+        taken = {"num_classes", "in_channels"} if options.get("weights") is None else {"in_channels"}
     elif home == "timm":
         taken = {"num_classes", "in_chans"}
     else:
@@ -114,7 +115,7 @@ def _from_library(home: str, name: str) -> Callable[..., Any]:
     builder = models.get_model_builder(name)
     # Many builders fetch a trained backbone unless told not to.
     untrained = {key: None for key in ("weights", "weights_backbone") if key in inspect.signature(builder).parameters}
-    return partial(builder, **untrained)
+    return partial(changed_stem, partial(builder, **untrained))
 
 
 def _from_smp(name: str) -> Callable[..., Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,9 +19,13 @@ from pydeploy.errors import ConfigError, DataError, nearest
 from pydeploy.tasks.augment import Augment, augment
 from pydeploy.tasks.contract import SPLITS, Arrays, Batch, Task, Tensors
 from pydeploy.tasks.losses import soft_divergence
-from pydeploy.tasks.metric import Metric
+from pydeploy.tasks.metric import Metric, MetricTable
+from pydeploy.tasks.sampling import wilson
 
 ACCURACY = Metric("accuracy")
+TOP = 5
+MOST_CLASSES = 100
+"""Confusion matrices of more are left out: a thousand classes are a million numbers an engine."""
 
 
 @dataclass(frozen=True)
@@ -76,17 +81,28 @@ class Classification(Task):
     def distill_loss(self, student: Tensors, teacher: Tensors, temperature: float) -> Tensor:
         return soft_divergence(student["logits"], teacher["logits"], temperature)
 
-    def metrics(self, results: Iterable[tuple[Arrays, Batch]]) -> dict[str, float]:
-        """``{"accuracy": share of correct labels in [0, 1], "loss": mean cross-entropy}``, summed in float64."""
-        correct, loss, total = 0, 0.0, 0
+    def metrics(self, results: Iterable[tuple[Arrays, Batch]]) -> dict[str, float | MetricTable]:
+        """``accuracy``, the share of correct labels, ``top-5 accuracy`` where there are more classes, and ``loss``, the mean
+        cross-entropy, summed in float64. Of equal logits the first counts as the larger one. Beside them the accuracy of each class
+        with its 95 % interval (Wilson), and the confusion matrix of at most `MOST_CLASSES` classes.
+        """
+        names, loss, among = self.images.class_names, 0.0, 0
+        counts = np.zeros((len(names), len(names)), np.int64)
         for outputs, batch in results:
             logits, labels = outputs["logits"].astype(np.float64), batch.target.numpy()
-            correct += int((logits.argmax(axis=1) == labels).sum())
+            np.add.at(counts, (labels, logits.argmax(axis=1)), 1)
+            own = logits[np.arange(len(labels)), labels][:, None]
+            earlier = np.arange(logits.shape[1]) < labels[:, None]
+            among += int((((logits > own) | ((logits == own) & earlier)).sum(axis=1) < TOP).sum())
             peak = logits.max(axis=1)
             log_sum = peak + np.log(np.exp(logits - peak[:, None]).sum(axis=1))
             loss += float((log_sum - logits[np.arange(len(labels)), labels]).sum())
-            total += len(labels)
-        return {"accuracy": correct / total, "loss": loss / total}
+        total = int(counts.sum())
+        numbers = {"accuracy": int(np.trace(counts)) / total, "loss": loss / total}
+        if len(names) > TOP:
+            numbers["top-5 accuracy"] = among / total
+        matrix = {"confusion": MetricTable.confusion(names, counts.tolist())} if len(names) <= MOST_CLASSES else {}
+        return {**numbers, "classes": _by_class(names, counts), **matrix}
 
     def check(self, outputs: Mapping[str, tuple[int, ...]], batch: Batch) -> None:  # noqa: ARG002
         found = outputs["logits"]
@@ -102,3 +118,12 @@ class Classification(Task):
         if split == "test":
             return self.images.test_images, self.images.test_labels
         raise ConfigError(f"unknown split '{split}'{nearest(split, SPLITS)}")
+
+
+def _by_class(names: Sequence[str], counts: NDArray[np.int64]) -> MetricTable:
+    """The share of each class's samples that are found; undefined for a class without samples."""
+    right, samples = np.diag(counts).tolist(), counts.sum(axis=1).tolist()
+    ends = [wilson(k, n) if n else (math.nan, math.nan) for k, n in zip(right, samples, strict=True)]
+    shares = [k / n if n else math.nan for k, n in zip(right, samples, strict=True)]
+    return MetricTable.of(names, {"accuracy": ("%", shares), "from": ("%", [low for low, _ in ends]),
+                                  "to": ("%", [high for _, high in ends]), "samples": ("", samples)})  # fmt: skip
