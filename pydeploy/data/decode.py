@@ -66,6 +66,17 @@ def opened(path: Path | BinaryIO) -> Iterator[Image.Image]:
         raise DataError(f"damaged: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
 
 
+def pixels_of(path: Path) -> int:
+    """How many pixels a picture has, from its header; 0 where that cannot be read (`decode` says why)."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=_formats()) as image:
+            return int(image.width * image.height)
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+        return 0
+
+
 @cache
 def _formats() -> tuple[str, ...]:
     """Those of `FORMATS` that this Pillow was built with."""

@@ -1,6 +1,6 @@
 """The samples that a manifest's path stands for: images decoded by Pillow, or arrays read where they lie.
 
-Decoding runs on threads ahead of the batches, packing on threads of the core. What cannot be read is left out and named,
+Decoding and resizing run on threads ahead of the batches, normalizing on threads of the core. What cannot be read is left out and named,
 up to the manifest's `max_skipped`.
 """
 
@@ -10,14 +10,17 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pydeploy.data.decode import MODES, SUFFIXES, decode
+from pydeploy.data.decode import MODES, SUFFIXES, decode, pixels_of
 from pydeploy.data.manifest import Manifest
+from pydeploy.data.preprocessing import Preprocessing
+from pydeploy.data.room import ROOM
 from pydeploy.errors import ConfigError, DataError
 
 DECODERS = 2
@@ -45,8 +48,9 @@ def batches(manifest: Manifest, batch: int = BATCH, threads: int = 0) -> Iterato
     channels = len(settings.mean)
     if channels not in MODES:
         raise ConfigError(f"calibration set {manifest.source}: images have 1 or 3 channels, not {channels}")
-    decoded = _decoded(chosen, channels, int(manifest.max_skipped * manifest.count))
-    yield from manifest.checked(settings.batches(decoded, batch, threads=threads))
+    resized = _resized(chosen, settings, int(manifest.max_skipped * manifest.count))
+    ready = replace(settings, resize=None, crop=None)
+    yield from manifest.checked(ready.batches(resized, batch, threads=threads))
 
 
 def _from_array(manifest: Manifest, path: Path, batch: int, threads: int) -> Iterator[NDArray[np.float32]]:
@@ -88,7 +92,13 @@ def _listed(path: Path) -> list[Path]:
     return found
 
 
-def _decoded(paths: Sequence[Path], channels: int, allowed: int) -> Iterator[NDArray[np.uint8]]:
+def _one(path: Path, way: Preprocessing) -> NDArray[np.uint8]:
+    """A picture resized and cut out. At full size it is in memory no longer than that takes, and only where there is room."""
+    with ROOM.of(pixels_of(path)):
+        return way.pixels(decode(path, len(way.mean)))
+
+
+def _resized(paths: Sequence[Path], way: Preprocessing, allowed: int) -> Iterator[NDArray[np.uint8]]:
     skipped: list[str] = []
     with ThreadPoolExecutor(DECODERS) as pool:
         waiting: deque[tuple[Path, Future[NDArray[np.uint8]]]] = deque()
@@ -96,7 +106,7 @@ def _decoded(paths: Sequence[Path], channels: int, allowed: int) -> Iterator[NDA
         try:
             while True:
                 while len(waiting) < 2 * BATCH and (path := next(rest, None)) is not None:
-                    waiting.append((path, pool.submit(decode, path, channels)))
+                    waiting.append((path, pool.submit(_one, path, way)))
                 if not waiting:
                     break
                 path, future = waiting.popleft()

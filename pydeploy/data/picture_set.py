@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from pydeploy.data.decode import decode
 from pydeploy.data.preprocessing import IMAGENET, Preprocessing
 from pydeploy.errors import ConfigError, DataError, nearest
-from pydeploy.files import replacing
+from pydeploy.files import replacing, sha256
 
 SPLITS = ("train", "test")
-ENDS = 4096
 GREY_MEAN, GREY_STD = 0.449, 0.226
 """ImageNet's mean and standard deviation over all three channels."""
 
@@ -56,15 +55,8 @@ class Files:
             raise DataError(f"{self.paths[index]}: {error}; repair the picture, or remove it from the set") from None
 
     def fingerprint(self, index: int) -> bytes:
-        """Length, beginning and end of the file: a set of a hundred gigabytes is told from another one in minutes."""
-        path = self.paths[index]
-        try:
-            with path.open("rb") as stream:
-                first, length = stream.read(ENDS), path.stat().st_size
-                stream.seek(max(0, length - ENDS))
-                return b"%d %b %b" % (length, first, stream.read(ENDS))
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+        """Hash of the whole file: reading it takes a tenth of what decoding takes, and no edit is missed."""
+        return bytes.fromhex(sha256(self.paths[index]))
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from pydeploy.backends.device import usable_cores
-from pydeploy.data.picture_set import Cached, Pictures, PictureSet
+from pydeploy.data.decode import pixels_of
+from pydeploy.data.picture_set import Cached, Files, Pictures, PictureSet
 from pydeploy.data.preprocessing import Preprocessing
+from pydeploy.data.room import ROOM
 from pydeploy.errors import DataError
 from pydeploy.tasks.classification import Classification
 from pydeploy.tasks.contract import Batch
@@ -71,6 +73,8 @@ class _Ahead:
     def __init__(self, pictures: Pictures, way: Preprocessing) -> None:
         kept = isinstance(pictures, Cached) and pictures.resizing == replace(way, crop=None)
         self._pictures = pictures if kept or not isinstance(pictures, Cached) else pictures.pictures
+        inner = self._pictures.pictures if isinstance(self._pictures, Cached) else self._pictures
+        self._files = inner if isinstance(inner, Files) else None
         self._way, self._pool = way, ThreadPoolExecutor(usable_cores())
         self._waiting: dict[int, Future[NDArray[np.uint8]]] = {}
 
@@ -88,4 +92,5 @@ class _Ahead:
                 del self._waiting[index]
 
     def _sample(self, index: int) -> NDArray[np.uint8]:
-        return self._way.pixels(self._pictures.read(index))
+        with ROOM.of(0 if self._files is None else pixels_of(self._files.paths[index])):
+            return self._way.pixels(self._pictures.read(index))
