@@ -48,16 +48,6 @@ def _all_facts(value: Any, of: type[Any]) -> Any:
     return value
 
 
-def _table(value: Any) -> Any:
-    """`_all_facts` of a table, whose lists are tuples: behind a validator written in Python, pydantic takes no others."""
-    found = _all_facts(value, MetricTable)
-    return {key: _tuples(one) for key, one in found.items()} if isinstance(found, Mapping) else found
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
 @dataclass(frozen=True, slots=True, config=_CHECKED)
 class Latency:
     """Distribution of a whole network's time in microseconds; `disturbed` as in `Timing`."""
@@ -113,7 +103,7 @@ class ModelResult:
     precision: str
     target: str
     """`Target.fingerprint` of what it was measured on."""
-    tables: dict[str, Annotated[MetricTable, BeforeValidator(_table)]] = Field(default_factory=dict)
+    tables: dict[str, MetricTable] = Field(default_factory=dict)
     """What explains the value: those of each class, a confusion matrix."""
 
 
