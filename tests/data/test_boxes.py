@@ -34,7 +34,7 @@ def test_overlaps_are_torchvisions(seed: int, many: int, few: int, flat: bool) -
     np.testing.assert_array_equal(iou(first, second), np.nan_to_num(wanted))
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(0, 120), st.floats(0.1, 0.9), st.integers(1, 4))
+@given(st.integers(0, 2**32 - 1), st.integers(0, 700), st.floats(0.1, 0.9), st.integers(1, 4))
 def test_suppression_is_torchvisions(seed: int, count: int, threshold: float, classes: int) -> None:
     rng = np.random.default_rng(seed)
     boxes, scores = boxes_of(rng, count), (rng.integers(0, 40, count) / 40).astype(np.float32)
@@ -112,3 +112,14 @@ def test_detections_by_hand() -> None:
     np.testing.assert_allclose(found.scores[0], math.exp(5) / (math.exp(5) + 2), rtol=1e-6)
     assert len(detections(scores, offsets, priors, Cleaning(score=0.2, most=1))) == 1
     assert len(detections(scores[3:], offsets[3:], priors[3:], Cleaning())) == 0
+
+
+def test_only_the_best_candidates_of_a_class_are_looked_at() -> None:
+    rng = np.random.default_rng(0)
+    priors = small(64).boxes
+    scores, offsets = rng.normal(0, 1, (len(priors), 3)).astype(np.float32), np.zeros((len(priors), 4), np.float32)
+    whole = detections(scores, offsets, priors, Cleaning(iou=1.0, most=10_000, candidates=len(priors)))
+    some = detections(scores, offsets, priors, Cleaning(iou=1.0, most=10_000, candidates=50))
+    for label in (0, 1):
+        best = np.sort(whole.scores[whole.labels == label])[-50:]
+        np.testing.assert_array_equal(np.sort(some.scores[some.labels == label]), best)

@@ -14,15 +14,18 @@ from pydeploy.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Cleaning:
-    """Which boxes are told: scores above `score`, of boxes that overlap by more than `iou` the best one of a class, the best `most`."""
+    """Which boxes are told: of each class the best `candidates` with scores above `score`; of those that overlap by more than `iou`
+    the best; of all that are left the best `most`.
+    """
 
     score: float = 0.01
     iou: float = 0.45
     most: int = 100
+    candidates: int = 400
 
     def __post_init__(self) -> None:
-        if not 0 <= self.score < 1 or not 0 < self.iou <= 1 or self.most < 1:
-            raise ConfigError(f"score must lie in [0, 1), iou in (0, 1], most be at least 1, got {self}")
+        if not 0 <= self.score < 1 or not 0 < self.iou <= 1 or min(self.most, self.candidates) < 1:
+            raise ConfigError(f"score must lie in [0, 1), iou in (0, 1], most and candidates be at least 1, got {self}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,10 @@ def detections(scores: Floats, offsets: Floats, priors: Floats, cleaning: Cleani
     logits = scores.astype(np.float32)
     powers = np.exp(logits - logits.max(1, keepdims=True))
     shares = (powers / powers.sum(1, keepdims=True))[:, 1:]
-    rows, labels = np.nonzero(shares > cleaning.score)
+    least = np.full(shares.shape[1], cleaning.score, np.float32)
+    if len(shares) > cleaning.candidates:
+        least = np.maximum(least, np.partition(shares, -cleaning.candidates - 1, axis=0)[-cleaning.candidates - 1])
+    rows, labels = np.nonzero(shares > least)
     used, place = np.unique(rows, return_inverse=True)
     boxes = np.clip(decode(offsets[used].astype(np.float32), priors[used]), 0, 1)[place]
     found = shares[rows, labels]

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+BLOCK = 256
+"""Boxes whose overlaps are computed at once."""
 
 
 def corners(centres: Floats) -> Floats:
@@ -45,11 +47,16 @@ def nms(boxes: Floats, scores: Floats, threshold: float) -> NDArray[np.int64]:
     Boxes are given by their corners. Of equal scores the first one goes first.
     """
     order = np.argsort(-scores, kind="stable")
-    kept = []
+    kept: list[int] = []
     while len(order):
-        best, order = order[0], order[1:]
-        kept.append(best)
-        order = order[iou(boxes[best : best + 1], boxes[order])[0] <= threshold]
+        first, order = order[:BLOCK], order[BLOCK:]
+        over = iou(boxes[first], boxes[first]) > threshold
+        alive = np.ones(len(first), bool)
+        for place in range(len(first)):
+            if alive[place]:
+                alive[place + 1 :] &= ~over[place, place + 1 :]
+        kept += first[alive].tolist()
+        order = order[~(iou(boxes[first[alive]], boxes[order]) > threshold).any(0)]
     return np.array(kept, np.int64)
 
 
