@@ -18,6 +18,7 @@ from pydeploy.cli import (
     profile_verbs,
     quant_verbs,
     run_verbs,
+    ssd_verbs,
     summary_verbs,
     table_file_verbs,
     tensorrt_verbs,
@@ -82,4 +83,5 @@ app.command("export-weights")(weight_verbs.export_weights)
 app.command("choose-precision")(precision_verbs.choose_precision)
 app.command("gpu-check")(tensorrt_verbs.gpu_check)
 app.add_typer(profile_verbs.app, name="profile")
+app.add_typer(ssd_verbs.app, name="ssd")
 app.add_typer(table_file_verbs.app, name="table")

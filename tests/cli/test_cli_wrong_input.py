@@ -18,12 +18,17 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 import typer
 from PIL import Image
 
 from pydeploy.cli.app import app
+from pydeploy.data.boxes.priors import small
 from pydeploy.data.deployment import Deployment
 from pydeploy.data.preprocessing import Preprocessing
+from pydeploy.export import export
+from pydeploy.models import build
+from pydeploy.prune.surgery.save import save
 from report_factory import sample
 from test_cli import Done, pydeploy
 from test_tensorrt_trtexec import FOLDER
@@ -105,6 +110,8 @@ VALID: Mapping[str, Mapping[str, Any]] = {
     "table plot": {"db": "t.sqlite", "layer": "conv3x3/s1", "out": "@stairs.svg"},
     "table export": {"db": "t.sqlite", "out": "@t.json"},
     "table import": {"file": "t.json", "db": "@copy.sqlite"},
+    "ssd branches": {"model": "pydeploy:ssd_small", "option": OPTION, "weights": "ssd.safetensors", "out": "@fewer"},
+    "ssd suppression": {"model": "ssd.onnx", "preprocessing": "ssd.json", "out": "@whole.onnx"},
     "table merge": {"sources": "t.sqlite", "db": "@merged.sqlite"},
 }  # fmt: skip
 """Arguments with which each verb succeeds; '@' stands before what it writes."""
@@ -174,10 +181,21 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ends = onnx.load(folder / "dense.onnx").graph
         way = Preprocessing((0.5, 0.5, 0.5), (0.3, 0.3, 0.3), size, size)
         Deployment(way, tuple("0123456789"), ends.input[0].name, (ends.output[0].name,)).save(folder)
+        detector(folder, size, width)
         shutil.copytree(FOLDER / ("10.3" if folder == here else "8.6"), folder / "trt")
         (folder / "run").mkdir()
         sample().save(folder / "run" / "report.json")
     return here
+
+
+def detector(folder: Path, size: int, width: int) -> None:
+    """An SSD's tensors, its file, and what its outputs mean."""
+    model, priors = build("ssd_small", width=width, num_classes=20).eval(), small(4 * size)
+    save(folder / "ssd.safetensors", model)
+    export(model, torch.zeros(1, 3, 4 * size, 4 * size), folder / "ssd.onnx", output_names=["scores", "boxes"])
+    way = Deployment(Preprocessing((0.5,) * 3, (0.3,) * 3, (4 * size, 4 * size)), tuple(map(str, range(20))), "image",
+                     ("scores", "boxes"), "detection", {"priors": priors.to_json(), "score": 0.3, "iou": 0.45, "most": 100})  # fmt: skip
+    shutil.move(way.save(folder), folder / "ssd.json")
 
 
 # ---------------------------------------------------------------- what may be wrong

@@ -17,6 +17,7 @@ from pydeploy.models import build
 from pydeploy.models.detection import cfg as cfgs
 from pydeploy.models.detection.named import FOLDER
 from pydeploy.models.detection.ssd import SSD
+from pydeploy.models.weights import filled
 from pydeploy.prune.structure.trace import trace
 from pydeploy.prune.surgery.apply import apply
 
@@ -74,10 +75,10 @@ def test_the_cfg_of_a_cut_network_builds_it_again(net: tuple[SSD, Priors], tmp_p
     graph = trace(model, x)
     cut = apply(model, graph, random_plan(graph, np.random.default_rng(2)))
     assert isinstance(cut, SSD)
-    cut.save_cfg(tmp_path / "cut.cfg")
-    head = "lite" if isinstance(model.scores[0], nn.Sequential) else "full"
-    again = SSD(cfgs.read(tmp_path / "cut.cfg"), 3, 3, priors.per_cell, head).double().eval()
-    again.load_state_dict(cut.state_dict())
+    cut.save(tmp_path)
+    assert tuple(cut.options["boxes"]) == priors.per_cell
+    again = build("ssd_cfg", cfg=str(tmp_path / "network.cfg"), num_classes=3, **cut.options).double()
+    again = filled(again, tmp_path / "weights.safetensors")[0].eval()
     with torch.no_grad():
         for ours, theirs in zip(again(x), cut(x), strict=True):
             assert torch.equal(ours, theirs)

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from pydeploy.errors import ConfigError, Infeasible
-from pydeploy.files import replacing
+from pydeploy.files import write_text
 from pydeploy.models.blocks import he_initialize
 from pydeploy.models.detection import cfg as cfgs
 from pydeploy.models.detection.backbone import Backbone, widths_of
+from pydeploy.prune.surgery.save import save
 
 RARE = 0.01
 """First guess of the share of priors that hold an object: classes begin there, or the many empty priors drown the first steps."""
@@ -74,16 +75,18 @@ class SSD(nn.Module):
         boxes = [_last(head).out_channels // 4 for head in self.boxes]
         return {"boxes": boxes, "head": "lite" if isinstance(self.boxes[0], nn.Sequential) else "full"}
 
-    def save_cfg(self, path: Path) -> None:
-        """Write `cfg` as a file."""
-        with replacing(path) as partial:
-            partial.write_text(self.cfg.text(), encoding="utf-8")
+    def save(self, folder: Path) -> None:
+        """Write `cfg` as ``network.cfg`` and all tensors as ``weights.safetensors``, from which `ssd_cfg` builds it again."""
+        write_text(folder / "network.cfg", self.cfg.text())
+        save(folder / "weights.safetensors", self)
 
     def live_levels(self, threshold: float) -> int:
         """Number of the first feature maps that no dead layer comes before or makes.
 
         A layer is dead where all its batch norm's factors are smaller than `threshold`. Raises `Infeasible` where none is left.
         """
+        if not threshold >= 0:
+            raise ConfigError(f"the threshold of a batch norm's factors must be at least 0, got {threshold}")
         dead = (n for n, layer in enumerate(self.backbone.layers) if _is_dead(layer, threshold))
         features = self.backbone.cfg.features
         first = next((n for n in dead if not self._is_beside(n)), features[-1] + 1)
