@@ -18,6 +18,7 @@ from pydeploy.graph import Graph
 from pydeploy.prune.criteria import CRITERIA
 from pydeploy.prune.criteria.score import score
 from pydeploy.prune.structure.trace import trace
+from test_scores import NETS, SHAPE, made
 
 GIVEN: dict[str, dict[str, Any]] = {"dmcp_lite": {"steps": 2}, "sirfp": {"steps": 2}, "l1": {"fold_bn": True}}
 LEARNED = ("dmcp",)
@@ -62,3 +63,30 @@ def test_finite_repeatable_and_without_side_effects(name: str, criterion: str) -
     assert all(torch.equal(value, after[key]) for key, value in state.items())
     assert flags == {key: (p.requires_grad, p.grad) for key, p in model.named_parameters()}
     assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_structure_is_scored(name: str) -> None:
+    """Transposed, grouped, shared, bare, fused and parametrized weights, and networks of which nothing may be cut."""
+    model, x = made(name), torch.zeros(SHAPE, dtype=torch.float64)
+    graph = trace(model, x)
+    batches = [(torch.randn(SHAPE, dtype=torch.float64), None)]
+    for criterion in CRITERIA.known:
+        if criterion in (*LEARNED, *SKIPPED):
+            continue
+        options = {**GIVEN.get(criterion, {}), "fallback": "random"}
+        found = score(model, graph, criterion, data=batches, loss=loss, options=options)
+        assert set(found) == {group.name for group in graph.prunable}, criterion
+        assert all(np.isfinite(values).all() for values in found.values()), criterion
+
+
+def test_slimming_judges_norms_that_are_written_out() -> None:
+    """SegDecNet's FeatureNorm, whose ``scale`` is (1, channels, 1, 1)."""
+    model, graph, _ = traced("segdecnet")
+    with torch.no_grad():
+        for module in model.modules():
+            if hasattr(module, "scale"):
+                module.scale.uniform_(-1, 1)
+    for key, values in score(model, graph, "bn_scale").items():
+        norm = model.get_submodule(f"{key.rpartition('.')[0]}.1")
+        np.testing.assert_allclose(values, norm.get_parameter("scale").detach().abs().flatten(), rtol=1e-6)

@@ -54,6 +54,8 @@ class Seen:
     def gradients(self, of: Tensor) -> Maps:
         """Derivatives of the number `of` by `maps`, 0 where it does not depend on them."""
         every = [place for places in self.places.values() for place in places]
+        if not every:
+            return {}
         found = torch.autograd.grad(of, [place.output for place in every], retain_graph=True, allow_unused=True,
                                     materialize_grads=True)  # fmt: skip
         by_output = {id(place.output): grad for place, grad in zip(every, found, strict=True)}
