@@ -31,7 +31,7 @@ SPARSE_KINDS, OPEN_KINDS = ("fp16", "typed int8"), ("fp32", "fp16", "typed int8"
 
 
 def judged(name: str, form: str) -> dict[str, str]:
-    """By kind of file (none where the form does not exist): '' where parser and builder take it and its layers are as promised, else why not."""
+    """By kind of file, none where the form does not exist: '' where parser and builder take it and its layers are as promised."""
     import torch
 
     import rtx_nets
