@@ -6,7 +6,7 @@ OUT ?= runs
 comma := ,
 SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.hpp)
 
-.PHONY: help setup develop docs demo demo-full demo-openvino demo-segmentation demo-inspection weights newcomer data test lint types unit package floors sanitize sanitize-memory sanitize-threads trt-contract trt-files gpu-check gpu-check-rtx bench figures format clean
+.PHONY: help setup develop docs demo demo-full demo-openvino demo-segmentation demo-detection demo-inspection weights newcomer data test lint types unit package floors sanitize sanitize-memory sanitize-threads trt-contract trt-files gpu-check gpu-check-rtx bench figures format clean
 
 help:
 	@echo "make setup          prepare $(VENV) for the demo (a few minutes, mostly PyTorch); 'make test' adds what else it needs"
@@ -14,6 +14,7 @@ help:
 	@echo "make demo-full      train as well, and make the other points of the README's table (15 to 28 minutes)"
 	@echo "make demo-openvino  the demo for OpenVINO"
 	@echo "make demo-segmentation  masks of garments on a drawn canvas (10 to 15 minutes)"
+	@echo "make demo-detection  boxes of garments on a drawn canvas (10 to 15 minutes)"
 	@echo "make demo-inspection  defects of drawn cloth (10 to 15 minutes)"
 	@echo "make test           lint, types, all tests, a wheel in a clean environment (10 to 20 minutes)"
 	@echo "make bench          benchmarks with their baselines (keep the machine quiet)"
@@ -70,6 +71,10 @@ demo-openvino: setup data
 demo-segmentation: setup data
 	@echo "demo-segmentation: 10 to 15 minutes on two cores"
 	@$(BIN)/pydeploy run configs/segmentation_canvas.yaml --out $(OUT)/segmentation --resume
+
+demo-detection: setup data
+	@echo "demo-detection: 10 to 15 minutes on two cores"
+	@$(BIN)/pydeploy run configs/detection_canvas.yaml --out $(OUT)/detection --resume
 
 demo-inspection: setup
 	@echo "demo-inspection: 10 to 15 minutes on two cores"

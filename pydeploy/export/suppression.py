@@ -7,6 +7,7 @@ ONNX Runtime and OpenVINO run such files, TensorRT's parser has an import for th
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -67,7 +68,7 @@ def _constants(priors: NDArray[np.float32], cleaning: Cleaning) -> list[TensorPr
 def _nodes(scores: str, boxes: str) -> list[onnx.NodeProto]:
     """`pydeploy.data.boxes.priors.decode`, softmax and suppression, in opset 13's operators."""
 
-    def node(kind: str, inputs: str, output: str, **attributes: int) -> onnx.NodeProto:
+    def node(kind: str, inputs: str, output: str, **attributes: Any) -> onnx.NodeProto:
         return helper.make_node(kind, [f"ssd.{name[1:]}" if name[0] == "." else name for name in inputs.split()],
                                 [output if output in OUTPUTS else f"ssd.{output}"], name=f"ssd.{output}", **attributes)  # fmt: skip
 
@@ -86,6 +87,6 @@ def _nodes(scores: str, boxes: str) -> list[onnx.NodeProto]:
         node("Clip", ".corners .zero .one", "decoded"),
         node("Softmax", scores, "softmax", axis=-1),
         node("Slice", ".softmax .second .end .last", "objects"),
-        node("Transpose", ".objects", "shares", perm=[0, 2, 1]),  # type: ignore[arg-type]
+        node("Transpose", ".objects", "shares", perm=[0, 2, 1]),
         node("NonMaxSuppression", "decoded shares .most .iou .score", "selected", center_point_box=0),
     ]
