@@ -67,6 +67,7 @@ for _verb in (
     summary_verbs.summary,
     engine_verbs.calibrate,
     quant_verbs.quantize,
+    precision_verbs.mix,
     quant_verbs.half,
     quant_verbs.lint,
     engine_verbs.build,

@@ -1,8 +1,10 @@
-"""``pydeploy choose-precision``: from an ONNX file alone to the engine to ship. Needs no torch."""
+"""``pydeploy choose-precision`` and ``mix``: from an ONNX file alone to the engine to ship, or to its mixed form. No torch."""
 
 from __future__ import annotations
 
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -61,6 +63,72 @@ def choose_precision(
         sys.stdout.write(page(found, model))
     if not found.faster:
         raise typer.Exit(1)
+
+
+def mix(
+    model: Annotated[Path, typer.Argument(help="ONNX file (float).")],
+    ranges: Annotated[Path, typer.Option(help="Ranges file written by 'pydeploy calibrate'.")],
+    data: Annotated[Path, typer.Option(help="Manifest of samples; every fourth batch of it judges.")],
+    target: Annotated[str, typer.Option(help="Backend with int8, e.g. onnxruntime or openvino.")],
+    out: Annotated[Path, typer.Option(help="ONNX file with Q/DQ at the chosen layers.")],
+    limit: Annotated[
+        float,
+        typer.Option(min=0, help="Most that may be lost, in percent: of best classes changed, or relative error."),
+    ] = 2.0,
+    batch: Annotated[int, typer.Option(min=1, max=1_000_000, help="Batch size that the engines are built for.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, max=1024, help="Threads; 0 = all cores this process may use.")] = 0,
+    exclude: Annotated[
+        Optional[list[str]], typer.Option(help="Layers that stay in float (pattern with *); repeat.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write the form of an ONNX file that is INT8 only for the layers where it saves time within a limit.
+
+    Float, INT8 and mixed engines are built and measured. Exit code 0: the file is written (INT8 throughout where that is best);
+    1: no layer is best in INT8, nothing is written.
+    Example: pydeploy mix model.onnx --ranges ranges.json --data calib.yaml --target onnxruntime --out mixed.onnx
+    """
+    from dataclasses import asdict
+
+    from pydeploy.cli.console import Terminal, show_table, tell
+    from pydeploy.cli.engine_verbs import input_of
+    from pydeploy.data.manifest import load_manifest
+    from pydeploy.files import check_writable, replacing
+    from pydeploy.planning.precision_bench import mix as choose
+    from pydeploy.quant.observe import Ranges
+    from pydeploy.tasks.samples import exact_batches, manifest_batches
+
+    check_writable(out)
+    manifest, name, known = load_manifest(data), input_of(model), Ranges.load(ranges)
+
+    def samples() -> Iterator[Feeds]:
+        return exact_batches(({name: part.copy()} for part in manifest_batches(manifest, threads, batch)), batch)
+
+    with tempfile.TemporaryDirectory(prefix="pydeploy-") as folder:
+        found, bench = choose(model, known, samples, target, Path(folder), limit=limit, batch=batch, threads=threads,
+                              exclude=exclude or [], say=Terminal().say)  # fmt: skip
+        engine = "int8" if len(found.int8) == len(found.options) else "mixed"
+        if found.int8:
+            with replacing(out) as partial:
+                shutil.copyfile(Path(folder) / f"{engine}.onnx", partial)
+    lost = bench.lost[engine] if found.int8 else 0.0
+    rows = [(option.name, "int8" if option.name in found.int8 else "float", f"{option.float_us:.1f}", f"{option.int8_us:.1f}",
+             f"{option.error:.3g}") for option in found.options]  # fmt: skip
+    head = (
+        f"{out}: {len(found.int8)} of {len(rows)} layers int8, {bench.measure} {lost:.2f} %{_because(found.note)}\n"
+        if found.int8
+        else f"nothing is written: {found.note}\n"
+    )
+    tell(json, {"onnx": str(out) if found.int8 else None, "int8": list(found.int8), "note": found.note, "measure": bench.measure,
+                "lost": lost, "layers": [asdict(option) for option in found.options]}, head)  # fmt: skip
+    if not json:
+        show_table(("layer", "precision", "float_us", "int8_us", "error"), rows)
+    if not found.int8:
+        raise typer.Exit(1)
+
+
+def _because(note: str) -> str:
+    return f" ({note})" if note else ""
 
 
 def page(found: Verdict, model: Path) -> str:

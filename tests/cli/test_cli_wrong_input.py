@@ -97,6 +97,8 @@ VALID: Mapping[str, Mapping[str, Any]] = {
     "doctor": {}, "configs": {"names": "smoke", "copy": "@configs"},
     "predict": {"engine": "dense.engine", "images": "picture.png", "preprocessing": "preprocessing.json", "out": "@predicted"},
     "choose-precision": {"model": "dense.onnx", "data": "set.yaml", "target": "onnxruntime", "threads": 1, "out": "@precisions"},
+    "mix": {"model": "dense.onnx", "ranges": "ranges.json", "data": "set.yaml", "target": "onnxruntime", "threads": 1,
+            "out": "@mixed.onnx"},
     "trtexec-command": {"model": "dense.onnx", "trt": "10.3", "target": "tensorrt:fp32"},
     "gpu-check": {"out": "@check", "config": "config.yaml"},
     "profile engine": {"engine": "dense.engine", "rounds": 1, "runs": 2},
@@ -117,7 +119,7 @@ VALID: Mapping[str, Mapping[str, Any]] = {
 """Arguments with which each verb succeeds; '@' stands before what it writes."""
 
 
-ELSEWHERE = ("choose-precision", "gpu-check")
+ELSEWHERE = ("choose-precision", "gpu-check", "mix")
 """Verbs whose own tests read their JSON: they take long, or a GPU."""
 
 
@@ -325,7 +327,8 @@ def complaint(done: Done) -> str:
     [
         verb
         for verb in VALID
-        if verb not in ("run", "gpu-check", "finetune", "oracle", "recalibrate", "train", "eval", "choose-precision")
+        if verb
+        not in ("run", "gpu-check", "finetune", "oracle", "recalibrate", "train", "eval", "choose-precision", "mix")
     ],
 )
 def test_the_arguments_that_are_varied_are_right(verb: str, good: Path, tmp_path: Path) -> None:

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from onnx_nets import residual
-from pydeploy.backends.base import Engine, reopen
+from pydeploy.backends.base import Engine, open_backend, reopen
 from pydeploy.cli import main
-from pydeploy.planning.choose_precision import BEST_CLASS, Found, recommend
+from pydeploy.planning.choose_precision import Found, recommend
+from pydeploy.planning.precision_bench import BEST_CLASS
+from pydeploy.quant.observe import Ranges
+from pydeploy.quant.qdq import quantize
 from pydeploy.timing.ratio import Ratio
 from pydeploy.timing.records import Timing
 
@@ -29,10 +32,13 @@ def place(tmp_path: Path) -> Path:
 
 
 def verb(place: Path, *more: object) -> int:
-    words = ["pydeploy", "choose-precision", place / "net.onnx", "--data", place / "set.yaml", "--out", place / "out",
-             "--target", "onnxruntime", "--threads", 1, *more]  # fmt: skip
+    return typed("choose-precision", place / "net.onnx", "--data", place / "set.yaml", "--out", place / "out",
+                 "--target", "onnxruntime", "--threads", 1, *more)  # fmt: skip
+
+
+def typed(*words: object) -> int:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", list(map(str, words)))
+        patch.setattr(sys, "argv", ["pydeploy", *map(str, words)])
         with pytest.raises(SystemExit) as done:
             main()
     return int(done.value.code or 0)
@@ -86,6 +92,61 @@ def test_bad_input_is_exit_code_2(
     place: Path, capsys: pytest.CaptureFixture[str], words: list[object], message: str
 ) -> None:
     assert verb(place, *words) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limit", [100, 0])
+def test_mix_writes_what_quantize_would_with_the_other_layers_in_float(
+    place: Path, capsys: pytest.CaptureFixture[str], limit: float
+) -> None:
+    """Which layers they are is measured; that nothing is written is exit code 1."""
+    net, ranges, out = residual(place / "fixed.onnx", width=32), place / "ranges.json", place / "mixed.onnx"
+    assert typed("calibrate", net, "--data", place / "set.yaml", "--threads", 1, "--out", ranges) == 0
+    given = (
+        "mix",
+        net,
+        "--ranges",
+        ranges,
+        "--data",
+        place / "set.yaml",
+        "--target",
+        "onnxruntime",
+        "--threads",
+        1,
+        "--out",
+        out,
+    )
+    capsys.readouterr()
+    code = typed(*given, "--exclude", "f?", "--limit", limit, "--json")
+    found = json.loads(capsys.readouterr().out)
+    layers = [one["name"] for one in found["layers"]]
+    assert "fc" not in layers
+    assert (code, out.exists()) == ((0, True) if found["int8"] else (1, False))
+    assert found["lost"] <= limit or found["note"] == "all layers are best in int8"
+    if found["int8"]:
+        backend = open_backend("onnxruntime", precision="int8", threads=1)
+        rest = sorted({"fc", *layers} - set(found["int8"]))
+        quantize(net, Ranges.load(ranges), place / "same.onnx", target=backend.target(), exclude=rest)
+        assert out.read_bytes() == (place / "same.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"model": "net.onnx"}, "open shapes"), ({"--limit": "nan"}, "--limit"), ({"--target": "onnxruntime:fp4"}, "fp4"),
+    ({"--exclude": "none"}, "cannot exclude 'none'"), ({"--ranges": "set.yaml"}, "not readable JSON"), ({"--batch": "30"}, "fixed.onnx"),
+])  # fmt: skip
+def test_bad_input_of_mix_is_exit_code_2(
+    place: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, str], message: str
+) -> None:
+    net, ranges = residual(place / "fixed.onnx", width=32), place / "ranges.json"
+    assert typed("calibrate", net, "--data", place / "set.yaml", "--threads", 1, "--out", ranges) == 0
+    given = {"--ranges": "ranges.json", "--data": "set.yaml", "--target": "onnxruntime", "--threads": "1", **changes}
+    model = place / given.pop("model", "fixed.onnx")
+    words = [
+        word for key, value in given.items() for word in (key, place / value if (place / value).exists() else value)
+    ]
+    capsys.readouterr()
+    code = typed("mix", model, *words, "--out", place / "mixed.onnx")
+    assert (code, (place / "mixed.onnx").exists()) == (2, False)
     assert message in capsys.readouterr().err
 
 
