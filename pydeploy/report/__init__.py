@@ -17,6 +17,7 @@ from pydeploy.report.schema import (
     Recommendation,
     Report,
     Round,
+    Shown,
     TableFacts,
 )
 from pydeploy.report.verdict import headline, recommend
@@ -32,6 +33,7 @@ __all__ = [
     "Recommendation",
     "Report",
     "Round",
+    "Shown",
     "TableFacts",
     "headline",
     "recommend",

@@ -37,7 +37,7 @@ def render(report: Report, folder: Path) -> tuple[Path, Path]:
     charts = all_charts(report)
     markdown, page = folder / "report.md", folder / "report.html"
     write_text(markdown, to_markdown(report, charts))
-    write_text(page, to_html(report, charts))
+    write_text(page, to_html(report, charts, _pictures(report, folder)))
     for name in CHART_FILES:
         chart = charts.get(name.removesuffix(".svg"))
         if chart is None:
@@ -53,9 +53,19 @@ def to_markdown(report: Report, charts: dict[str, Chart]) -> str:
     return str(environment.get_template("report.md.j2").render(**_context(report), charts=charts))
 
 
-def to_html(report: Report, charts: dict[str, Chart]) -> str:
-    """The report as one HTML page."""
-    return _page("report.html.j2", charts, **_context(report), tiles=tiles(report))
+def to_html(report: Report, charts: dict[str, Chart], pictures: dict[str, str] | None = None) -> str:
+    """The report as one HTML page; `pictures` are those of the samples, by file, as data URIs."""
+    return _page("report.html.j2", charts, **_context(report), tiles=tiles(report), pictures=pictures or {})
+
+
+def _pictures(report: Report, folder: Path) -> dict[str, str]:
+    """The samples' pictures that lie in the folder, and nowhere else."""
+    found = {}
+    for one in report.samples:
+        path = (folder / one.file).resolve()
+        if path.is_relative_to(folder.resolve()) and path.suffix == ".png" and path.is_file():
+            found[one.file] = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return found
 
 
 def chart_page(chart: Chart) -> str:

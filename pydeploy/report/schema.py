@@ -16,10 +16,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
-from pydantic_core import ErrorDetails
 
 from pydeploy.errors import DataError
 from pydeploy.files import read_json, write_json
+from pydeploy.report.schema_errors import in_words
 from pydeploy.report.versions import of_version_1
 from pydeploy.tasks.metric import Metric, MetricTable
 from pydeploy.timing.ratio import Ratio, of_limit, ratio
@@ -189,6 +189,18 @@ class GroupWidth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CHECKED)
+class Shown:
+    """One test sample as the dense and the recommended engine see it, from left to right in one picture."""
+
+    index: Count
+    """In the test set."""
+    file: str
+    """Picture, relative to the report's folder."""
+    said: dict[str, str]
+    """What each engine says of it, in words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CHECKED)
 class TableFacts:
     """How the latency table was made."""
 
@@ -248,6 +260,9 @@ class Report:
     calibration: str = ""
     """The samples that INT8 ranges come from, in words, with their hash; '' where nothing was calibrated."""
 
+    samples: tuple[Shown, ...] = ()
+    """Test samples with what engines say of them."""
+
     @model_validator(mode="after")
     def _recommends_what_exists(self) -> Report:
         if self.recommendation.model not in self.models.present:
@@ -304,7 +319,7 @@ class Report:
         try:
             return _ADAPTER.validate_json(json.dumps(data), strict=True)
         except ValidationError as error:
-            raise DataError(f"not a valid report: {_explained(error)}; write it again with 'pydeploy run'") from None
+            raise DataError(f"not a valid report: {in_words(error)}; write it again with 'pydeploy run'") from None
 
     def save(self, path: Path) -> None:
         """Write ``report.json`` atomically."""
@@ -320,20 +335,3 @@ class Report:
 
 
 _ADAPTER: TypeAdapter[Report] = TypeAdapter(Report)
-
-
-def _explained(error: ValidationError, most: int = 4) -> str:
-    details = error.errors(include_url=False)
-    rest = f" (and {len(details) - most} more)" if len(details) > most else ""
-    return "; ".join(_fact(detail) for detail in details[:most]) + rest
-
-
-def _fact(detail: ErrorDetails) -> str:
-    place = ".".join(map(str, detail["loc"])) or "report"
-    if detail["type"] == "missing":
-        return f"'{place}' is missing"
-    if detail["type"] == "unexpected_keyword_argument":
-        return f"'{place}' is unknown"
-    text = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    shown = "" if detail["type"] == "value_error" else f", got {str(detail['input'])[:60]!r}"
-    return f"'{place}' {text}{shown}"

@@ -229,6 +229,11 @@ class Artefacts:
         return self.root / f"10_{slug}"
 
     @property
+    def samples(self) -> Path:
+        """Folder of test samples as engines see them, one picture a sample."""
+        return self.root / "samples"
+
+    @property
     def timings(self) -> Path:
         """Latencies of all engines, measured in turns, and per-layer profiles."""
         return Files(self.root / "11_profile").timings

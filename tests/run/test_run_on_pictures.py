@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from picture_trees import two_splits
 from pydeploy.data.deployment import FILE, Deployment
@@ -44,3 +45,12 @@ def test_a_folder_of_pictures_becomes_an_engine_with_its_preprocessing(
         assert (way.preprocessing.resize, way.preprocessing.crop) == (18, 16)
         assert report.preprocessing == json.loads((tmp_path / "run" / folder / FILE).read_text())
     assert "crop 16" in (tmp_path / "run" / "report.md").read_text()
+    engines = ["dense", *({report.recommendation.model} - {"dense"})]
+    assert [one.index for one in report.samples] == [0, 2, 5, 8, 11, 14]
+    for one in report.samples:
+        assert list(one.said) == engines
+        with Image.open(tmp_path / "run" / one.file) as picture:  # enlarged twelve times, and beside each other
+            assert picture.size == (192 * len(engines) + 8 * (len(engines) - 1), 192)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count('<img src="data:image/png;base64,') == 6
+    assert "img-src data:; base-uri 'none'" in page

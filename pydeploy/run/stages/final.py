@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from pydeploy.run import facts as facts_
 from pydeploy.run.artefacts import Artefacts, Files
 from pydeploy.run.facts import load
 from pydeploy.run.job import Job
-from pydeploy.run.stages import comparison, reduced_precision
+from pydeploy.run.stages import comparison, pictures, reduced_precision
 from pydeploy.run.stages import engines as engine_stages
 from pydeploy.run.stages.engines import facts_of
 from pydeploy.run.stages.judging import metrics_in_float, metrics_of
@@ -98,7 +99,9 @@ def misled(at: Artefacts, budget: Budget) -> bool:
 def write_report(job: Job, at: Artefacts, seconds: dict[str, float], command: str) -> Path:
     """Write ``deploy/``, ``report.json``, ``report.md``, ``report.html`` and the charts; returns the path of the HTML page."""
     report = _report(job, at, seconds, command)
-    ship(report, folders(job, at)[report.recommendation.model], at.deploy)
+    places, best = folders(job, at), report.recommendation.model
+    ship(report, places[best], at.deploy)
+    report = replace(report, samples=pictures.side_by_side(job, at, {"dense": places["dense"], best: places[best]}))
     report.save(at.report)
     return render(report, at.root)[1]
 
