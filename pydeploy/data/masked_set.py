@@ -117,13 +117,13 @@ def canvas(
         drawn.class_names,
         Scenes(drawn, "train"),
         Scenes(drawn, "test"),
-        sample(None),
+        sample(size),
         hues(len(drawn.class_names)),
     )
 
 
 def sample(
-    size: tuple[int, int] | None,
+    size: tuple[int, int],
     channels: int = 3,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,

@@ -177,6 +177,8 @@ def test_the_canvas_is_a_masked_set() -> None:
     found = canvas((32, 40), train_size=3, test_size=2)
     picture, mask = found.test.read(1)
     assert picture.shape == (32, 40, 3)
+    assert np.array_equal(found.preprocessing.pixels(picture), picture)
+    assert found.preprocessing.size(300, 300) == (32, 40)
     assert set(np.unique(mask)) <= {*range(found.classes)}
     assert found.digest() != canvas((32, 40), train_size=3, test_size=2, seed=1).digest()
     assert len({*hues(40)}) == 40

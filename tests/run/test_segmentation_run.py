@@ -60,17 +60,21 @@ def test_every_engine_is_judged_by_mean_iou(finished: Path) -> None:
 
 def test_predictions_are_masks_with_a_legend(finished: Path, tmp_path: Path) -> None:
     scene = Canvas((32, 32)).scene("test", 0)
-    picture = np.kron(scene.picture, np.ones((4, 4, 1), np.uint8))
-    Image.fromarray(picture).save(tmp_path / "scene.png")
+    (tmp_path / "photos").mkdir()
+    for name, factor in (("own", 1), ("larger", 5)):
+        Image.fromarray(np.kron(scene.picture, np.ones((factor, factor, 1), np.uint8))).save(
+            tmp_path / "photos" / f"{name}.png"
+        )
     engine = finished / "08_pruned" / "model.engine"
-    sized = tmp_path / "small.png"
-    Image.fromarray(scene.picture).save(sized)
-    done = CliRunner().invoke(app, ["predict", str(engine), str(sized), "--out", str(tmp_path / "out")])
+    done = CliRunner().invoke(app, ["predict", str(engine), str(tmp_path / "photos"), "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
-    (record,) = json.loads((tmp_path / "out" / "predictions.json").read_text())["predictions"]
-    assert sum(length for _, length in record["runs"]) == 32 * 32
-    with Image.open(tmp_path / "out" / "0_small.png") as drawn:
-        assert drawn.width > 32
+    for record in json.loads((tmp_path / "out" / "predictions.json").read_text())["predictions"]:
+        assert record["size"] == [32, 32]
+        assert sum(length for _, length in record["runs"]) == 32 * 32
+    for file, side in (("0_larger.png", 160), ("1_own.png", 32)):
+        with Image.open(tmp_path / "out" / file) as drawn:
+            assert drawn.width > side  # the legend
+            assert drawn.height >= side
 
 
 @pytest.mark.parametrize(
