@@ -6,6 +6,8 @@ its authors published it as code, with its names, so that their checkpoints fit.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -14,8 +16,6 @@ PUBLISHED = 32
 """Channels of the first convolution."""
 STRIDE = 8
 """Pixels of the picture behind one place of the mask, along each side."""
-SMALLEST = (64, 128)
-"""Sides below which the decision's last norm sees one place, which has no spread."""
 
 
 class FeatureNorm(nn.Module):
@@ -32,9 +32,12 @@ class FeatureNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         exact = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        spread = exact.std(dim=(2, 3), keepdim=True)
-        normed = (exact - exact.mean(dim=(2, 3), keepdim=True)) / (spread + EPSILON).sqrt()
-        return (self.scale * normed + self.bias).to(x.dtype)
+        centred = exact - exact.mean(dim=(2, 3), keepdim=True)
+        spread = torch.linalg.vector_norm(centred, dim=(2, 3), keepdim=True) / math.sqrt(
+            max(1, x.shape[2] * x.shape[3] - 1)
+        )
+        made: Tensor = self.scale * (centred / (spread + EPSILON).sqrt()) + self.bias
+        return made.to(x.dtype)
 
 
 class SegDecNet(nn.Module):
@@ -89,5 +92,5 @@ def _block(cin: int, cout: int, kernel: int) -> nn.Sequential:
 
 
 def segdecnet(in_channels: int = 3, width: int = PUBLISHED, gradient_adjustment: bool = True) -> nn.Module:
-    """SegDecNet for pictures whose sides are divisible by 8, the longer one at least 128 pixels, the other one 64."""
+    """SegDecNet for pictures whose sides are divisible by 8 and at least 64 pixels long."""
     return SegDecNet(in_channels, width, gradient_adjustment)

@@ -194,10 +194,19 @@ def _carry_outputs(
             end = _end(node, style, ends).name
             if carried.isdisjoint(inputs) or end in ends or any(isinstance(t, gs.Constant) for t in node.inputs):
                 continue
+            if _statistic(node):
+                continue
             carried.update(inputs)
             carried.add(end)
         elif moves(node) and node.inputs[0].name in carried:
             carried.update(tensor.name for tensor in node.outputs if tensor.name not in ends)
+
+
+def _statistic(node: gs.Node) -> bool:
+    """Whether a mean is subtracted from what it is the mean of, as norms do that a model writes out: rounding it shifts whole maps."""
+    return node.op == "GlobalAveragePool" and any(
+        reader.op == "Sub" and node.inputs[0] in reader.inputs for reader in node.outputs[0].outputs
+    )
 
 
 def _carry_moved(graph: gs.Graph, style: Style, carried: set[str]) -> None:

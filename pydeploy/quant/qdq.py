@@ -19,7 +19,8 @@ Sources: Jacob et al., arXiv 1712.05877; Wu et al., arXiv 2004.09602; Krishnamoo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +40,7 @@ from pydeploy.timing.records import Target
 
 _SMALLEST_SCALE = 1e-30
 _BIAS_LIMIT = 2.0**30
+_LARGEST_RATIO = 200.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +133,12 @@ class _Editor:
 def _insert(editor: _Editor, placement: Placement, style: Style, ranges: Ranges) -> None:
     tensors = editor.graph.tensors()
     read = {id(node): node.inputs[0].name for node in placement.nodes}
+    means = {node.outputs[0].name: node.inputs[0] for node in editor.graph.nodes if node.op == "GlobalAveragePool"}
     for name, sources in placement.sources.items():
         known = [ranges[source] for source in sources]
         interval = (min(lo for lo, _ in known), max(hi for _, hi in known))
+        if style.kernels:
+            interval = _wide_enough(interval, means.get(name), editor.scales)
         _quantize_tensor(
             editor, tensors[name], interval, symmetric=_symmetric(style, interval, name in placement.joined)
         )
@@ -141,6 +146,19 @@ def _insert(editor: _Editor, placement: Placement, style: Style, ranges: Ranges)
         name = read[id(node)]
         _quantize_weights(editor, node, style, editor.scales[name], ranges.means.get(name))
     editor.finish()
+
+
+def _wide_enough(interval: Range, mean_of: gs.Tensor | None, scales: Mapping[str, np.float32]) -> Range:
+    """A wider interval where that of a spatial mean is so narrow beside its input's that ONNX Runtime's kernel refuses the ratio.
+
+    It takes ``input scale / (pixels * output scale)`` from 2^-32 to below 256; a mean of nearly nothing is far above.
+    """
+    shape = mean_of.shape if mean_of is not None else None
+    if mean_of is None or mean_of.name not in scales or shape is None or not all(isinstance(n, int) for n in shape[2:]):
+        return interval
+    least = 255 * float(scales[mean_of.name]) / (math.prod(shape[2:]) * _LARGEST_RATIO)
+    lo, hi = min(interval[0], 0.0), max(interval[1], 0.0)
+    return (lo, hi) if hi - lo >= least else (lo, lo + least)
 
 
 def _symmetric(style: Style, interval: Range, joined: bool) -> bool:
