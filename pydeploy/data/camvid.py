@@ -38,7 +38,7 @@ def camvid(
     size: tuple[int, int] = (360, 480),
     classes: int = 11,
     training: str = "train",
-    max_skipped: float = 0.0,
+    max_skipped: float = 0.01,
 ) -> MaskedSet:
     """CamVid in the folder `root`, in samples of `size` (height and width).
 

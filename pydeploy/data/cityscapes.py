@@ -26,7 +26,7 @@ MINUS_ONE = 255
 """How the licence plate's id is stored."""
 
 
-def cityscapes(root: str, size: tuple[int, int] = (512, 1024), max_skipped: float = 0.0) -> MaskedSet:
+def cityscapes(root: str, size: tuple[int, int] = (512, 1024), max_skipped: float = 0.01) -> MaskedSet:
     """Cityscapes in the folder `root`, in samples of `size` (height and width): trained on ``train``, judged on ``val``."""
     top = Path(root)
     for part in ("leftImg8bit", "gtFine"):

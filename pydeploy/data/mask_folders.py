@@ -26,7 +26,7 @@ def mask_folder(
     channels: int = 3,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
-    max_skipped: float = 0.0,
+    max_skipped: float = 0.01,
 ) -> MaskedSet:
     """The pictures in ``root/images`` and their masks in ``root/masks``, in samples of `size` (height and width).
 
