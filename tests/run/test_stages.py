@@ -99,6 +99,7 @@ OTHER: dict[str, Any] = {
     "train.sparsity.layers": "shortcut",
     "train.sparsity.cost": "speed",
     "train.sparsity.rescale": 0.25,
+    "train.sparsity.target": 0.7,
     "finetune.distill.alpha": 0.6,
     "finetune.distill.temperature": 3.0,
     "target.precision": "bf16",
@@ -127,7 +128,8 @@ OTHER: dict[str, Any] = {
 }
 """Another value for every setting that has one; the rest have a test of their own below."""
 ELSEWHERE = {"track", "task.name", "task.data", "model.weights", "train.weights", "target.backend", "target.options", "prune.budget_us",
-             "finetune.distill.loss", "quantize.calibration", "quantize.table"}  # fmt: skip
+             "finetune.distill.loss", "quantize.calibration", "quantize.table",
+             "train.sparsity.table"}  # fmt: skip
 
 
 def test_every_setting_is_changed_somewhere() -> None:
@@ -312,6 +314,15 @@ def test_a_second_latency_table(data: dict[str, Any], tmp_path: Path) -> None:
     with (tmp_path / "one.sqlite").open("ab") as stream:
         stream.write(bytes(4096))
     assert again(with_table, tmp_path / "run") == {"09_mixed", "11_profile"}
+
+
+def test_the_latency_table_of_a_sparse_training(data: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "one.sqlite").write_bytes(b"one")
+    sparse = changed(data, "train.sparsity", {"kind": "ista", "cost": "latency", "table": str(tmp_path / "one.sqlite")})
+    pretend(job_of(sparse), tmp_path / "run")
+    assert again(sparse, tmp_path / "run") == set()
+    (tmp_path / "one.sqlite").write_bytes(b"two")
+    assert "01_train" in again(sparse, tmp_path / "run")
 
 
 def test_a_backend_of_another_version(data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,9 +62,9 @@ def first_batches(task: Task, settings: PruneSection, seed: int) -> Iterator[Any
 
 def score_channels(job: Job, model: nn.Module, graph: Graph, path: Path, learned: Path) -> None:
     """Write ``{group: (width,) float32}`` as an npz file; `learned` is where training left the scores of criterion dmcp."""
-    settings, sparsity = job.config.prune, job.config.train.sparsity
+    settings = job.config.prune
     options = settings.options
-    if settings.criterion == "dmcp" and "file" not in options and sparsity is not None and sparsity.kind == "dmcp":
+    if settings.criterion == "dmcp" and "file" not in options and learned.is_file():
         options = {**options, "file": str(learned)}
     scores = (
         scores_of(job.config, job.task, model, graph, settings.criterion, options)
