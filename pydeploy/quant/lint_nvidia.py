@@ -25,7 +25,20 @@ NO_IMPORT = _REFUSED | {
 """ONNX's operators that the parser has no import for (TensorRT for RTX 1.7, asked for every operator)."""
 NOT_IN_RTX = frozenset({"NonMaxSuppression", "NonZero"})
 """Operators with an import whose layer or plugin TensorRT for RTX lacks; TensorRT has them."""
+_POOLS = ("MaxPool", "AveragePool", "LpPool")
+_RESIZE = {
+    "antialias": (0,),
+    "keep_aspect_ratio_policy": ("stretch",),
+    "coordinate_transformation_mode": (
+        "half_pixel",
+        "pytorch_half_pixel",
+        "align_corners",
+        "asymmetric",
+        "tf_half_pixel_for_nn",
+    ),
+}
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_FLOATS = (TensorProto.FLOAT, *_HALVES)
 
 
 def _parser(model: Model, node: gs.Node) -> Iterator[Finding]:
@@ -53,6 +66,28 @@ def _parser(model: Model, node: gs.Node) -> Iterator[Finding]:
     elif shifted:
         assert zero is not None
         yield error(node, f"its zero point is {int(np.abs(zero.values).max())}; TensorRT takes 0 only (symmetric)")
+
+
+def _forms(model: Model, node: gs.Node) -> Iterator[Finding]:
+    """Forms of operators that the parser refuses although it has the operator."""
+    attributes = node.attrs
+    if node.op in _POOLS and any(step != 1 for step in attributes.get("dilations", ())):
+        yield error(node, f"TensorRT has no {node.op} with dilations")
+    if node.op in ("MaxPool", "LayerNormalization") and sum(bool(tensor.name) for tensor in node.outputs) > 1:
+        yield error(node, f"TensorRT has {node.op} with one output only")
+    if node.op == "LpPool" and attributes.get("p", 2) not in (1, 2):
+        yield error(node, f"TensorRT has LpPool with p of 1 and 2 only, got {attributes['p']}")
+    if node.op == "Mod" and not attributes.get("fmod", 0) and model.types.get(node.inputs[0].name) in _FLOATS:
+        yield error(node, "TensorRT has Mod of floats with fmod=1 only")
+    if node.op == "Resize":
+        for key, known in _RESIZE.items():
+            if (value := attributes.get(key)) is not None and value not in known:
+                yield error(node, f"TensorRT has no Resize with {key} {value}; it knows {', '.join(map(str, known))}")
+    if attributes.get("reduction", "none") != "none":
+        if node.op == "ScatterND":
+            yield error(node, "TensorRT has no ScatterND with a reduction")
+        if node.op == "ScatterElements" and model.style.lax:
+            yield error(node, "TensorRT for RTX has no ScatterElements with a reduction")
 
 
 def _halves(model: Model, node: gs.Node) -> Iterator[Finding]:
@@ -120,4 +155,4 @@ def _typed(model: Model, node: gs.Node) -> Iterator[Finding]:
             )
 
 
-NVIDIA = (_parser, _halves, _fusion, _concat, _residual, _typed)
+NVIDIA = (_parser, _forms, _halves, _fusion, _concat, _residual, _typed)

@@ -439,8 +439,28 @@ PLAIN: dict[str, list[tuple[onnx.NodeProto, dict[str, Any]]]] = {
     "Einsum": [(NODE("Einsum", ["x", "x"], ["y"], name="op", equation="bchw,bchw->bhw"), {})],
     "ScatterND": [(NODE("ScatterND", ["x", "at", "new"], ["y"], name="op"),
                    {"at": np.zeros((1, 2), np.int64), "new": np.zeros((1, 8, 8), np.float32)})],
+    "MaxPool": [(NODE("MaxPool", ["x"], ["y"], name="op", kernel_shape=[2, 2], dilations=[1, 1]), {})],
+    "MaxPool, dilated": [(NODE("MaxPool", ["x"], ["y"], name="op", kernel_shape=[2, 2], dilations=[2, 2]), {})],
+    "MaxPool with indices": [(NODE("MaxPool", ["x"], ["y", "i"], name="op", kernel_shape=[2, 2]), {})],
+    "AveragePool, dilated": [(NODE("AveragePool", ["x"], ["y"], name="op", kernel_shape=[2, 2], dilations=[1, 2]), {})],
+    "LpPool of 3": [(NODE("LpPool", ["x"], ["y"], name="op", kernel_shape=[2, 2], p=3), {})],
+    "LayerNormalization with means": [(NODE("LayerNormalization", ["x", "a"], ["y", "m"], name="op"), {"a": np.ones(8, np.float32)})],
+    "Mod": [(NODE("Mod", ["x", "two"], ["y"], name="op", fmod=1), {"two": np.float32(2)})],
+    "Mod of floats": [(NODE("Mod", ["x", "two"], ["y"], name="op"), {"two": np.float32(2)})],
+    "ScatterND, adding": [(NODE("ScatterND", ["x", "at", "new"], ["y"], name="op", reduction="add"),
+                           {"at": np.zeros((1, 2), np.int64), "new": np.zeros((1, 8, 8), np.float32)})],
+    **{f"ScatterElements, {how}": [(NODE("ScatterElements", ["x", "at", "new"], ["y"], name="op", reduction=how),
+                                    {"at": np.zeros((1, 1, 1, 1), np.int64), "new": np.zeros((1, 1, 1, 1), np.float32)})]
+       for how in ("add", "max", "mul")},
+    **{f"Resize, {places}": [(NODE("Resize", ["x", "", "by"], ["y"], name="op", mode="linear", coordinate_transformation_mode=places),
+                              {"by": np.array([1, 1, 2, 2], np.float32)})]
+       for places in ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric", "half_pixel_symmetric")},
+    "Resize, antialias": [(NODE("Resize", ["x", "", "by"], ["y"], name="op", mode="linear", antialias=1),
+                           {"by": np.array([1, 1, 0.5, 0.5], np.float32)})],
+    "Resize, not larger": [(NODE("Resize", ["x", "", "", "size"], ["y"], name="op", keep_aspect_ratio_policy="not_larger"),
+                            {"size": np.array([1, 4, 16, 16])})],
 }  # fmt: skip
-"""Nodes, with their weights, that end in a node ``op`` of the operator."""
+"""Nodes, with their weights, that end in a node ``op``, by operator and form."""
 
 
 def plain(op: str) -> onnx.ModelProto:
