@@ -18,6 +18,7 @@ help:
 	@echo "make demo-inspection  defects of drawn cloth (10 to 15 minutes)"
 	@echo "make test           lint, types, all tests, a wheel in a clean environment (10 to 20 minutes)"
 	@echo "make bench          benchmarks with their baselines (keep the machine quiet)"
+	@echo "make newcomer       four jobs as strangers would do them, on the wheel in clean environments (2 to 4 minutes)"
 	@echo "make floors         the tests that need no PyTorch, with the lowest versions that pyproject.toml states (2 minutes)"
 	@echo "make sanitize       the C++ core under AddressSanitizer, UBSan and ThreadSanitizer (4 to 6 minutes)"
 	@echo "make trt-contract   the TensorRT backend against the real bindings of eight versions (no GPU needed)"
@@ -118,6 +119,11 @@ package: develop
 	@cd build/package && ! CUDA_VISIBLE_DEVICES= venv/bin/pydeploy gpu-check --set target.backend=tensorrt-rtx --out gpu > gpu.txt 2>&1 && grep -Eq "FAIL.*(no NVIDIA driver|finds no GPU)" gpu.txt
 	@cd build/package && venv/bin/python -c "import pydeploy.graph, pydeploy._core as c; assert 'build/package' in pydeploy.graph.__file__ and 'build/package' in c.__file__"
 	@echo "package: $$(ls build/package/*.whl build/package/*.tar.gz | xargs -n1 basename | tr '\n' ' ')"
+
+# Four jobs of people who know the documentation only, with the wheel in environments outside of the checkout.
+newcomer: package
+	@echo "== newcomer: a folder of pictures, a U-Net, an ONNX file alone, a latency test"
+	@$(BIN)/python tests/newcomer/run.py build/package/*.whl
 
 # The lowest versions that pyproject.toml states, in an environment of their own (code 3: they cannot be had here).
 floors: develop

@@ -1,8 +1,9 @@
-"""How often `engine_benchmark` is right: ``python bench/latency_regression.py [--busy N] [--repeats 20]``.
+"""How often `engine_benchmark` is right: ``python bench/latency_regression.py [--busy N] [--repeats 20] [--out docs/howto/ci.md]``.
 
 A run of one engine is saved. Then the same engine and one with ten per cent more work are compared with it in turns, each
 comparison a pytest session of its own with ``--benchmark-compare-fail=median:5%``, while `--busy` processes of matrix
-products want the same cores. Prints how often each was passed and failed, and on what machine.
+products want the same cores. Prints how often each passed, failed and was left open, and on what machine; with `--out`, the
+rates become a row of the page's table.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +23,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pydeploy.backends.base import open_backend
 from pydeploy.backends.device import cpu
+from pydeploy.files import write_text
 
 WIDTH, SIZE = 64, 28
 LAYERS, SLOWER = 20, 22
 TEST = "def test_latency(engine_benchmark):\n    engine_benchmark('model.engine')\n"
+END = "<!-- latency_regression: end -->"
 LOAD = "import numpy as np\na = np.random.default_rng(0).random((700, 700), np.float32)\nwhile True: a @ a\n"
 
 
@@ -42,14 +46,16 @@ def chain(path: Path, layers: int) -> Path:
     return path
 
 
-def passes(folder: Path, *options: str) -> tuple[bool, str]:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, "test_latency.py"]
+def outcome(folder: Path, *options: str) -> tuple[str, str]:
+    """Whether a session 'passes', 'fails' or is left 'open', and what it says of that."""
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *options, "test_latency.py"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     text = done.stdout + done.stderr
     if done.returncode and "Performance has regressed" not in text:
         raise SystemExit(f"the session itself failed:\n{text}")
-    line = next((line.strip() for line in text.splitlines() if "Field 'median'" in line), "")
-    return done.returncode == 0, line
+    lines = [line.strip() for line in text.splitlines() if "Field 'median'" in line or "cannot tell" in line]
+    found = "fails" if done.returncode else "open" if "cannot tell" in text else "passes"
+    return found, " ".join(lines[:1])
 
 
 def use(folder: Path, name: str) -> None:
@@ -62,6 +68,7 @@ def main() -> None:
     options.add_argument("--busy", type=int, default=0)
     options.add_argument("--repeats", type=int, default=20)
     options.add_argument("--target", default="onnxruntime:fp32")
+    options.add_argument("--out", type=Path, help="page whose table gets the rates")
     given = options.parse_args()
     name, _, precision = given.target.partition(":")
     backend = open_backend(name, precision=precision)
@@ -75,25 +82,38 @@ def main() -> None:
         print(
             f"{backend.target()}, load {os.getloadavg()[0]:.1f} before, {given.busy} busy processes added after saving"
         )
-        assert passes(folder, "--benchmark-autosave")[0]
+        load_before = os.getloadavg()[0]
+        outcome(folder, "--benchmark-autosave")
         load = [
             subprocess.Popen([sys.executable, "-c", LOAD], env={**os.environ, "OMP_NUM_THREADS": "1"})
             for _ in range(given.busy)
         ]
-        counts = {"same": 0, "slow": 0}
+        counts: dict[str, Counter[str]] = {"same": Counter(), "slow": Counter()}
         try:
             for repeat in range(given.repeats):
                 for which in counts:
                     use(folder, which)
-                    passed, line = passes(folder, "--benchmark-compare", "--benchmark-compare-fail=median:5%")
-                    counts[which] += passed
-                    print(f"{repeat + 1}: {which} {'passes' if passed else 'fails'} {line}", flush=True)
+                    found, line = outcome(folder, "--benchmark-compare", "--benchmark-compare-fail=median:5%")
+                    counts[which][found] += 1
+                    print(f"{repeat + 1}: {which} {found} {line}", flush=True)
         finally:
             for process in load:
                 process.kill()
                 process.wait()
-        print(f"the same engine passes {counts['same']} of {given.repeats}, the engine with {SLOWER / LAYERS - 1:.0%} more work "
-              f"fails {given.repeats - counts['slow']} of {given.repeats}; load {os.getloadavg()[0]:.1f} after, {cpu().name}")  # fmt: skip
+        row = (f"| {cpu().name}, {os.cpu_count()} cores | {load_before:.0f} to {os.getloadavg()[0]:.0f}, {given.busy} of them ours | "
+               f"{rates(counts['same'])} | {rates(counts['slow'])} | {given.repeats} |")  # fmt: skip
+        print(
+            f"same engine: {rates(counts['same'])}; {SLOWER / LAYERS - 1:.0%} more work: {rates(counts['slow'])}",
+            row,
+            sep="\n",
+        )
+        if given.out is not None:
+            head, end, rest = given.out.read_text(encoding="utf-8").partition(END)
+            write_text(given.out, f"{head}{row}\n{end}{rest}")
+
+
+def rates(counts: Counter[str]) -> str:
+    return ", ".join(f"{counts[key]} {key}" for key in ("passes", "fails", "open"))
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from pydeploy.timing.rounds import TURN_US, Samples, Watch, interleave, unwatche
 
 RUNS = 3
 """Runs in a turn at least; engines that are quick run for `TURN_US`."""
-ROUNDS = 12
-"""Rounds before the ratio's interval is looked at, and again after it was found too wide."""
+ROUNDS, LOADINGS = 20, 3
+"""Rounds for which engines stay loaded, and how often they are loaded before the ratio's interval is looked at."""
 PRECISION = 0.015
 """Half the width of the interval, relative to the ratio, that ends the rounds."""
 PATIENCE_S = 60.0
@@ -66,10 +66,10 @@ def measure_beside(
     reference: tuple[Backend, Engine],
     *,
     rounds: int = ROUNDS,
-    patience_s: float = PATIENCE_S,
+    patience_s: float | None = None,
     enough: Callable[[Ratio], bool] | None = None,
 ) -> Beside:
-    """Time both engines in turns until their ratio is known to `PRECISION`, or the patience ends.
+    """Time both engines in turns until their ratio is known to `PRECISION`, or the patience (`PATIENCE_S`) ends.
 
     The rounds end by the width of the ratio's interval, never by its value, so stopping does not move it; but `enough`, where
     it is given, decides instead, such as that a limit lies outside of the interval. Every `rounds` rounds the engines are
@@ -77,7 +77,10 @@ def measure_beside(
     """
     (backend, engine), (other, second) = ours, reference
     measured = backend.target().measured
-    watch, until = Watch() if measured else unwatched(), time.monotonic() + patience_s
+    watch, until = (
+        Watch() if measured else unwatched(),
+        time.monotonic() + (PATIENCE_S if patience_s is None else patience_s),
+    )
     turn_us = TURN_US if measured else 0.0
     taken: list[dict[str, Samples]] = []
     while True:
@@ -88,7 +91,8 @@ def measure_beside(
             }
             taken.append(interleave(timers, rounds=rounds, runs=RUNS, turn_us=turn_us, retries=0, watch=watch))
         found = Beside(*(_joined([one[name] for one in taken]) for name in timers))
-        if (found.known if enough is None else enough(found.ratio)) or time.monotonic() > until:
+        seen = len(taken) >= LOADINGS and (found.known if enough is None else enough(found.ratio))
+        if seen or time.monotonic() > until:
             return found
 
 

@@ -45,6 +45,11 @@ def session(pytester: pytest.Pytester, *options: str) -> pytest.RunResult:
     return pytester.runpytest_subprocess("-p", "no:cacheprovider", *options)
 
 
+def inside(pytester: pytest.Pytester, *options: str) -> pytest.RunResult:
+    """A session in this process."""
+    return pytester.runpytest_inprocess("-p", "no:cacheprovider", *options)
+
+
 def edited(saved: Path, change: Any) -> None:
     data = json.loads(saved.read_text())
     change(data["benchmarks"][0])
@@ -59,6 +64,32 @@ def on_machine(slower: float) -> Any:
         bench["extra_info"]["pydeploy"]["reference"]["us"] *= slower
 
     return change
+
+
+def known_to(share: float) -> Any:
+    """What the same run would have been had its ratio been known to `share` on both sides."""
+
+    def change(bench: dict[str, Any]) -> None:
+        ratio = bench["extra_info"]["pydeploy"]["ratio"]
+        ratio.update(low=ratio["value"] * (1 - share), high=ratio["value"] * (1 + share), disturbed=True)
+
+    return change
+
+
+def test_what_the_saved_run_leaves_open_is_neither_passed_nor_failed(
+    pytester: pytest.Pytester, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pydeploy.profiling.beside.PATIENCE_S", 0.0)  # in this process, which sessions are run in
+    put_engine(pytester.path, 11)
+    edited(saved, known_to(0.02))
+    assert inside(pytester, *LIMIT).ret != 0  # 1.09 over at most 1.02
+    edited(saved, known_to(0.06))
+    found = inside(pytester, "-rs", *LIMIT)
+    found.assert_outcomes(skipped=1)
+    found.stdout.fnmatch_lines(
+        ["*cannot tell whether model.engine became 5% slower: 1.0*save it again on a quiet machine*"]
+    )
+    assert inside(pytester).ret == 0  # without a limit there is nothing to tell
 
 
 @pytest.mark.parametrize("slower", [0.5, 1.0, 1.7])

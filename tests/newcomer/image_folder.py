@@ -50,12 +50,14 @@ def main() -> None:
     assert len(CONFIG.splitlines()) <= 20
     subprocess.run([sys.executable, "-m", "pydeploy", "run", "job.yaml", "--out", "out"], check=True)
     report = json.loads(Path("out/report.json").read_text())
-    found = {name: (model["value"], model["precision"]) for name, model in report["models"].items()}
+    found = {name: (model["value"], model["precision"]) for name, model in report["models"].items() if model}
     print(f"met: {report['met']}; {found}")
     assert {"dense", "pruned", "quantized"} <= set(found)
     assert found["quantized"][1] == "int8"
     assert Path("out/report.html").stat().st_size > 10_000
-    assert any(Path("out/deploy").iterdir())
+    engine = Path("out/09_quantized")
+    assert (engine / "model.engine").is_file()
+    assert json.loads((engine / "preprocessing.json").read_text())
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pydeploy.cli.compare_verbs import verdict, within
 from pydeploy.errors import DataError
+from pydeploy.profiling.beside import LOADINGS
 from pydeploy.timing.ratio import CONFIDENCE, LEAST, Ratio, of_rounds, ratio
 from pydeploy.timing.records import Timing, Turn
 from pydeploy.timing.rounds import TURN_US, Samples, interleave, runs_of, unwatched
@@ -41,6 +42,43 @@ def measured(core: Core, slow: tuple, dense_us: float, share: float, rounds: int
     """Both engines in turns, all rounds noticed as disturbed."""
     timers = {"dense": core.engine(dense_us, slow[0]), "plan": core.engine(share * dense_us, slow[1])}
     return interleave(timers, rounds=rounds, retries=0, turn_us=TURN_US, watch=Noticed())
+
+
+def until(enough: Callable[[Ratio], bool], core: Core, slow: tuple, share: float) -> Ratio:
+    """As `measure_beside` does it: sixty rounds, and twenty more until there are enough, 240 at most."""
+    turns: dict[str, list[Turn]] = {"dense": [], "plan": []}
+    for count in range(1, 13):
+        for name, samples in measured(core, slow, 2000.0, share, rounds=20).items():
+            turns[name] += samples.turns
+        found = of_rounds([one.us / other.us for one, other in zip(turns["plan"], turns["dense"], strict=True)])
+        if count >= LOADINGS and enough(found):
+            break
+    return found
+
+
+def test_a_regression_is_told_from_two_runs_on_a_core_that_others_want_as_well() -> None:
+    """The engine of the saved run never fails, one that is 10 % slower never passes; few runs leave it open."""
+    limit, told = 1.05, {1.0: 0, 1.1: 0}
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        then = until(lambda found: found.high / found.low < 1.03, *sliced(rng, seed), 5.0)
+        for slower in told:
+            now = until(lambda found: found.over(then).tells(limit), *sliced(rng, seed + 100), 5.0 * slower)  # noqa: B023
+            change = now.over(then)
+            assert not change.tells(limit) or (change.low > limit) == (slower > limit), (seed, slower, change)
+            told[slower] += change.tells(limit)
+    assert min(told.values()) >= 18, told
+
+
+def test_one_ratio_over_another_allows_what_both_allow() -> None:
+    change = Ratio(1.1, 1.0, 1.2, 20).over(Ratio(1.0, 0.9, 1.25, 12))
+    assert (change.value, change.low, change.high) == pytest.approx((1.1, 0.8, 1.2 / 0.9))
+    assert not change.tells(1.05)
+    assert change.tells(1.34)
+    assert Ratio(1.1).over(Ratio(1.0)).low is None
+    assert Ratio.from_json(change.to_json()) == change
+    with pytest.raises(DataError, match="measure it again"):
+        Ratio.from_json({"value": "x"})
 
 
 @pytest.mark.parametrize("kind", [sliced, common, independent])
