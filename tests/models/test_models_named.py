@@ -11,7 +11,10 @@ import torch
 from torch import nn
 from torchvision import models
 
+import pydeploy as pd
+from pydeploy.backends.base import open_backend
 from pydeploy.errors import BackendUnavailable, ConfigError
+from pydeploy.export import export
 from pydeploy.models.named import named
 
 pytestmark = pytest.mark.filterwarnings(
@@ -104,3 +107,28 @@ def test_unknown_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(BackendUnavailable, match="'timm:resnet18' needs the package 'timm': pip install timm"):
         named("timm:resnet18", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "package"),
+    [
+        ("smp:Unet", {"encoder_name": "resnet18"}, "segmentation_models_pytorch"),
+        ("timm:mobilenetv3_small_050", {}, "timm"),
+    ],
+)
+def test_networks_of_other_libraries_go_the_whole_way(
+    name: str, options: dict[str, str], package: str, tmp_path: Path, offline: None
+) -> None:
+    """Traced, cut, exported and built; the engine computes what the cut module does."""
+    pytest.importorskip(package, reason=f"needs the package {package}")
+    torch.manual_seed(0)
+    model, x = named(name, options, {"num_classes": 3, "in_channels": 3}), torch.randn(1, 3, 64, 64)
+    graph = pd.trace(model, x)
+    small = pd.apply(model, graph, pd.uniform(graph, pd.score(model, graph, "l1"), ratio=0.5, align=8)).eval()
+    assert sum(p.numel() for p in small.parameters()) < 0.4 * sum(p.numel() for p in model.parameters())
+    export(small, x, tmp_path / "small.onnx")
+    backend = open_backend("onnxruntime", precision="fp32", threads=1)
+    with backend.open(backend.build(tmp_path / "small.onnx", tmp_path / "small.engine")) as session, torch.no_grad():
+        (spec,) = session.inputs
+        (found,) = session.run({spec.name: x.numpy()}).values()
+        torch.testing.assert_close(torch.from_numpy(found.copy()), small(x), rtol=1e-4, atol=1e-4)
