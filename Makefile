@@ -15,7 +15,7 @@ help:
 	@echo "make demo-openvino  the demo for OpenVINO"
 	@echo "make demo-segmentation  masks of garments on a drawn canvas (10 to 15 minutes)"
 	@echo "make demo-detection  boxes of garments on a drawn canvas (10 to 15 minutes)"
-	@echo "make demo-inspection  defects of drawn cloth (10 to 15 minutes)"
+	@echo "make demo-inspection  defects of drawn cloth (about 10 minutes)"
 	@echo "make test           lint, types, all tests, a wheel in a clean environment (10 to 20 minutes)"
 	@echo "make bench          benchmarks with their baselines (keep the machine quiet)"
 	@echo "make newcomer       four jobs as strangers would do them, on the wheel in clean environments (2 to 4 minutes)"
@@ -78,7 +78,7 @@ demo-detection: setup data
 	@$(BIN)/pydeploy run configs/detection_canvas.yaml --out $(OUT)/detection --resume
 
 demo-inspection: setup
-	@echo "demo-inspection: 10 to 15 minutes on two cores"
+	@echo "demo-inspection: about 10 minutes on two cores"
 	@$(BIN)/pydeploy run configs/inspection_canvas.yaml --out $(OUT)/inspection --resume
 
 # The trained network that the demo starts from: the one of `make demo-full`, in half precision.

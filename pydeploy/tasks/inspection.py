@@ -32,7 +32,7 @@ from pydeploy.tasks.metric import Metric, MetricTable
 from pydeploy.tasks.picture_task import PictureTask, Sample
 from pydeploy.tasks.readings.inspection import KINDS, MEANING
 
-AP = Metric("AP (trapezoid)")
+AP = Metric("AP (trapezoid)", counted=False)
 MEASURES = (AP.name, "AP (step)", "AUROC", "best F1", "accuracy there", "IoU there")
 FILLED = 0.5
 """Share of the range from which on a resized mask's pixel counts as defective in evaluation."""

@@ -19,12 +19,13 @@ from torch import nn
 
 from pydeploy.data.image_sets import synthetic
 from pydeploy.errors import ConfigError, DataError, Mismatch
+from pydeploy.models import build
 from pydeploy.tasks.augment import Augment
 from pydeploy.tasks.contract import Batch
 from pydeploy.tasks.evaluate import evaluate, predict_with
 from pydeploy.train.distill.logits import Teacher
 from pydeploy.train.distill.settings import DistillSettings
-from pydeploy.train.loop import FitResult, fit
+from pydeploy.train.loop import FitResult, _vectors, fit
 from pydeploy.train.precision import bf16_wanted
 from pydeploy.train.settings import FitSettings, lr_at
 from train_helpers import TinyTask
@@ -273,6 +274,14 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_nearly_zero() -> None:
     cosine = [lr_at(settings.model_copy(update={"schedule": "cosine"}), step, 10) for step in (10, 25, 39)]
     assert cosine == pytest.approx([0.8, 0.4, 0.4 * (1 + math.cos(math.pi * 29 / 30))])
     assert {lr_at(FitSettings(warmup_epochs=0, schedule="constant"), s, 10) for s in range(50)} == {0.2}
+
+
+def test_norms_do_not_decay_whatever_their_shape() -> None:
+    model = build("segdecnet", in_channels=1, width=2)
+    names = {name for name, parameter in model.named_parameters() if parameter in _vectors(model)}
+    assert names == {name for name, _ in model.named_parameters() if not name.endswith("weight")}
+    assert "seg_mask.0.weight" not in names  # one output, so one number a channel, and yet a layer's weight
+    assert {"volume.0.1.scale", "volume.0.1.bias", "fc.bias"} <= names
 
 
 def test_one_step_is_nesterov_with_decay_on_weights_alone(tmp_path: Path) -> None:
