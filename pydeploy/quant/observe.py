@@ -64,7 +64,15 @@ class Seen:
 
     def clip(self, threshold: float) -> Range:
         """The threshold on both sides, but not wider than what was seen."""
-        return max(self.histogram.minimum, -threshold), min(self.histogram.maximum, threshold)
+        return self.within(-threshold, threshold)
+
+    def within(self, low: float, high: float) -> Range:
+        """From `low` to `high`, but not wider than what was seen; the value nearest to zero where all of them lie beyond, as those
+        of a tensor that is almost constant may.
+        """
+        least, most = self.histogram.minimum, self.histogram.maximum
+        lo, hi = max(least, low), min(most, high)
+        return (lo, hi) if lo <= hi else (least, least) if least > high else (most, most)
 
 
 Observer = Callable[[Seen, int], Range]
@@ -92,7 +100,7 @@ def entropy(seen: Seen, levels: int) -> Range:
     """The interval whose quantized distribution diverges least from the one seen, for each sign alone."""
     histogram = seen.histogram
     low, high = (_entropy_of(side, histogram.bin_width, levels) for side in (histogram.negative, histogram.positive))
-    return max(histogram.minimum, -low), min(histogram.maximum, high)
+    return seen.within(-low, high)
 
 
 def _entropy_of(counts: NDArray[np.uint64], width: float, levels: int) -> float:

@@ -168,6 +168,15 @@ def test_a_constant_is_covered_as_it_is(name: str, value: float) -> None:
     assert observe(seen(np.full(10, value, np.float32)), name) == (value, value)
 
 
+@pytest.mark.parametrize("name", ["minmax", "moving_average", "percentile", "entropy", "mse"])
+@pytest.mark.parametrize("value", [4.47, -4.47, 3e-7, -1e5])
+def test_what_is_almost_constant_is_almost_covered(name: str, value: float) -> None:
+    data = np.nextafter(np.float32(value), np.float32(0)) * np.array([1, 1 + 3e-7, 1 + 1e-4], np.float32)
+    for unsigned in (False, True):
+        lo, hi = observe(seen(data), name, unsigned=unsigned)
+        assert data.min() <= lo <= hi <= data.max()
+
+
 def test_one_sided_tensors_stay_one_sided() -> None:
     assert observe(seen(sample("relu")), "entropy")[0] == 0
     assert observe(seen(sample("never-positive")), "entropy")[1] <= 0

@@ -25,7 +25,8 @@ from pydeploy.tasks.contract import Batch
 from pydeploy.tasks.evaluate import evaluate, predict_with
 from pydeploy.train.distill.logits import Teacher
 from pydeploy.train.distill.settings import DistillSettings
-from pydeploy.train.loop import FitResult, _vectors, fit
+from pydeploy.train.loop import FitResult, fit
+from pydeploy.train.optimizer import _vectors
 from pydeploy.train.precision import bf16_wanted
 from pydeploy.train.settings import FitSettings, lr_at
 from train_helpers import TinyTask
