@@ -25,7 +25,7 @@ _KNOWN = (
         "fgp", attribution.fgp, judges="a layer seen at work", source="Feature-Gradient Pruning, arXiv 2411.12781"
     ),
     Criterion("sirfp", correlation.sirfp, "global", "a layer seen at work", "Wu et al., AAAI 2025"),
-    Criterion("dmcp", markov.dmcp, "global", source="Guo et al., CVPR 2020"),
+    Criterion("dmcp", markov.dmcp, "global", "a training with it", "Guo et al., CVPR 2020"),
     Criterion(
         "dmcp_lite", markov.dmcp_lite, "global", "plain weights of more than one width", "after Guo et al., CVPR 2020"
     ),
