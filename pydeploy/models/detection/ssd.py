@@ -19,9 +19,6 @@ from pydeploy.models.detection import cfg as cfgs
 from pydeploy.models.detection.backbone import Backbone, widths_of
 from pydeploy.prune.surgery.save import save
 
-RARE = 0.01
-"""First guess of the share of priors that hold an object: classes begin there, or the many empty priors drown the first steps."""
-
 
 class SSD(nn.Module):
     """``(scores, boxes)``: ``(N, P, classes + 1)`` logits, the background first, and ``(N, P, 4)`` offsets from the priors.
@@ -53,7 +50,11 @@ class SSD(nn.Module):
             for each in (self.classes, 4)
         )
         he_initialize(self)
-        self._begin_empty()
+        for made in (
+            *self.scores,
+            *self.boxes,
+        ):  # small, or the hardest of thousands of negatives drown the first steps
+            nn.init.normal_(_last(made).weight, std=0.01)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         features = self.backbone(x)
@@ -110,17 +111,6 @@ class SSD(nn.Module):
         """Whether a shortcut leads around a layer, so that what follows lives without it."""
         blocks = self.backbone.cfg.blocks
         return any(block.kind == "shortcut" and n + block.number("from") < layer < n for n, block in enumerate(blocks))
-
-    def _begin_empty(self) -> None:
-        for head in self.scores:
-            last = _last(head)
-            nn.init.normal_(last.weight, std=0.01)
-            assert last.bias is not None
-            last.bias.data.view(-1, self.classes)[:, 0] = float(
-                torch.tensor((self.classes - 1) * (1 - RARE) / RARE).log()
-            )
-        for head in self.boxes:
-            nn.init.normal_(_last(head).weight, std=0.01)
 
 
 def _head(cin: int, cout: int, *, lite: bool, last: bool) -> nn.Module:
