@@ -46,9 +46,10 @@ def build_engine(job: Job, model: nn.Module, here: Path, *, accurate: bool = Fal
     """
     from pydeploy.tasks.evaluate import deployed, example
 
+    kept = excluded(job) if job.backend.precision == "int8" else ()
     return engine_files.build_engine(
         model, example(job.task), job.backend, here, calibration=partial(calibrated, job, here=here) if accurate else None,
-        exclude=excluded(job), input_names=job.task.input_names, output_names=job.task.output_names, samples=samples(job),
+        exclude=kept, input_names=job.task.input_names, output_names=job.task.output_names, samples=samples(job),
         deployed=deployed(job.task),
     )  # fmt: skip
 
