@@ -24,6 +24,9 @@ def test_as_many_classes_come_out_as_before(name: str, options: dict[str, int]) 
 
 def test_a_network_that_it_cannot_cut_is_told() -> None:
     pytest.importorskip("torch_pruning")
-    network = build("segnet", num_classes=5, width=16).eval()
+    torch.manual_seed(
+        0
+    )  # it does not tie what is unpooled to where the places come from; by chance both may stay as wide
+    network = build("segnet", num_classes=11, width=16).eval()
     with pytest.raises(ConfigError, match="Torch-Pruning cannot cut this network"):
-        torch_pruning_l1(network, (torch.randn(1, 3, 32, 32),), 0.3)
+        torch_pruning_l1(network, (torch.randn(1, 3, 64, 64),), 0.3)
