@@ -389,3 +389,9 @@ def test_an_untrained_network_is_judged(task: Detection) -> None:
     model = build("ssd_small", num_classes=3, width=12).eval()
     numbers, _ = judged(task, predict_with(model, task), batch_size=3)
     assert 0 <= numbers[MAP_50] < 0.5
+
+
+def test_a_test_set_without_objects_is_told(task: Detection) -> None:
+    empty = Batch((torch.zeros(1, 3, SIZE, SIZE),), targets_of([some(np.random.default_rng(0), 0)]))
+    with pytest.raises(DataError, match="no object in the test pictures"):
+        task.metrics([(told(task, objects_of(empty.target)), empty)])

@@ -81,6 +81,8 @@ class BoxSet:
     train: BoxSplit
     test: BoxSplit
     preprocessing: Preprocessing
+    drawn_from: str = ""
+    """Hash of what drawn pictures are made from; '' for files."""
 
     def __post_init__(self) -> None:
         for part, split in (("training", self.train), ("test", self.test)):
@@ -105,8 +107,8 @@ class BoxSet:
 
     def digest(self) -> str:
         """SHA-256 of classes, preprocessing, boxes and every picture's `fingerprint`."""
-        found = hashlib.sha256(repr((self.class_names, self.preprocessing)).encode())
-        for split in (self.train, self.test):
+        found = hashlib.sha256(repr((self.class_names, self.preprocessing, self.drawn_from)).encode())
+        for split in () if self.drawn_from else (self.train, self.test):
             for index, own in enumerate(split.objects):
                 for array in (own.boxes, own.labels, own.difficult, np.array(own.size)):
                     found.update(np.ascontiguousarray(array).tobytes())

@@ -21,7 +21,7 @@ def canvas(size: int = 128, train_size: int = 2000, test_size: int = 500, most: 
         raise ConfigError(f"'size' must be at least 32 pixels, got {size}")
     source = Canvas((size, size), train_size, test_size, most, seed)
     parts = [BoxSplit(scenes := _Scenes(source, split), scenes.objects) for split in ("train", "test")]
-    return BoxSet("canvas", source.objects, parts[0], parts[1], square_samples(size, 3))
+    return BoxSet("canvas", source.objects, parts[0], parts[1], square_samples(size, 3), source.digest())
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,10 @@ class Detection(PictureTask):
                 voc.add(found, truth)
                 if self.coco:
                     pictures.append((found, truth))
+        if not voc.objects.any():
+            raise DataError(
+                f"{self.data}: the {len(names)} classes have no object in the test pictures that is not difficult"
+            )
         table = MetricTable.of(names, {"AP": ("%", voc.by_class().tolist()), "objects": ("", voc.objects.tolist())})
         whole = coco_map(pictures, len(names)) if self.coco else {}
         return {MAP_50: voc.mean(), **whole, "classes": table}
