@@ -138,6 +138,8 @@ def open_task(config: Config) -> Task:
     for section, size in (*training, ("prune", config.prune.batch_size), ("finetune", config.finetune.batch_size)):
         if size > made.size("train"):
             raise ConfigError(f"{section}.batch_size is {size}, the data set has {made.size('train')} training samples")
+        if section != "prune" and size > made.epoch_size():
+            raise ConfigError(f"{section}.batch_size is {size}, an epoch has {made.epoch_size()} samples")
     return made
 
 

@@ -18,8 +18,10 @@ from pydeploy.backends.base import BACKENDS, open_backend
 from pydeploy.cli import main
 from pydeploy.data.canvas_textures import Woven
 from pydeploy.data.deployment import FILE, Deployment
+from pydeploy.errors import ConfigError
 from pydeploy.report import Report
 from pydeploy.run.config import load
+from pydeploy.run.job import open_task
 from pydeploy.run.pipeline import check, run
 from quiet import Quiet
 
@@ -94,6 +96,14 @@ def predict(top: Path) -> None:
         assert one["label"] == ("defective" if one["score"] >= one["threshold"] else "sound")
         assert np.prod(one["heat"]["size"]) == len(one["heat"]["values"]) == 8 * 16
     assert len([*(top / "out").glob("*.png")]) == 4
+
+
+@pytest.mark.parametrize("section", ["train", "finetune"])
+def test_a_batch_is_no_larger_than_an_epoch(section: str) -> None:
+    sizes = [f"{section}.batch_size=20", "prune.batch_size=16", "task.options.train_size=25"]
+    config = load(ROOT / "configs" / "inspection_canvas.yaml", sizes)
+    with pytest.raises(ConfigError, match=rf"{section}\.batch_size is 20, an epoch has 18 samples"):
+        open_task(config)
 
 
 @pytest.mark.parametrize(
