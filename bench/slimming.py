@@ -39,6 +39,8 @@ from pydeploy.train.loop import fit
 from pydeploy.train.settings import FitSettings
 
 WAYS = {"plain": None, "slimming": "slimming", "ista": "ista"}
+SMALL = 0.01
+"""Scales that make a channel all but constant."""
 BATCHES = 20
 """Training batches that batch norms and channel means are measured on."""
 
@@ -125,10 +127,10 @@ def _cuts(
     forms: dict[str, nn.Module] = {"cut": small, "cut, norms measured again": pd.recalibrate(small, batches),
                                    "cut, constants absorbed": absorbed, "cut, fine-tuned": tuned}  # fmt: skip
     rows = [_row(task, way, name, found.removed, form) for name, form in forms.items()]
-    zeros = pd.select(graph, pd.score(whole, graph, "bn_ista"), threshold=0.0)
-    if way == "ista":
-        exact = pd.apply(whole, graph, zeros.plan, means=pd.channel_means(whole, graph, batches))
-        rows.append(_row(task, way, "all exact zeros cut, constants absorbed", zeros.removed, exact))
+    for threshold, name in ((0.0, "exact zeros"), (SMALL, f"scales up to {SMALL}")) if way == "ista" else ():
+        gone = pd.select(graph, pd.score(whole, graph, "bn_ista"), threshold=threshold)
+        exact = pd.apply(whole, graph, gone.plan, means=pd.channel_means(whole, graph, batches))
+        rows.append(_row(task, way, f"all {name} cut, constants absorbed", gone.removed, exact))
     return rows
 
 
