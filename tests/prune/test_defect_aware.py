@@ -15,6 +15,7 @@ from pydeploy.graph import Graph
 from pydeploy.models import build
 from pydeploy.prune.criteria.score import score
 from pydeploy.prune.structure.trace import trace
+from pydeploy.tasks.contract import Batch
 
 SIZE = (64, 128)
 NORMS = {"volume.0.0": (0, 1), "volume.3.0": (3, 1), "volume.11.0": (11, 1)}
@@ -81,6 +82,12 @@ def test_scores_are_those_of_loops(net: Any, graph: Graph, mode: str, mask: str)
     for group in NORMS:
         expected = by_hand(net, group, gradient=mode == "grad_act", masked=mask == "defect")
         np.testing.assert_allclose(found[group], expected, rtol=1e-5, atol=1e-12)
+
+
+def test_whole_batches_of_a_task_do_as_well(net: Any, graph: Graph) -> None:
+    whole = [(pictures, Batch((pictures,), target)) for pictures, target in batches()]
+    found, expected = (score(net, graph, "defect_aware", data=data) for data in (whole, batches()))
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
 
 
 def test_the_decision_reaches_the_trunk_although_training_stops_it(net: Any, graph: Graph) -> None:

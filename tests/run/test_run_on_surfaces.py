@@ -35,7 +35,7 @@ CONFIG = {
     "train": {"epochs": 1, "batch_size": 6, "lr": 0.1, "warmup_epochs": 0, "clip_norm": 1.0, "amp": "off"},
     "target": {"backend": "null", "threads": 1},
     "table": {"points": 2, "align": 1, "rounds": 1, "runs": 3},
-    "prune": {"criterion": "bn_scale", "batches": 1, "batch_size": 8, "budget": 0.8},
+    "prune": {"criterion": "defect_aware", "batches": 1, "batch_size": 8, "budget": 0.8},
     "finetune": {"epochs": 1, "batch_size": 6, "lr": 0.02, "warmup_epochs": 0, "clip_norm": 1.0, "amp": "off"},
     "quantize": {"observer": "minmax", "calibration": "samples.yaml"},
 }  # fmt: skip

@@ -35,7 +35,8 @@ def defect_aware(
     pictures = batches = 0
     for seen in activations:
         batches += 1
-        chosen, masks = _defective(seen.target, seen.samples, masked=mask == "defect")
+        target = _target(seen)
+        chosen, masks = _defective(target, seen.samples, masked=mask == "defect")
         if not len(chosen):
             continue
         pictures += len(chosen)
@@ -49,6 +50,11 @@ def defect_aware(
         raise DataError(f"criterion 'defect_aware' saw no defective picture{' with a mask' * (mask == 'defect')} in {batches} batches: "
                         "give more batches, or ones that show defects" + (", or mask: none" if mask == "defect" else ""))  # fmt: skip
     return {name: totals[name] / pictures for name in found}
+
+
+def _target(seen: Seen) -> Any:
+    """What is known of the samples; a run's batches come whole, with it inside."""
+    return getattr(seen.target, "target", seen.target)
 
 
 def _defective(target: Any, samples: int, *, masked: bool) -> tuple[Tensor, Tensor | None]:
@@ -78,7 +84,7 @@ def _decision_loss(seen: Seen) -> Tensor:
         raise DataError(
             "criterion 'defect_aware' needs an output with one number a sample, the decision's logit; or mode: act_mask"
         )
-    truth = seen.target["defective"].reshape(-1).to(decisions[0])
+    truth = _target(seen)["defective"].reshape(-1).to(decisions[0])
     return F.binary_cross_entropy_with_logits(decisions[0].reshape(-1), truth, reduction="sum")
 
 
