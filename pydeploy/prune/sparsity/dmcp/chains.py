@@ -7,6 +7,7 @@ A chain has a few widths from the narrowest to the dense one, and for each step 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pydeploy.graph import Group
-from pydeploy.prune.criteria.members import Groups
+
+if TYPE_CHECKING:  # criteria import this module
+    from pydeploy.prune.criteria.members import Groups
 
 STEPS = 10
 """Widths of a chain where no table gives them: tenths of the dense width."""
