@@ -71,9 +71,9 @@ def suppression(
     from dataclasses import replace
 
     from pydeploy.cli.console import show_json
+    from pydeploy.data.boxes.suppression import OUTPUTS, with_suppression
     from pydeploy.data.deployment import FILE, Deployment
     from pydeploy.errors import ConfigError
-    from pydeploy.export.suppression import OUTPUTS, with_suppression
     from pydeploy.tasks.readings import reading_of
     from pydeploy.tasks.readings.detection import Boxes
 

@@ -11,9 +11,9 @@ import torch
 
 from pydeploy.data.boxes.detections import Cleaning, detections
 from pydeploy.data.boxes.priors import small
+from pydeploy.data.boxes.suppression import with_suppression
 from pydeploy.errors import Mismatch
 from pydeploy.export import export
-from pydeploy.export.suppression import with_suppression
 from pydeploy.models import build
 
 CLEANING = Cleaning(score=0.05, iou=0.45, most=200, candidates=10_000)
