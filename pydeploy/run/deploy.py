@@ -89,8 +89,11 @@ def deploy(
     Without `evaluate` no accuracy is claimed. ``finetune(module)`` trains the cut module and returns it; without it nothing is
     trained. `model` is left as it was. `say` is told what happens.
 
-    ``out`` becomes a run directory with ``report.html``. Where a call failed or was stopped, the next one with the same network,
-    budget and settings goes on after the last finished step; where other load disturbed the last measurement, it is made again.
+    ``out`` becomes a run directory with ``report.html`` and ``deploy/``, the engine to ship. Where a call failed or was stopped,
+    the next one goes on after the last finished step that nothing has changed for: network, budget, settings, and the functions
+    and data, which count by their code and values as far as those can be told (`pydeploy.guests.functions`); what generators,
+    open files and the like would give cannot: delete `out` where only that has changed. Where other load disturbed the last
+    measurement, it is made again.
     Raises `Infeasible` when no engine met the budget, and
     `ConfigError`, `DataError`, `TraceError`, `Mismatch` for input that does not fit.
     """
