@@ -69,7 +69,7 @@ def main() -> None:
     result = pd.deploy(model, torch.randn(1, 3, 32, 32), target="onnxruntime:fp32", budget=0.7, scores="taylor", data=loader,
                        loss=functional.binary_cross_entropy_with_logits, evaluate=overlap, metric=pd.Metric("IoU"),
                        finetune=lambda module: trained(module, loader, epochs=2), out="out", points=2)  # fmt: skip
-    dense, pruned = result.report.models["dense"], result.report.models["pruned"]
+    dense, pruned = result.report.models.dense, result.report.models.pruned
     print(f"met: {result.met}; IoU {dense.value:.3f} -> {pruned.value:.3f}; widths {result.plan.widths}")
     assert pruned.value > 0.5
     assert Path(result.engine.path).is_file()
