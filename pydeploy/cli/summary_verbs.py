@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from pydeploy.cli.arguments import Json
+from pydeploy.cli.arguments import Json, Strict
 from pydeploy.cli.model_verbs import Inputs, Model, Options, Weights
 
 
@@ -13,6 +13,7 @@ def summary(
     input: Inputs = None,
     option: Options = None,
     weights: Weights = None,
+    strict: Strict = True,
     json: Json = False,
 ) -> None:
     """Layers of a model with output shapes, parameters, MACs and sizes in fp32 and int8.
@@ -25,7 +26,7 @@ def summary(
     from pydeploy.cli.console import show_json, show_table
     from pydeploy.models.layer_sizes import layer_sizes
 
-    net = arguments.dense_or_cut(model, option or [], weights)
+    net = arguments.dense_or_cut(model, option or [], weights, strict=strict)
     found = layer_sizes(net, arguments.example(input or []))
     sums = {key: sum(getattr(one, key) for one in found) for key in ("params", "macs", "fp32_bytes", "int8_bytes")}
     if json:
