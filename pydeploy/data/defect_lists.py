@@ -67,13 +67,16 @@ def _labelled(
     require_few(missing, len(rows), max_skipped)
     kept = [row for row in rows if row.picture.is_file() and (row.probability == 0 or row.probability >= at_least)]
     if any(row.split for row in kept):
-        parts = [[row for row in kept if (row.split == TRAIN) is wanted] for wanted in (True, False)]
-        return DefectSet(name, *(mixed(_without_masks(part, len(way.mean))) for part in parts), way)
+        train, test = (
+            mixed(_without_masks([row for row in kept if (row.split == TRAIN) is wanted], len(way.mean)))
+            for wanted in (True, False)
+        )
+        return DefectSet(name, train, test, way)
     keys = [row.stratum or str(row.probability >= at_least) for row in kept]
     names = sorted({*keys})
     whole = _without_masks(kept, len(way.mean))
-    train, test = drawn(whole, np.array([names.index(key) for key in keys], np.int64), holdout, seed)
-    return DefectSet(name, train, mixed(test), way)
+    first, held = drawn(whole, np.array([names.index(key) for key in keys], np.int64), holdout, seed)
+    return DefectSet(name, first, mixed(held), way)
 
 
 def _without_masks(rows: Sequence[_Row], channels: int) -> DefectSplit:
