@@ -180,10 +180,10 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
             done = pydeploy(*step)
             assert done.returncode == 0, f"{step}\n{done.stderr}"
         Image.fromarray(np.load(folder / "images.npy")[0]).save(folder / "picture.png")
+        detector(folder, size, width)
         ends = onnx.load(folder / "dense.onnx").graph
         way = Preprocessing((0.5, 0.5, 0.5), (0.3, 0.3, 0.3), size, size)
         Deployment(way, tuple("0123456789"), ends.input[0].name, (ends.output[0].name,)).save(folder)
-        detector(folder, size, width)
         shutil.copytree(FOLDER / ("10.3" if folder == here else "8.6"), folder / "trt")
         (folder / "run").mkdir()
         sample().save(folder / "run" / "report.json")
