@@ -23,6 +23,8 @@ def changed_stem(
     A first convolution that changes starts anew, even where `options` ask for trained weights.
     """
     model = factory(**options)
+    if in_channels is None and not small_stem:
+        return model
     name, first = _first(model, nn.Conv2d)
     channels = in_channels or first.in_channels
     if small_stem:
@@ -39,7 +41,7 @@ def _first(model: nn.Module, kind: type[nn.Conv2d]) -> tuple[str, nn.Conv2d]:
     for name, module in model.named_modules():
         if isinstance(module, kind):
             return name, module
-    raise ConfigError("'in_channels' and 'small_stem' change the first convolution, and this network has none")
+    raise ConfigError("'in_channels' and 'small_stem' change the first 2-D convolution, and this network has none")
 
 
 def _like(first: nn.Conv2d, channels: int, kernel: Any, stride: Any, padding: Any) -> nn.Conv2d:

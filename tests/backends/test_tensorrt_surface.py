@@ -44,7 +44,7 @@ def used_names() -> set[str]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute):
                 parts = ast.unparse(node).replace("self._trt.", "trt.").split(".")
-                if parts[0] == "trt" and parts[1] not in ("__version__", "__name__"):
+                if parts[0] == "trt" and parts[1] not in ("__version__", "__name__", "__file__"):
                     found.add(".".join(parts[1:3]).removesuffix(".__init__"))
                 elif parts[0] in aliases:
                     found.add(f"{aliases[parts[0]]}.{parts[1]}")
