@@ -131,7 +131,7 @@ def test_mix_writes_what_quantize_would_with_the_other_layers_in_float(
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"model": "net.onnx"}, "open shapes"), ({"--limit": "nan"}, "--limit"), ({"--target": "onnxruntime:fp4"}, "fp4"),
+    ({"model": "net.onnx"}, "open shapes"), ({"--limit": "nan"}, "limit"), ({"--target": "onnxruntime:fp4"}, "fp4"),
     ({"--exclude": "none"}, "cannot exclude 'none'"), ({"--ranges": "set.yaml"}, "not readable JSON"), ({"--batch": "30"}, "fixed.onnx"),
 ])  # fmt: skip
 def test_bad_input_of_mix_is_exit_code_2(
