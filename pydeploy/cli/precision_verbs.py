@@ -6,6 +6,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -15,7 +16,15 @@ from pydeploy.cli.arguments import Json
 
 if TYPE_CHECKING:
     from pydeploy.backends.base import Feeds
+    from pydeploy.data.manifest import Manifest
     from pydeploy.planning.choose_precision import Verdict
+
+Limit = Annotated[
+    float, typer.Option(min=0, help="Most that may be lost, in percent: of best classes changed, or relative error.")
+]
+Batch = Annotated[int, typer.Option(min=1, max=1_000_000, help="Batch size that the engines are built for.")]
+Threads = Annotated[int, typer.Option(min=0, max=1024, help="Threads; 0 = all cores this process may use.")]
+Exclude = Annotated[Optional[list[str]], typer.Option(help="Layers that stay in float (pattern with *); repeat.")]
 
 
 def choose_precision(
@@ -23,16 +32,11 @@ def choose_precision(
     data: Annotated[Path, typer.Option(help="Calibration manifest; every fourth batch of it judges.")],
     target: Annotated[str, typer.Option(help="Backend, e.g. onnxruntime or openvino; all its precisions are tried.")],
     out: Annotated[Path, typer.Option(help="Folder for engines, files and precisions.json.")],
-    limit: Annotated[
-        float,
-        typer.Option(min=0, help="Most that may be lost, in percent: of best classes changed, or relative error."),
-    ] = 2.0,
-    batch: Annotated[int, typer.Option(min=1, max=1_000_000, help="Batch size that the engines are built for.")] = 1,
-    threads: Annotated[int, typer.Option(min=0, max=1024, help="Threads; 0 = all cores this process may use.")] = 0,
+    limit: Limit = 2.0,
+    batch: Batch = 1,
+    threads: Threads = 0,
     observer: Annotated[str, typer.Option(help="mse, entropy, percentile, moving_average or minmax.")] = "mse",
-    exclude: Annotated[
-        Optional[list[str]], typer.Option(help="Layers that stay in float (pattern with *); repeat.")
-    ] = None,
+    exclude: Exclude = None,
     json: Json = False,
 ) -> None:
     """Make float, half, INT8 and mixed engines of an ONNX file, time them in turns, recommend the fastest within a limit.
@@ -45,14 +49,11 @@ def choose_precision(
     from pydeploy.data.manifest import load_manifest
     from pydeploy.files import write_json, write_text
     from pydeploy.planning.choose_precision import choose_precision as choose
-    from pydeploy.tasks.samples import exact_batches, manifest_batches
 
     manifest, name = load_manifest(data), input_of(model)
     out.mkdir(parents=True, exist_ok=True)
 
-    def samples() -> Iterator[Feeds]:
-        return exact_batches(({name: part.copy()} for part in manifest_batches(manifest, threads, batch)), batch)
-
+    samples = partial(_samples, manifest, name, threads, batch)
     found = choose(model, manifest, samples, target, out, limit=limit, batch=batch, threads=threads, observer=observer,
                    exclude=exclude or [], say=Terminal().say)  # fmt: skip
     write_json(out / "precisions.json", found.to_json())
@@ -71,15 +72,10 @@ def mix(
     data: Annotated[Path, typer.Option(help="Manifest of samples; every fourth batch of it judges.")],
     target: Annotated[str, typer.Option(help="Backend with int8, e.g. onnxruntime or openvino.")],
     out: Annotated[Path, typer.Option(help="ONNX file with Q/DQ at the chosen layers.")],
-    limit: Annotated[
-        float,
-        typer.Option(min=0, help="Most that may be lost, in percent: of best classes changed, or relative error."),
-    ] = 2.0,
-    batch: Annotated[int, typer.Option(min=1, max=1_000_000, help="Batch size that the engines are built for.")] = 1,
-    threads: Annotated[int, typer.Option(min=0, max=1024, help="Threads; 0 = all cores this process may use.")] = 0,
-    exclude: Annotated[
-        Optional[list[str]], typer.Option(help="Layers that stay in float (pattern with *); repeat.")
-    ] = None,
+    limit: Limit = 2.0,
+    batch: Batch = 1,
+    threads: Threads = 0,
+    exclude: Exclude = None,
     json: Json = False,
 ) -> None:
     """Write the form of an ONNX file that is INT8 only for the layers where it saves time within a limit.
@@ -96,21 +92,18 @@ def mix(
     from pydeploy.files import check_writable, replacing
     from pydeploy.planning.precision_bench import mix as choose
     from pydeploy.quant.observe import Ranges
-    from pydeploy.tasks.samples import exact_batches, manifest_batches
 
     check_writable(out)
     manifest, name, known = load_manifest(data), input_of(model), Ranges.load(ranges)
 
-    def samples() -> Iterator[Feeds]:
-        return exact_batches(({name: part.copy()} for part in manifest_batches(manifest, threads, batch)), batch)
-
+    samples = partial(_samples, manifest, name, threads, batch)
     with tempfile.TemporaryDirectory(prefix="pydeploy-") as folder:
         found, bench = choose(model, known, samples, target, Path(folder), limit=limit, batch=batch, threads=threads,
                               exclude=exclude or [], say=Terminal().say)  # fmt: skip
         engine = "int8" if len(found.int8) == len(found.options) else "mixed"
         if found.int8:
-            with replacing(out) as partial:
-                shutil.copyfile(Path(folder) / f"{engine}.onnx", partial)
+            with replacing(out) as unfinished:
+                shutil.copyfile(Path(folder) / f"{engine}.onnx", unfinished)
     lost = bench.lost[engine] if found.int8 else 0.0
     rows = [(option.name, "int8" if option.name in found.int8 else "float", f"{option.float_us:.1f}", f"{option.int8_us:.1f}",
              f"{option.error:.3g}") for option in found.options]  # fmt: skip
@@ -125,6 +118,13 @@ def mix(
         show_table(("layer", "precision", "float_us", "int8_us", "error"), rows)
     if not found.int8:
         raise typer.Exit(1)
+
+
+def _samples(manifest: Manifest, name: str, threads: int, batch: int) -> Iterator[Feeds]:
+    """The manifest's samples under the input `name`, in batches of exactly `batch`."""
+    from pydeploy.tasks.samples import exact_batches, manifest_batches
+
+    return exact_batches(({name: part.copy()} for part in manifest_batches(manifest, threads, batch)), batch)
 
 
 def _because(note: str) -> str:

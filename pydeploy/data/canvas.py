@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pydeploy.data.image_sets import ImageSet, digits, fashion_mnist, find_fashion_mnist
-from pydeploy.data.picture_set import SPLITS
-from pydeploy.errors import ConfigError, DataError, nearest
+from pydeploy.data.picture_set import SPLITS, require_split
+from pydeploy.errors import ConfigError, DataError
 
 BACKGROUND = "background"
 OPAQUE = 24
@@ -76,8 +76,7 @@ class Canvas:
 
     def count(self, split: str) -> int:
         """Number of scenes in ``train`` or ``test``."""
-        if split not in SPLITS:
-            raise ConfigError(f"unknown split '{split}'{nearest(split, SPLITS)}")
+        require_split(split)
         return self.train_size if split == "train" else self.test_size
 
     def digest(self) -> str:

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pydeploy.data.canvas import clouds
-from pydeploy.data.picture_set import SPLITS
-from pydeploy.errors import ConfigError, DataError, nearest
+from pydeploy.data.picture_set import SPLITS, require_split
+from pydeploy.errors import ConfigError, DataError
 
 Plane = NDArray[np.float32]
 Damage = Callable[[np.random.Generator, Plane], tuple[Plane, NDArray[np.bool_]]]
@@ -43,8 +43,7 @@ class Woven:
 
     def count(self, split: str) -> int:
         """Number of pieces in ``train`` or ``test``."""
-        if split not in SPLITS:
-            raise ConfigError(f"unknown split '{split}'{nearest(split, SPLITS)}")
+        require_split(split)
         return self.train_size if split == "train" else self.test_size
 
     def damaged(self, split: str) -> NDArray[np.bool_]:

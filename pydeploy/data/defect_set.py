@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydeploy.backends.device import usable_cores
 from pydeploy.data.decode import opened
 from pydeploy.data.defect_masks import STRIDE, Mask, read_mask
-from pydeploy.data.picture_set import SPLITS, Files, Pictures
+from pydeploy.data.picture_set import Files, Pictures, require_split
 from pydeploy.data.preprocessing import Preprocessing
 from pydeploy.errors import ConfigError, DataError, nearest
 
@@ -92,8 +92,7 @@ class DefectSet:
 
     def split(self, name: str) -> DefectSplit:
         """``train`` or ``test``."""
-        if name not in SPLITS:
-            raise ConfigError(f"unknown split '{name}'{nearest(name, SPLITS)}")
+        require_split(name)
         return self.train if name == "train" else self.test
 
     def digest(self) -> str:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from pydeploy.data.canvas import Canvas
 from pydeploy.data.mask_files import UNKNOWN
-from pydeploy.data.picture_set import GREY_MEAN, GREY_STD
+from pydeploy.data.picture_set import GREY_MEAN, GREY_STD, require_split
 from pydeploy.data.preprocessing import IMAGENET, Preprocessing
-from pydeploy.errors import ConfigError, DataError, nearest
+from pydeploy.errors import ConfigError, DataError
 
 Colour = tuple[int, int, int]
 LEAST, MOST = 2, UNKNOWN
@@ -70,8 +70,7 @@ class MaskedSet:
     def split(self, name: str) -> Masked:
         """``train``, ``test`` or, where there is one, ``validation``."""
         known = {"train": self.train, "test": self.test, **({"validation": self.validation} if self.validation else {})}
-        if name not in known:
-            raise ConfigError(f"unknown split '{name}'{nearest(name, known)}")
+        require_split(name, known)
         return known[name]
 
     def digest(self) -> str:

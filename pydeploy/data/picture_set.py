@@ -7,7 +7,7 @@ resizing: in memory, or in a folder.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -123,6 +123,12 @@ class Cached(Resized):
                     pass
 
 
+def require_split(name: str, known: Collection[str] = SPLITS) -> None:
+    """Raise `ConfigError` where a data set has no split of this name."""
+    if name not in known:
+        raise ConfigError(f"unknown split '{name}'{nearest(name, known)}")
+
+
 @dataclass(frozen=True)
 class Split:
     """Pictures and the class of each."""
@@ -160,8 +166,7 @@ class PictureSet:
 
     def split(self, name: str) -> Split:
         """``train`` or ``test``."""
-        if name not in SPLITS:
-            raise ConfigError(f"unknown split '{name}'{nearest(name, SPLITS)}")
+        require_split(name)
         return self.train if name == "train" else self.test
 
     def digest(self) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pydeploy.data.boxes.geometry import Floats, areas
-from pydeploy.data.picture_set import GREY_MEAN, GREY_STD, SPLITS, Cached, Files, Pictures
+from pydeploy.data.picture_set import GREY_MEAN, GREY_STD, Cached, Files, Pictures, require_split
 from pydeploy.data.preprocessing import IMAGENET, Preprocessing
 from pydeploy.errors import ConfigError, DataError, nearest
 
@@ -101,8 +101,7 @@ class BoxSet:
 
     def split(self, name: str) -> BoxSplit:
         """``train`` or ``test``."""
-        if name not in SPLITS:
-            raise ConfigError(f"unknown split '{name}'{nearest(name, SPLITS)}")
+        require_split(name)
         return self.train if name == "train" else self.test
 
     def digest(self) -> str:
